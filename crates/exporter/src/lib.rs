@@ -1,0 +1,23 @@
+//! From a 16-bit base, with or without an adapter, to one checked GGUF: merge, quantise, verify.
+//!
+//! [`export`] runs the stages in order, each in its own module: everything that can be refused is refused by the
+//! plan before a byte is written; tensors are merged and quantised tile by tile into a `*.tmp` file; that file is
+//! read back, compared with the plan, and judged by the gate in the engine that will serve it; only then does it
+//! get its final name, followed by its Modelfile and, last, the receipt.
+
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod error;
+mod event;
+mod export;
+mod gate;
+mod receipt;
+mod request;
+
+pub use error::{Error, Result};
+pub use event::Event;
+pub use export::export;
+pub use gate::{EngineError, Generation, LoadedModel, Verifier};
+pub use receipt::{GateFigures, Receipt, Sources, Times, TypeCount};
+pub use request::{Figures, Limits, Provenance, Reference, Request, Template};
