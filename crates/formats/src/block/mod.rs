@@ -1,0 +1,278 @@
+//! ggml's block formats: 32 or 256 weights stored as small integers with shared scales.
+//!
+//! Layouts and searches follow ggml of llama.cpp (ggml-common.h, ggml-quants.c); encoding gives the same bytes
+//! as `ggml_quantize_chunk` of an x86-64 build without fused multiply-add. One file a format; the searches for
+//! scales that formats share are in [`search`]. This scalar code is the oracle of any faster one.
+
+mod blocks;
+mod float16;
+mod k_scales;
+mod plain;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod rounding;
+mod search;
+
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+
+/// How the weights of a tensor are stored; names and ids are ggml's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each is the ggml type of the same name")]
+pub enum BlockType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+/// Weights in a block of the formats with one scale.
+pub const SMALL_BLOCK: usize = 32;
+/// Weights in a block of the K formats.
+pub const K_BLOCK: usize = 256;
+
+impl BlockType {
+    /// Every type, in the order of ggml's ids.
+    pub const ALL: [BlockType; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::BF16,
+    ];
+
+    /// Weights in one block.
+    #[must_use]
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL_BLOCK,
+            Self::Q4K | Self::Q5K | Self::Q6K => K_BLOCK,
+        }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q4_0 => q4_0::BYTES,
+            Self::Q4_1 => q4_1::BYTES,
+            Self::Q5_0 => q5_0::BYTES,
+            Self::Q5_1 => q5_1::BYTES,
+            Self::Q8_0 => q8_0::BYTES,
+            Self::Q4K => q4_k::BYTES,
+            Self::Q5K => q5_k::BYTES,
+            Self::Q6K => q6_k::BYTES,
+        }
+    }
+
+    /// Bytes of a row of `cols` weights.
+    ///
+    /// # Errors
+    /// [`Error::RowLength`] when `cols` is not a multiple of the block length or the size overflows.
+    pub fn row_bytes(self, cols: usize) -> Result<usize> {
+        let wrong = Error::RowLength { ty: self, expected: self.block_len(), actual: cols };
+        if !cols.is_multiple_of(self.block_len()) {
+            return Err(wrong);
+        }
+        (cols / self.block_len()).checked_mul(self.block_bytes()).ok_or(wrong)
+    }
+
+    /// ggml's number for this type.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::BF16 => 30,
+        }
+    }
+
+    /// The type with ggml's number `id`, if it is one of ours.
+    #[must_use]
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.id() == id)
+    }
+
+    /// ggml's name, such as `Q4_K`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+        }
+    }
+
+    /// The type with ggml's name `name`, in any case.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.name().eq_ignore_ascii_case(name))
+    }
+}
+
+impl std::fmt::Display for BlockType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Encodes whole rows of `cols` weights on this thread; byte-identical to `ggml_quantize_chunk`.
+///
+/// `imatrix` holds the importance of each of the `cols` columns; without it, ggml's own weights are used.
+/// F32, F16 and BF16 ignore it.
+///
+/// # Errors
+/// [`Error::RowLength`] or [`Error::BufferLength`] when lengths do not fit, [`Error::NotFinite`] when a block
+/// format is given an infinity or NaN.
+pub fn encode(
+    ty: BlockType,
+    weights: &[f32],
+    cols: usize,
+    imatrix: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<()> {
+    check_encode(ty, weights, cols, imatrix, out)?;
+    if cols == 0 {
+        return Ok(());
+    }
+    check_finite(ty, weights, 0)?;
+    encode_checked(ty, weights, cols, imatrix, out);
+    Ok(())
+}
+
+/// As [`encode`], the rows shared out over rayon's threads; the bytes are the same.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_par(
+    ty: BlockType,
+    weights: &[f32],
+    cols: usize,
+    imatrix: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<()> {
+    check_encode(ty, weights, cols, imatrix, out)?;
+    if cols == 0 {
+        return Ok(());
+    }
+    let row_bytes = ty.row_bytes(cols)?;
+    let rows = (PARALLEL_WEIGHTS / cols).max(1);
+    let chunks = weights.par_chunks(rows * cols).zip(out.par_chunks_mut(rows * row_bytes)).enumerate();
+    chunks.try_for_each(|(chunk, (weights, out))| {
+        check_finite(ty, weights, chunk * rows * cols)?;
+        encode_checked(ty, weights, cols, imatrix, out);
+        Ok(())
+    })
+}
+
+/// Decodes whole blocks to f32.
+///
+/// # Errors
+/// [`Error::RowLength`] or [`Error::BufferLength`] when `blocks` and `out` do not hold the same blocks.
+pub fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) -> Result<()> {
+    check_length(ty, "the blocks", blocks.len(), ty.row_bytes(out.len())?)?;
+    match ty {
+        BlockType::F32 => plain::decode_f32(blocks, out),
+        BlockType::F16 => plain::decode_f16(blocks, out),
+        BlockType::BF16 => plain::decode_bf16(blocks, out),
+        BlockType::Q4_0 => q4_0::decode(blocks, out),
+        BlockType::Q4_1 => q4_1::decode(blocks, out),
+        BlockType::Q5_0 => q5_0::decode(blocks, out),
+        BlockType::Q5_1 => q5_1::decode(blocks, out),
+        BlockType::Q8_0 => q8_0::decode(blocks, out),
+        BlockType::Q4K => q4_k::decode(blocks, out),
+        BlockType::Q5K => q5_k::decode(blocks, out),
+        BlockType::Q6K => q6_k::decode(blocks, out),
+    }
+    Ok(())
+}
+
+/// Weights a thread takes at a time: far above the cost of a task, far below a tensor.
+const PARALLEL_WEIGHTS: usize = 16 * 1024;
+
+fn encode_checked(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    match ty {
+        BlockType::F32 => plain::encode_f32(weights, out),
+        BlockType::F16 => plain::encode_f16(weights, out),
+        BlockType::BF16 => plain::encode_bf16(weights, out),
+        BlockType::Q4_0 => q4_0::encode(weights, cols, imatrix, out),
+        BlockType::Q4_1 => q4_1::encode(weights, cols, imatrix, out),
+        BlockType::Q5_0 => q5_0::encode(weights, cols, imatrix, out),
+        BlockType::Q5_1 => q5_1::encode(weights, cols, imatrix, out),
+        BlockType::Q8_0 => q8_0::encode(weights, out),
+        BlockType::Q4K => q4_k::encode(weights, cols, imatrix, out),
+        BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
+        BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
+    }
+}
+
+fn check_encode(
+    ty: BlockType,
+    weights: &[f32],
+    cols: usize,
+    imatrix: Option<&[f32]>,
+    out: &[u8],
+) -> Result<()> {
+    let row_bytes = ty.row_bytes(cols)?;
+    let rows = weights.len().checked_div(cols).unwrap_or(0);
+    check_length(ty, "whole rows of weights", weights.len(), rows * cols)?;
+    check_length(ty, "the output", out.len(), rows * row_bytes)?;
+    match imatrix {
+        Some(importance) => check_length(ty, "the importance of the columns", importance.len(), cols),
+        None => Ok(()),
+    }
+}
+
+fn check_length(ty: BlockType, what: &'static str, actual: usize, expected: usize) -> Result<()> {
+    if actual == expected { Ok(()) } else { Err(Error::BufferLength { ty, what, expected, actual }) }
+}
+
+/// A block shares its scale, so one infinity would spoil its neighbours without a trace.
+fn check_finite(ty: BlockType, weights: &[f32], first_index: usize) -> Result<()> {
+    if ty.block_len() == 1 {
+        return Ok(());
+    }
+    match weights.iter().position(|weight| !weight.is_finite()) {
+        Some(at) => Err(Error::NotFinite { ty, index: first_index + at, value: weights[at] }),
+        None => Ok(()),
+    }
+}
