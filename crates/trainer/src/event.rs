@@ -1,0 +1,238 @@
+//! What a run reports while it goes: one stream, of which terminal, JSON, report and web page are views.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that happened in a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// All data is read, tokenised and split.
+    Data(DataSummary),
+    /// The plan, before anything of it is allocated.
+    Plan(PlanTable),
+    /// The base is being loaded.
+    Loading {
+        /// Tensors that are loaded.
+        done: usize,
+        /// Tensors in all.
+        total: usize,
+    },
+    /// A checkpoint was found and is continued.
+    Resumed {
+        /// Its step.
+        step: u64,
+        /// Steps in all.
+        total_steps: u64,
+    },
+    /// A checkpoint is damaged and was passed over.
+    CheckpointDamaged {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The run had ended before; nothing was done.
+    AlreadyFinished(Outcome),
+    /// One optimiser step is done.
+    Step(StepReport),
+    /// The step's loss or gradient was not finite; the adapter was left as it was.
+    StepSkipped {
+        /// The step.
+        step: u64,
+        /// How many were skipped so far.
+        count: u32,
+        /// What was not finite.
+        what: String,
+    },
+    /// The validation loss was measured.
+    Validation {
+        /// Steps done before it; 0 is the base.
+        step: u64,
+        /// Mean negative log-likelihood of a target token.
+        loss: f64,
+        /// Lower than ever before in this run.
+        is_best: bool,
+    },
+    /// Exact match is being measured.
+    Answering {
+        /// Which weights answer.
+        weights: Weights,
+        /// Rows answered.
+        done: usize,
+        /// Rows in all.
+        total: usize,
+    },
+    /// Exact match was measured.
+    ExactMatch(ExactMatch),
+    /// One held-out row and an answer to it.
+    Sample {
+        /// Which weights answered.
+        weights: Weights,
+        /// The last message before the answer.
+        prompt: String,
+        /// The reference.
+        expected: String,
+        /// The answer.
+        answer: String,
+    },
+    /// A checkpoint is complete on disk.
+    Checkpoint {
+        /// Its step.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Something that the user should know and that does not stop the run.
+    Warning {
+        /// One sentence.
+        message: String,
+    },
+    /// The run is over.
+    Finished(Outcome),
+}
+
+/// What became of the rows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Rows that are trained on.
+    pub train_rows: usize,
+    /// Rows of the validation loss.
+    pub validation_rows: usize,
+    /// Rows of exact match.
+    pub test_rows: usize,
+    /// Rows left out for their length.
+    pub dropped_rows: usize,
+    /// Rows cut for their length.
+    pub truncated_rows: usize,
+    /// Tokens of the training rows.
+    pub train_tokens: u64,
+    /// Tokens among these that are learned.
+    pub target_tokens: u64,
+    /// Longest row in tokens.
+    pub longest_row_tokens: usize,
+}
+
+/// The memory that a run will use, line by line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanTable {
+    /// What takes memory, and bytes.
+    pub rows: Vec<(String, u64)>,
+    /// Sum of the rows; caps the device's allocator.
+    pub total_bytes: u64,
+    /// Bytes that may be used, where the recipe says.
+    pub budget_bytes: Option<u64>,
+    /// Tokens in the largest micro-batch.
+    pub micro_batch_tokens: usize,
+    /// Rows in an optimiser step.
+    pub rows_per_step: usize,
+    /// Optimiser steps in an epoch.
+    pub steps_per_epoch: u64,
+    /// Optimiser steps in all.
+    pub total_steps: u64,
+    /// Numbers that are trained.
+    pub trained_parameters: u64,
+    /// Disk that checkpoints and adapter will take.
+    pub disk_bytes: u64,
+}
+
+/// Figures of one optimiser step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The step, from 1.
+    pub step: u64,
+    /// Steps in all.
+    pub total_steps: u64,
+    /// The pass over the data that the step belongs to, from 0, with its fraction.
+    pub epoch: f64,
+    /// Mean negative log-likelihood of a target token in this step.
+    pub loss: f64,
+    /// The newest validation loss.
+    pub validation_loss: Option<f64>,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens of this step.
+    pub tokens: u64,
+    /// Tokens among these that were learned.
+    pub target_tokens: u64,
+    /// Tokens a second, over the last few steps.
+    pub tokens_per_second: f64,
+    /// Highest memory of the process since the run began, less what it had before; `None` where the system does not tell.
+    pub memory_bytes: Option<u64>,
+    /// Memory by the plan.
+    pub planned_bytes: u64,
+    /// Seconds until the last step.
+    pub eta_seconds: f64,
+}
+
+/// Which weights answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// The base, the adapter switched off.
+    Base,
+    /// Base and adapter.
+    Adapter,
+}
+
+/// Greedy answers compared with the references.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ExactMatch {
+    /// Which weights answered.
+    pub weights: Weights,
+    /// Answers equal to the reference but for white space around them.
+    pub matched: usize,
+    /// Rows asked.
+    pub rows: usize,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+impl ExactMatch {
+    /// Share of the rows that matched, 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.matched as f64 / self.rows.max(1) as f64
+    }
+}
+
+/// How a run ended, and its figures; also the body of `run.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outcome {
+    /// All steps are done and the adapter is written; otherwise the run was interrupted and can be resumed.
+    pub is_finished: bool,
+    /// Steps done.
+    pub steps: u64,
+    /// Steps in all.
+    pub total_steps: u64,
+    /// The adapter's folder, when finished.
+    pub adapter_dir: Option<PathBuf>,
+    /// Size of the adapter's folder.
+    pub adapter_bytes: u64,
+    /// Loss of the last step.
+    pub train_loss: Option<f64>,
+    /// Validation loss of the base.
+    pub base_validation_loss: Option<f64>,
+    /// Validation loss at the end.
+    pub validation_loss: Option<f64>,
+    /// Lowest validation loss, and its step.
+    pub best_validation_loss: Option<(f64, u64)>,
+    /// Exact match of the base.
+    pub base_exact_match: Option<ExactMatch>,
+    /// Exact match with the adapter at the end.
+    pub adapter_exact_match: Option<ExactMatch>,
+    /// Steps skipped because something was not finite.
+    pub skipped_steps: u32,
+    /// Seconds spent in all sittings of the run.
+    pub seconds: f64,
+    /// Memory by the plan.
+    pub planned_bytes: u64,
+    /// Highest memory that was measured.
+    pub memory_bytes: Option<u64>,
+}

@@ -1,0 +1,19 @@
+//! Training: options -> data -> plan -> loop -> checkpoints -> adapter, and its evaluation.
+//!
+//! One call, [`train`], runs or resumes a training run and reports through an observer of [`Event`]s.  Everything
+//! that a run writes lies in one folder, described in [`run_dir`]; nothing is printed here.
+
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod event;
+pub mod options;
+pub mod run_dir;
+
+mod train;
+
+pub use error::{Change, Error, Result};
+pub use event::{Event, ExactMatch, Outcome, PlanTable, StepReport, Weights};
+pub use options::{Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+pub use train::train;

@@ -1,0 +1,286 @@
+//! What a run is asked to do: plain values, already parsed, with the defaults people expect.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Everything that decides a training run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Folder of this run, such as `runs/quickstart`.
+    pub run_dir: PathBuf,
+    /// Whether the run is new or continues one; no part of what the run is compared by.
+    #[serde(skip)]
+    pub start: Start,
+    /// The base model.
+    pub model: ModelOptions,
+    /// The adapter's shape.
+    pub adapter: AdapterOptions,
+    /// Where rows come from and what becomes of them.
+    pub data: DataOptions,
+    /// Steps, batches, rates.
+    pub train: TrainOptions,
+    /// The memory that may be used.
+    pub budget: BudgetOptions,
+    /// What is measured besides the loss.
+    pub eval: EvalOptions,
+}
+
+/// New run or continued one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// The run folder must not hold a run yet.
+    #[default]
+    Fresh,
+    /// Continue from the newest sound checkpoint.
+    Resume,
+}
+
+/// The base model and the form in which it is held.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelOptions {
+    /// A folder in Hugging Face layout.
+    pub base: PathBuf,
+    /// Name of the mixture of block types, such as `q4_k_m`.
+    pub quant: String,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self { base: PathBuf::new(), quant: "q4_k_m".into() }
+    }
+}
+
+/// The adapter's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdapterOptions {
+    /// R, the rank of the update.
+    pub rank: usize,
+    /// The update is scaled by alpha / R.
+    pub alpha: f32,
+    /// Probability of dropping an input of the adapter while training.
+    pub dropout: f32,
+    /// Kinds of linear layers, such as `q_proj`; `all-linear` alone stands for all seven.
+    pub targets: Vec<String>,
+}
+
+impl Default for AdapterOptions {
+    fn default() -> Self {
+        Self { rank: 16, alpha: 32.0, dropout: 0.0, targets: vec!["all-linear".into()] }
+    }
+}
+
+/// Where rows come from and what becomes of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataOptions {
+    /// Training files, JSONL or JSON arrays.
+    pub train: Vec<PathBuf>,
+    /// Rows for the validation loss; without it, [`DataOptions::val_split`] of the training rows.
+    pub validation: Option<PathBuf>,
+    /// Rows for exact match, never trained on; without it, validation rows are used.
+    pub test: Option<PathBuf>,
+    /// Share of the training rows set aside for validation, 0 to 0.5.
+    pub val_split: f32,
+    /// Longest row in tokens.
+    pub max_seq_len: usize,
+    /// What becomes of a longer one.
+    pub on_too_long: OnTooLong,
+    /// Which turns are learned.
+    pub train_on: TrainOn,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            train: Vec::new(),
+            validation: None,
+            test: None,
+            val_split: 0.05,
+            max_seq_len: 2048,
+            on_too_long: OnTooLong::Error,
+            train_on: TrainOn::Assistant,
+        }
+    }
+}
+
+/// What becomes of a row over [`DataOptions::max_seq_len`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTooLong {
+    /// The run is refused, naming the row.
+    #[default]
+    Error,
+    /// The row is left out and counted.
+    Drop,
+    /// The row's end is cut off and counted.
+    Truncate,
+}
+
+/// Which turns of a conversation are learned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// Every assistant turn with its end-of-turn token.
+    #[default]
+    Assistant,
+    /// The last assistant turn alone.
+    Last,
+    /// Every token.
+    All,
+}
+
+/// Steps, batches, rates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainOptions {
+    /// How long to train.
+    pub length: Length,
+    /// Rows in a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches in an optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Highest learning rate.
+    pub learning_rate: f32,
+    /// How the rate falls after the warm-up.
+    pub scheduler: Scheduler,
+    /// How long the rate rises.
+    pub warmup: Warmup,
+    /// AdamW's decoupled decay.
+    pub weight_decay: f32,
+    /// Largest norm of the gradient; 0 turns clipping off.
+    pub clip: f32,
+    /// Seed of adapter, order and dropout.
+    pub seed: u64,
+    /// Steps between two measurements of the validation loss; 0: only before the first and after the last.
+    pub eval_every: u64,
+    /// Steps between two checkpoints; 0: only at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            length: Length::Epochs(1),
+            batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 2e-4,
+            scheduler: Scheduler::Cosine,
+            warmup: Warmup::Ratio(0.03),
+            weight_decay: 0.0,
+            clip: 1.0,
+            seed: 42,
+            eval_every: 100,
+            checkpoint_every: 100,
+            keep: 2,
+        }
+    }
+}
+
+/// How long to train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    /// Passes over the training rows.
+    Epochs(u32),
+    /// Optimiser steps, over as many passes as that takes.
+    MaxSteps(u64),
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduler {
+    /// Half a cosine to zero.
+    #[default]
+    Cosine,
+    /// A straight line to zero.
+    Linear,
+    /// Not at all.
+    Constant,
+}
+
+/// How long the learning rate rises from zero.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Warmup {
+    /// Share of all steps, 0 to 1, rounded up.
+    Ratio(f32),
+    /// Number of steps.
+    Steps(u64),
+}
+
+/// The memory that may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BudgetOptions {
+    /// Bytes in all; `None`: whatever the plan needs.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of these to leave to others.
+    pub reserve_bytes: u64,
+}
+
+/// What is measured besides the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalOptions {
+    /// Held-out rows whose greedy answer is compared with the reference; 0 turns it off.
+    pub exact_match_rows: usize,
+    /// Longest answer in tokens.
+    pub max_new_tokens: usize,
+    /// Answers shown before and after.
+    pub samples: usize,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        Self { exact_match_rows: 0, max_new_tokens: 128, samples: 3 }
+    }
+}
+
+impl Options {
+    /// Checks every value that can be checked without opening a file.
+    ///
+    /// # Errors
+    /// [`Error::Option`] names the first key whose value cannot be.
+    pub fn validate(&self) -> Result<()> {
+        let (adapter, data, train) = (&self.adapter, &self.data, &self.train);
+        let share = |value: f32, top: f32| value.is_finite() && (0.0..=top).contains(&value);
+        refuse(self.model.base.as_os_str().is_empty(), "model.base", "names no base model")?;
+        refuse(self.run_dir.as_os_str().is_empty(), "run_dir", "names no folder")?;
+        refuse(!(1..=1024).contains(&adapter.rank), "adapter.rank", "must lie between 1 and 1024")?;
+        refuse(!(adapter.alpha.is_finite() && adapter.alpha > 0.0), "adapter.alpha", "must be a number above 0")?;
+        refuse(!share(adapter.dropout, 0.9), "adapter.dropout", "must lie between 0 and 0.9")?;
+        refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
+        refuse(data.train.is_empty(), "data.train", "names no file")?;
+        refuse(!share(data.val_split, 0.5), "data.val_split", "must lie between 0 and 0.5")?;
+        refuse(data.max_seq_len < 2, "data.max_seq_len", "must be at least 2")?;
+        refuse(train.batch_size == 0, "train.batch_size", "must be at least 1")?;
+        refuse(train.gradient_accumulation_steps == 0, "train.gradient_accumulation_steps", "must be at least 1")?;
+        let rate = train.learning_rate;
+        refuse(!(rate.is_finite() && rate > 0.0), "train.learning_rate", "must be a number above 0")?;
+        refuse(!share(train.weight_decay, 1.0), "train.weight_decay", "must lie between 0 and 1")?;
+        refuse(!(train.clip.is_finite() && train.clip >= 0.0), "train.clip", "must be a number, 0 or above")?;
+        refuse(train.keep == 0, "train.keep", "must be at least 1")?;
+        match train.length {
+            Length::Epochs(n) => refuse(n == 0, "train.epochs", "must be at least 1")?,
+            Length::MaxSteps(n) => refuse(n == 0, "train.max_steps", "must be at least 1")?,
+        }
+        if let Warmup::Ratio(ratio) = train.warmup {
+            refuse(!share(ratio, 1.0), "train.warmup", "must lie between 0 and 1, or be a number of steps")?;
+        }
+        let answers = self.eval.exact_match_rows > 0 || self.eval.samples > 0;
+        refuse(answers && self.eval.max_new_tokens == 0, "eval.max_new_tokens", "must be at least 1")
+    }
+}
+
+fn refuse(bad: bool, key: &'static str, reason: &'static str) -> Result<()> {
+    if bad { Err(Error::Option { key, reason: reason.into() }) } else { Ok(()) }
+}

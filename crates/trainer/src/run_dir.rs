@@ -1,0 +1,63 @@
+//! The folder of a run: names of everything in it.
+//!
+//! ```text
+//! runs/x/lock                   held while a process writes the run; names that process
+//!        run.json               options, hashes of the inputs, figures
+//!        metrics.jsonl          one object a step or validation
+//!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
+//!        adapter/               the result, PEFT layout
+//!        best/                  the adapter with the lowest validation loss, PEFT layout
+//! ```
+
+use std::path::{Path, PathBuf};
+
+/// The folder of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// The run in this folder, which need not exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// File that is locked while a process writes the run.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    /// Options, hashes of the inputs, figures.
+    pub fn run_json(&self) -> PathBuf {
+        self.0.join("run.json")
+    }
+
+    /// One object a step or validation.
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.jsonl")
+    }
+
+    /// Folder of all checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    /// Folder of one checkpoint.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step}"))
+    }
+
+    /// The result, PEFT layout.
+    pub fn adapter(&self) -> PathBuf {
+        self.0.join("adapter")
+    }
+
+    /// The adapter with the lowest validation loss, PEFT layout.
+    pub fn best(&self) -> PathBuf {
+        self.0.join("best")
+    }
+}

@@ -1,0 +1,65 @@
+//! The learning rate of a step: a rise from zero, then a fall.
+
+use std::f64::consts::PI;
+
+use crate::options::{Scheduler, TrainOptions, Warmup};
+
+/// Learning rate as a function of the step.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    peak: f64,
+    warmup_steps: u64,
+    total_steps: u64,
+    scheduler: Scheduler,
+}
+
+impl Schedule {
+    /// The schedule of a run of `total_steps`.
+    pub fn new(options: &TrainOptions, total_steps: u64) -> Self {
+        let warmup_steps = match options.warmup {
+            Warmup::Steps(steps) => steps.min(total_steps),
+            Warmup::Ratio(ratio) => (f64::from(ratio) * total_steps as f64).ceil() as u64,
+        };
+        Self { peak: f64::from(options.learning_rate), warmup_steps, total_steps, scheduler: options.scheduler }
+    }
+
+    /// The rate of a step, counted from 1; no step has rate zero, since it would be wasted.
+    ///
+    /// warm-up: lr = peak · step / W      then, with x = (step - W - 1) / (total - W):
+    /// cosine: peak · (1 + cos πx) / 2    linear: peak · (1 - x)
+    pub fn rate(&self, step: u64) -> f64 {
+        if step <= self.warmup_steps {
+            return self.peak * step as f64 / self.warmup_steps as f64;
+        }
+        let done = (step - self.warmup_steps - 1) as f64;
+        let x = done / (self.total_steps - self.warmup_steps).max(1) as f64;
+        match self.scheduler {
+            Scheduler::Cosine => self.peak * 0.5 * (1.0 + (PI * x).cos()),
+            Scheduler::Linear => self.peak * (1.0 - x),
+            Scheduler::Constant => self.peak,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(scheduler: Scheduler, warmup: Warmup, expected: Expect) {
+        let options = TrainOptions { learning_rate: 1.0, scheduler, warmup, ..TrainOptions::default() };
+        let schedule = Schedule::new(&options, 8);
+        let rates: Vec<_> = (1..=8).map(|step| format!("{:.3}", schedule.rate(step))).collect();
+        expected.assert_eq(&rates.join(" "));
+    }
+
+    #[test]
+    fn rates_rise_then_fall_and_are_never_zero() {
+        check(Scheduler::Cosine, Warmup::Steps(2), expect!["0.500 1.000 1.000 0.933 0.750 0.500 0.250 0.067"]);
+        check(Scheduler::Linear, Warmup::Ratio(0.25), expect!["0.500 1.000 1.000 0.833 0.667 0.500 0.333 0.167"]);
+        check(Scheduler::Constant, Warmup::Ratio(0.01), expect!["1.000 1.000 1.000 1.000 1.000 1.000 1.000 1.000"]);
+        check(Scheduler::Linear, Warmup::Steps(0), expect!["1.000 0.875 0.750 0.625 0.500 0.375 0.250 0.125"]);
+        check(Scheduler::Cosine, Warmup::Steps(99), expect!["0.125 0.250 0.375 0.500 0.625 0.750 0.875 1.000"]);
+    }
+}
