@@ -1,0 +1,175 @@
+//! Everything that can go wrong with an expert, a pipeline or the server.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Every error of this crate; the file, expert, step or key is always named.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of another layer is missing or broken.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    /// Tokenizer or chat template refused.
+    #[error("expert `{expert}`: {source}")]
+    Text {
+        /// The expert's name.
+        expert: String,
+        /// What the text layer says.
+        source: text::Error,
+    },
+    /// Reading or writing failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The processor lacks instructions the engine is compiled for.
+    #[error("this processor lacks {missing}, which the embedded engine is compiled for (x86-64-v3)")]
+    Processor {
+        /// The missing instruction sets.
+        missing: String,
+    },
+    /// A card is not valid.
+    #[error("card of expert `{expert}`: {reason}")]
+    Card {
+        /// The expert's name.
+        expert: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No expert of that name.
+    #[error("expert `{name}` not found; there are: {known}")]
+    UnknownExpert {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The model file of an expert changed after it was registered.
+    #[error("expert `{expert}`: {path} has blake3 {actual}, its card says {expected}")]
+    FileChanged {
+        /// The expert's name.
+        expert: String,
+        /// The model file.
+        path: PathBuf,
+        /// The hash in the card.
+        expected: String,
+        /// The hash of the file.
+        actual: String,
+    },
+    /// The expert does not fit into the memory that is free.
+    #[error(
+        "expert `{expert}` needs {need_bytes} bytes (weights {weights_bytes}, context {context_bytes}), {free_bytes} are free"
+    )]
+    DoesNotFit {
+        /// The expert's name.
+        expert: String,
+        /// Weights, context and compute buffer.
+        need_bytes: u64,
+        /// Weights alone.
+        weights_bytes: u64,
+        /// Key-value cache alone.
+        context_bytes: u64,
+        /// What is free now.
+        free_bytes: u64,
+    },
+    /// The engine could not load the file.
+    #[error("expert `{expert}`: the engine refused {path}: {reason}")]
+    Load {
+        /// The expert's name.
+        expert: String,
+        /// The model file.
+        path: PathBuf,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// A prompt does not fit the context; it is never cut.
+    #[error(
+        "expert `{expert}`: the prompt has {prompt_tokens} tokens, its context holds {context_tokens} and at least one must be left for the answer"
+    )]
+    PromptTooLong {
+        /// The expert's name.
+        expert: String,
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of the context.
+        context_tokens: usize,
+    },
+    /// A prompt without tokens.
+    #[error("expert `{expert}`: the prompt is empty")]
+    EmptyPrompt {
+        /// The expert's name.
+        expert: String,
+    },
+    /// Decoding failed in the engine.
+    #[error("expert `{expert}`: decoding failed: {reason}")]
+    Decode {
+        /// The expert's name.
+        expert: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// A JSON schema or grammar the engine can't enforce.
+    #[error("schema: {reason}")]
+    Schema {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A pipeline file is wrong.
+    #[error("pipeline `{pipeline}`: {place}: {reason}")]
+    Pipeline {
+        /// The pipeline's name.
+        pipeline: String,
+        /// Step and key, or expert and key.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A step of a running pipeline failed.
+    #[error("step `{step}`, item {item}: {reason}")]
+    Step {
+        /// The step's name.
+        step: String,
+        /// The item's number, from 0.
+        item: usize,
+        /// What happened.
+        reason: String,
+    },
+    /// A run can't be resumed with what is given.
+    #[error("run {path} can't be resumed: {reason}")]
+    Resume {
+        /// The run's directory.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// Stopped on request.
+    #[error("cancelled")]
+    Cancelled,
+    /// The server can't listen there.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The server's options contradict each other.
+    #[error("server: {reason}")]
+    Server {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] with its path.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,23 @@
+//! Experts put to work: cards and registry, engines, residency, pipelines, HTTP API and web page.
+//!
+//! An expert is a model file plus everything that must not drift between two calls (its card). An engine loads
+//! one, generates, and gives the memory back; [`residency::Residency`] keeps exactly one expert resident and
+//! measures free memory around every load. A pipeline chains experts, step by step, each from a hard reset.
+
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod card;
+pub mod engine;
+pub mod error;
+pub mod http;
+pub mod memory;
+pub mod pipeline;
+pub mod registry;
+pub mod residency;
+
+pub use card::ExpertCard;
+pub use engine::{Engine, Loaded};
+pub use error::{Error, Result};
+pub use registry::Registry;
+pub use residency::Residency;
