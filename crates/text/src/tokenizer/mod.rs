@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use formats::gguf::{Metadata, Value};
+
 use crate::Result;
 
 /// A model's tokenizer, read from its directory or from a GGUF.
@@ -11,6 +13,17 @@ pub struct Tokenizer {}
 impl Tokenizer {
     /// Reads `tokenizer.json` and what stands beside it in a Hugging Face directory.
     pub fn from_dir(_dir: &Path) -> Result<Tokenizer> {
+        todo!()
+    }
+
+    /// Rebuilds the tokenizer of a GGUF from its `tokenizer.ggml.*` keys.
+    pub fn from_gguf(_metadata: &Metadata) -> Result<Tokenizer> {
+        todo!()
+    }
+
+    /// The vocabulary as the `tokenizer.ggml.*` keys of a GGUF with `n_vocab_rows` rows of embedding: rows
+    /// beyond the vocabulary are named `[PAD{i}]`. The template's own key is not among them.
+    pub fn gguf_metadata(&self, _n_vocab_rows: usize) -> Result<Vec<(String, Value)>> {
         todo!()
     }
 
