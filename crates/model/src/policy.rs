@@ -1,0 +1,144 @@
+//! Which block type each tensor gets: llama.cpp's table of its K-quant mixtures.
+//!
+//! Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` of llama.cpp's `src/llama-quant.cpp` as vendored by
+//! llama-cpp-sys-2 0.1.160. The same types hold the frozen base while training, so the adapter learns on the weights
+//! that will be served. Policies drift between versions of llama.cpp; a change here changes files.
+
+use formats::BlockType;
+
+use crate::config::ModelConfig;
+use crate::family::{Family, Role, TensorSpec};
+use crate::{Error, Result};
+
+/// A quantisation as users name it: one type for most tensors, exceptions by [`block_types`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Quant {
+    /// Q4_K, with Q6_K where it pays. Llama.cpp's usual recommendation.
+    Q4KM,
+    /// Q5_K, with Q6_K where it pays.
+    Q5KM,
+    /// Q6_K throughout.
+    Q6K,
+    /// Q8_0 throughout.
+    Q8_0,
+    /// Q4_0, with a Q6_K head.
+    Q4_0,
+    /// 16-bit floats of IEEE 754.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+    /// 32-bit floats, nothing is lost.
+    F32,
+}
+
+/// A quantisation's row: name, ordinary type, type where the rule asks for more bits, `general.file_type`.
+struct Row {
+    quant: Quant,
+    name: &'static str,
+    ordinary: BlockType,
+    more_bits: BlockType,
+    file_type: u32,
+}
+
+#[rustfmt::skip]
+const TABLE: [Row; 8] = [
+    Row { quant: Quant::Q4KM, name: "q4_k_m", ordinary: BlockType::Q4K,  more_bits: BlockType::Q6K,  file_type: 15 },
+    Row { quant: Quant::Q5KM, name: "q5_k_m", ordinary: BlockType::Q5K,  more_bits: BlockType::Q6K,  file_type: 17 },
+    Row { quant: Quant::Q6K,  name: "q6_k",   ordinary: BlockType::Q6K,  more_bits: BlockType::Q6K,  file_type: 18 },
+    Row { quant: Quant::Q8_0, name: "q8_0",   ordinary: BlockType::Q8_0, more_bits: BlockType::Q8_0, file_type: 7 },
+    Row { quant: Quant::Q4_0, name: "q4_0",   ordinary: BlockType::Q4_0, more_bits: BlockType::Q4_0, file_type: 2 },
+    Row { quant: Quant::F16,  name: "f16",    ordinary: BlockType::F16,  more_bits: BlockType::F16,  file_type: 1 },
+    Row { quant: Quant::BF16, name: "bf16",   ordinary: BlockType::BF16, more_bits: BlockType::BF16, file_type: 32 },
+    Row { quant: Quant::F32,  name: "f32",    ordinary: BlockType::F32,  more_bits: BlockType::F32,  file_type: 0 },
+];
+
+impl Quant {
+    /// All quantisations, in the order in which messages list them.
+    pub const ALL: [Quant; 8] =
+        [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0, Quant::F16, Quant::BF16, Quant::F32];
+
+    /// Reads a name as users write it, in any case: `q4_k_m`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownQuant`] with all valid names.
+    pub fn parse(name: &str) -> Result<Quant> {
+        TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(|row| row.quant).ok_or_else(|| {
+            let valid = TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+            Error::UnknownQuant { found: name.to_owned(), valid }
+        })
+    }
+
+    /// The name that [`Quant::parse`] reads, also the suffix of exported files.
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// `general.file_type` of a GGUF.
+    pub fn file_type(self) -> u32 {
+        self.row().file_type
+    }
+
+    fn row(self) -> &'static Row {
+        TABLE.iter().find(|row| row.quant == self).expect("the table has a row for every variant")
+    }
+}
+
+impl std::fmt::Display for Quant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The type of each tensor, in the order of `specs`.
+pub fn block_types(quant: Quant, config: &ModelConfig, specs: &[TensorSpec]) -> Vec<BlockType> {
+    specs.iter().map(|spec| block_type(quant, config, spec)).collect()
+}
+
+/// The type of one tensor.
+///
+/// One match arm for each rule; rows that are no multiple of the block fall back as llama.cpp's do.
+pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> BlockType {
+    let Row { ordinary, more_bits, .. } = *quant.row();
+    let is_mixture = more_bits != ordinary;
+    let is_head = spec.role == Role::Output || (spec.role == Role::Embedding && config.tied);
+    let layer = spec.layer.unwrap_or(0);
+    let wanted = match spec.role {
+        role if role.is_norm() => return BlockType::F32,
+        _ if !is_quantised(ordinary) => ordinary,
+        _ if is_head && spec.cols % ordinary.block_len() != 0 => BlockType::Q8_0,
+        _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
+        Role::V | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
+        Role::V if ordinary == BlockType::Q4K && is_llama_70b(config) => BlockType::Q5K,
+        _ => ordinary,
+    };
+    fallback(wanted, spec.cols)
+}
+
+/// The first and last eighth of the layers, and every third between.
+fn gets_more_bits(layer: usize, n_layers: usize) -> bool {
+    let eighth = n_layers / 8;
+    layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2
+}
+
+/// Eight heads share one value matrix there, so more bits for it cost next to nothing.
+fn is_llama_70b(config: &ModelConfig) -> bool {
+    config.family == Family::Llama && config.n_layers == 80 && config.n_heads != config.n_kv_heads
+}
+
+fn is_quantised(ty: BlockType) -> bool {
+    ty.block_len() > 1
+}
+
+/// The type that a row of `cols` weights can have when it is no whole number of blocks.
+fn fallback(wanted: BlockType, cols: usize) -> BlockType {
+    if cols % wanted.block_len() == 0 {
+        return wanted;
+    }
+    let smaller = match wanted {
+        BlockType::Q4K => BlockType::Q5_0,
+        BlockType::Q5K => BlockType::Q5_1,
+        BlockType::Q6K => BlockType::Q8_0,
+        other => other,
+    };
+    if cols % smaller.block_len() == 0 { smaller } else { BlockType::F16 }
+}
