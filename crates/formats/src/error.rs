@@ -78,6 +78,12 @@ pub enum Error {
     #[error("weight {index} is {value}; {} holds finite numbers only", ty.name())]
     NotFinite { ty: BlockType, index: usize, value: f32 },
 
+    #[error("`{name}` cannot be written: it has {actual}, expected {expected}")]
+    Plan { name: String, expected: String, actual: String },
+
+    #[error("{} is in use by another process", path.display())]
+    InUse { path: PathBuf },
+
     #[error("`{name}` is written where the plan has {expected}")]
     WriteOrder { name: String, expected: String },
 }

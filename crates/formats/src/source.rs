@@ -1,6 +1,7 @@
 //! Where weights come from: named tensors that can be read as f32, a range of rows at a time.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -39,8 +40,8 @@ pub trait TensorSource: Sync {
     fn content_hash(&self) -> Result<String>;
 
     /// The path that errors and reports name for this source.
-    fn label(&self) -> std::path::PathBuf {
-        std::path::PathBuf::from("(memory)")
+    fn label(&self) -> PathBuf {
+        PathBuf::from("(memory)")
     }
 }
 
@@ -51,4 +52,13 @@ pub fn rows_and_cols(shape: &[usize]) -> (usize, usize) {
         None => (1, 1),
         Some((&cols, outer)) => (outer.iter().product(), cols),
     }
+}
+
+/// Refuses a range of rows that is not inside a tensor.
+pub(crate) fn check_rows(path: &Path, name: &str, rows: &Range<usize>, n_rows: usize) -> Result<()> {
+    if rows.start <= rows.end && rows.end <= n_rows {
+        return Ok(());
+    }
+    let (path, tensor) = (path.to_owned(), name.to_owned());
+    Err(Error::Rows { path, tensor, begin: rows.start, end: rows.end, actual: n_rows })
 }

@@ -4,9 +4,10 @@
 //! as `ggml_quantize_chunk` of an x86-64 build without fused multiply-add. One file a format; the searches for
 //! scales that formats share are in [`search`]. This scalar code is the oracle of any faster one.
 
-mod blocks;
 mod float16;
+mod importance;
 mod k_scales;
+mod nibbles;
 mod plain;
 mod q4_0;
 mod q4_1;
@@ -275,4 +276,9 @@ fn check_finite(ty: BlockType, weights: &[f32], first_index: usize) -> Result<()
         Some(at) => Err(Error::NotFinite { ty, index: first_index + at, value: weights[at] }),
         None => Ok(()),
     }
+}
+
+/// Weights of the K formats as blocks of eight groups of 32.
+fn k_groups(weights: &[f32]) -> &[[[f32; 32]; 8]] {
+    weights.as_chunks::<32>().0.as_chunks::<8>().0
 }

@@ -1,7 +1,49 @@
+//! Q4_K: 256 weights in 8 groups as d·s·c - dm·m, c of 4 bits, s and m of 6.
+//!
+//! A block: d (f16), dm (f16), s and m (12 bytes), codes (128 bytes).
+
+use super::k_scales::{Scales, decoded, find, find_weighted, pack_low_bits};
+use super::search::Trials;
+use super::{K_BLOCK, float16};
+
 pub(super) const BYTES: usize = 144;
-pub(super) fn encode(_weights: &[f32], _cols: usize, _imatrix: Option<&[f32]>, _out: &mut [u8]) {
-    todo!()
+const LEVELS: u8 = 15;
+const TRIALS: Trials = Trials { first: -1.0, delta: 0.1, last: 20 };
+
+pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let blocks_per_row = cols / K_BLOCK;
+    for (i, (x, block)) in super::k_groups(weights).iter().zip(out.as_chunks_mut().0).enumerate() {
+        let found = match imatrix {
+            None => find(x, LEVELS, TRIALS),
+            Some(columns) => {
+                let columns = &super::k_groups(columns)[i % blocks_per_row];
+                // ggml does not limit them here: a negative scale has wrapped, and its bits spill.
+                find_weighted(x, columns, LEVELS, |wrapped| wrapped)
+            }
+        };
+        store(&found, block);
+    }
 }
-pub(super) fn decode(_blocks: &[u8], _out: &mut [f32]) {
-    todo!()
+
+fn store(found: &Scales, block: &mut [u8; BYTES]) {
+    block[..2].copy_from_slice(&float16::to_bytes(found.scale));
+    block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));
+    block[4..16].copy_from_slice(&found.packed);
+    pack_low_bits(&found.codes, &mut block[16..]);
+}
+
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
+        let scales = decoded(
+            [block[0], block[1]],
+            [block[2], block[3]],
+            block[4..].first_chunk().expect("a block is longer"),
+        );
+        let codes = block[16..].as_chunks::<32>().0;
+        for (j, x) in x.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (scale, min) = scales[j];
+            let shift = 4 * (j % 2);
+            *x = codes[j / 2].map(|byte| scale * f32::from(byte >> shift & 15) - min);
+        }
+    }
 }

@@ -1,7 +1,83 @@
+//! Q6_K: 256 weights in 16 groups as d·s·(c - 32), c of 6 bits, s a signed byte.
+//!
+//! A block: low four bits (128 bytes), high two bits (64 bytes), s (16 bytes), d (f16). Each half of the
+//! block has its own 64 + 32 bytes, over four rows of 32 weights: the low bits of rows 0 and 2 share bytes,
+//! so do those of rows 1 and 3; the high bits of all four share one byte.
+
+use super::rounding::nearest;
+use super::search::{ZERO_GROUP, symmetric};
+use super::{K_BLOCK, float16};
+
 pub(super) const BYTES: usize = 210;
-pub(super) fn encode(_weights: &[f32], _cols: usize, _imatrix: Option<&[f32]>, _out: &mut [u8]) {
-    todo!()
+const GROUPS: usize = 16;
+const HALF: i8 = 32;
+const LOW: std::ops::Range<usize> = 0..128;
+const HIGH: std::ops::Range<usize> = 128..192;
+const SCALES: std::ops::Range<usize> = 192..208;
+
+pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let blocks_per_row = cols / K_BLOCK;
+    let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
+    for (i, (x, block)) in blocks.iter().zip(out.as_chunks_mut().0).enumerate() {
+        let columns = imatrix.map(|columns| &columns.as_chunks::<16>().0.as_chunks().0[i % blocks_per_row]);
+        encode_block(x, columns, block);
+    }
 }
-pub(super) fn decode(_blocks: &[u8], _out: &mut [f32]) {
-    todo!()
+
+fn encode_block(x: &[[f32; 16]; GROUPS], columns: Option<&[[f32; 16]; GROUPS]>, block: &mut [u8; BYTES]) {
+    let mut codes = [[0; 16]; GROUPS];
+    let mut scales = [0.0; GROUPS];
+    for j in 0..GROUPS {
+        let counts = columns.map_or_else(|| x[j].map(|x| x * x), |columns| columns[j]);
+        scales[j] = symmetric(&x[j], &counts, HALF, &mut codes[j]);
+    }
+    let largest = super::search::largest_magnitude(&scales);
+    if largest.abs() < ZERO_GROUP {
+        block.fill(0);
+        return;
+    }
+    let factor = -128.0 / largest;
+    let six_bit = scales.map(|scale| nearest(factor * scale).min(127) as u8);
+    let d = float16::rounded(1.0 / factor);
+    for j in 0..GROUPS {
+        let scale = d * f32::from(six_bit[j].cast_signed());
+        if scale != 0.0 {
+            codes[j] = x[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8);
+        }
+    }
+    block[SCALES].copy_from_slice(&six_bit);
+    block[SCALES.end..].copy_from_slice(&float16::to_bytes(1.0 / factor));
+    store_codes(codes.as_flattened().as_chunks().0, block);
+}
+
+/// `codes`: eight rows of 32, four for each half of the block.
+fn store_codes(codes: &[[u8; 32]], block: &mut [u8; BYTES]) {
+    for (half, rows) in codes.as_chunks::<4>().0.iter().enumerate() {
+        let low = &mut block[LOW][64 * half..][..64];
+        for i in 0..32 {
+            low[i] = (rows[0][i] & 15) | (rows[2][i] & 15) << 4;
+            low[i + 32] = (rows[1][i] & 15) | (rows[3][i] & 15) << 4;
+        }
+        let high = &mut block[HIGH][32 * half..][..32];
+        for (i, byte) in high.iter_mut().enumerate() {
+            *byte = (0..4).fold(0, |bits, row| bits | (rows[row][i] >> 4) << (2 * row));
+        }
+    }
+}
+
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
+        let d = float16::from_bytes([block[208], block[209]]);
+        for (row, x) in x.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (half, row) = (row / 4, row % 4);
+            let low = &block[LOW][64 * half + 32 * (row % 2)..][..32];
+            let high = &block[HIGH][32 * half..][..32];
+            let scales = &block[SCALES][8 * half + 2 * row..][..2];
+            for i in 0..32 {
+                let code = (low[i] >> (4 * (row / 2)) & 15) | (high[i] >> (2 * row) & 3) << 4;
+                let scale = d * f32::from(scales[i / 16].cast_signed());
+                x[i] = scale * (f32::from(code) - f32::from(HALF));
+            }
+        }
+    }
 }

@@ -1,7 +1,25 @@
+//! Q8_0: 32 weights as d·c, c a signed byte.
+//!
+//! A block: d (f16), codes (32 bytes). Importance is not used.
+
+use super::{float16, rounding};
+
 pub(super) const BYTES: usize = 34;
-pub(super) fn encode(_weights: &[f32], _out: &mut [u8]) {
-    todo!()
+
+pub(super) fn encode(weights: &[f32], out: &mut [u8]) {
+    for (x, block) in weights.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        let scale = largest / 127.0;
+        let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        block[..2].copy_from_slice(&float16::to_bytes(scale));
+        block[2..].copy_from_slice(&x.map(|x| rounding::rounded_byte(x * factor)));
+    }
 }
-pub(super) fn decode(_blocks: &[u8], _out: &mut [f32]) {
-    todo!()
+
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        let [d0, d1, codes @ ..] = block;
+        let scale = float16::from_bytes([*d0, *d1]);
+        *x = codes.map(|code| f32::from(code.cast_signed()) * scale);
+    }
 }

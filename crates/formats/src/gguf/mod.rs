@@ -2,6 +2,8 @@
 //!
 //! Specification: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+mod cursor;
+mod layout;
 mod metadata;
 mod reader;
 mod value;
@@ -14,7 +16,10 @@ pub use writer::{Planned, Writer, file_bytes};
 
 use crate::BlockType;
 
-/// Where data starts in a file whose metadata is silent.
+/// The first four bytes of every file.
+const MAGIC: [u8; 4] = *b"GGUF";
+
+/// What tensors are aligned to in a file whose metadata is silent.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// One entry of a file's tensor directory.
@@ -30,4 +35,13 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Bytes of the tensor, without padding.
     pub bytes: u64,
+}
+
+impl TensorInfo {
+    /// The shape in PyTorch's order: outermost dimension first.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "a reader has checked that the tensor fits the file")]
+    pub fn torch_shape(&self) -> Vec<usize> {
+        self.shape.iter().rev().map(|&dimension| dimension as usize).collect()
+    }
 }

@@ -1,26 +1,55 @@
 //! Reading a GGUF file through a memory map.
+//!
+//! The whole head is checked when a file is opened; after that no access can fall outside the file.
+
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use super::{Metadata, TensorInfo};
-use crate::{Result, TensorSource};
+use super::cursor::Cursor;
+use super::{MAGIC, Metadata, TensorInfo, Value, layout};
+use crate::map::Map;
+use crate::source::{check_rows, rows_and_cols};
+use crate::{BlockType, Error, Result, TensorSource, block, hash};
+
+/// The fewest bytes of a key with its value, and of an entry of the tensor directory.
+const MIN_ENTRY_BYTES: u64 = 13;
+const MIN_TENSOR_BYTES: u64 = 24;
+/// Longest key or tensor name; the specification's limit for keys.
+const MAX_NAME_BYTES: u64 = 65_535;
+/// ggml's tensors have at most four dimensions.
+const MAX_DIMENSIONS: u32 = 4;
 
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
+    map: Map,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+    data_start: u64,
+    content_hash: OnceLock<String>,
 }
 
 impl Reader {
     /// Opens a file and checks its header, metadata and tensor directory.
     ///
     /// # Errors
-    /// A variant of [`crate::Error`] for each way in which the file can be wrong.
+    /// A variant of [`Error`] for each way in which the file can be wrong.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        todo!()
+        let map = Map::open(path)?;
+        let mut cursor = Cursor::new(path, map.bytes());
+        let (n_tensors, n_entries) = read_header(&mut cursor)?;
+        let metadata = read_metadata(&mut cursor, n_entries)?;
+        let alignment = layout::alignment(&metadata, path)?;
+        let (tensors, by_name) = read_directory(&mut cursor, n_tensors, alignment)?;
+        let data_start = (cursor.position() as u64).next_multiple_of(alignment);
+        let data_bytes = (map.bytes().len() as u64).saturating_sub(data_start);
+        check_placement(path, &tensors, data_bytes)?;
+        let content_hash = OnceLock::new();
+        Ok(Self { path: path.to_owned(), map, metadata, tensors, by_name, data_start, content_hash })
     }
 
     /// The file.
@@ -44,35 +73,157 @@ impl Reader {
     /// The tensor with this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
+        self.by_name.get(name).map(|&index| &self.tensors[index])
     }
 
-    /// The stored bytes of a tensor of this file.
+    /// The stored bytes of one of this file's tensors.
+    ///
+    /// # Panics
+    /// If `tensor` is of another file and does not fit into this one.
     #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the map holds it, so it fits an address")]
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        let _ = tensor;
-        todo!()
+        &self.map.bytes()[(self.data_start + tensor.offset) as usize..][..tensor.bytes as usize]
     }
 }
 
 impl TensorSource for Reader {
     fn tensor_names(&self) -> Vec<String> {
-        todo!()
+        self.tensors.iter().map(|tensor| tensor.name.clone()).collect()
     }
 
-    fn shape(&self, _name: &str) -> Option<Vec<usize>> {
-        todo!()
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.tensor(name)?.torch_shape())
     }
 
-    fn read_rows(&self, _name: &str, _rows: Range<usize>, _out: &mut Vec<f32>) -> Result<()> {
-        todo!()
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let tensor = self
+            .tensor(name)
+            .ok_or_else(|| Error::NoSuchTensor { path: self.path.clone(), tensor: name.to_owned() })?;
+        let (n_rows, cols) = rows_and_cols(&tensor.torch_shape());
+        check_rows(&self.path, name, &rows, n_rows)?;
+        let row_bytes = tensor.ty.row_bytes(cols)?;
+        out.clear();
+        out.resize(rows.len() * cols, 0.0);
+        block::decode(tensor.ty, &self.data(tensor)[rows.start * row_bytes..rows.end * row_bytes], out)
     }
 
     fn content_hash(&self) -> Result<String> {
-        todo!()
+        if let Some(known) = self.content_hash.get() {
+            return Ok(known.clone());
+        }
+        let hash = hash::blake3_file(&self.path)?;
+        Ok(self.content_hash.get_or_init(|| hash).clone())
     }
 
     fn label(&self) -> PathBuf {
         self.path.clone()
     }
+}
+
+/// Numbers of tensors and of metadata entries.
+fn read_header(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
+    let magic = cursor.array("the magic")?;
+    if magic != MAGIC {
+        return Err(cursor.malformed("the magic".into(), "`GGUF`", format!("`{}`", magic.escape_ascii())));
+    }
+    let version = cursor.u32("the version")?;
+    if !(2..=3).contains(&version) {
+        let expected = "2 or 3, little-endian";
+        return Err(cursor.malformed("the version".into(), expected, format!("{version}")));
+    }
+    Ok((cursor.u64("the number of tensors")?, cursor.u64("the number of keys")?))
+}
+
+fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
+    let capacity = cursor.capacity(count, MIN_ENTRY_BYTES, "the metadata")?;
+    let mut entries: Vec<(String, Value)> = Vec::with_capacity(capacity);
+    let mut seen = HashSet::with_capacity(capacity);
+    for index in 0..count {
+        let key = read_name(cursor, &format!("key {index}"))?;
+        if !seen.insert(key.clone()) {
+            return Err(Error::Duplicate { path: cursor.path().to_owned(), place: "a key", name: key });
+        }
+        let value = Value::read(cursor, &format!("the value of `{key}`"))?;
+        entries.push((key, value));
+    }
+    Ok(entries.into_iter().collect())
+}
+
+type Directory = (Vec<TensorInfo>, HashMap<String, usize>);
+
+fn read_directory(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Result<Directory> {
+    let capacity = cursor.capacity(count, MIN_TENSOR_BYTES, "the tensor directory")?;
+    let mut tensors = Vec::with_capacity(capacity);
+    let mut by_name = HashMap::with_capacity(capacity);
+    for index in 0..capacity {
+        let tensor = read_tensor(cursor, index, alignment)?;
+        if by_name.insert(tensor.name.clone(), index).is_some() {
+            let path = cursor.path().to_owned();
+            return Err(Error::Duplicate { path, place: "a tensor", name: tensor.name });
+        }
+        tensors.push(tensor);
+    }
+    Ok((tensors, by_name))
+}
+
+fn read_tensor(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result<TensorInfo> {
+    let name = read_name(cursor, &format!("the name of tensor {index}"))?;
+    let place = format!("tensor `{name}`");
+    let n_dimensions = cursor.u32(&place)?;
+    if !(1..=MAX_DIMENSIONS).contains(&n_dimensions) {
+        let place = format!("the number of dimensions of {place}");
+        return Err(cursor.malformed(place, "from 1 to 4", format!("{n_dimensions}")));
+    }
+    let shape = (0..n_dimensions).map(|_| cursor.u64(&place)).collect::<Result<Vec<_>>>()?;
+    let id = cursor.u32(&place)?;
+    let ty = BlockType::from_id(id).ok_or_else(|| Error::UnknownType {
+        path: cursor.path().to_owned(),
+        tensor: name.clone(),
+        actual: layout::type_name(id),
+    })?;
+    let offset = cursor.u64(&place)?;
+    let bytes = layout::tensor_bytes(cursor.path(), &name, &shape, ty)?;
+    if !offset.is_multiple_of(alignment) {
+        let expected = format!("a multiple of the alignment {alignment}");
+        return Err(cursor.malformed(format!("the offset of {place}"), &expected, format!("{offset}")));
+    }
+    Ok(TensorInfo { name, shape, ty, offset, bytes })
+}
+
+fn read_name(cursor: &mut Cursor<'_>, place: &str) -> Result<String> {
+    let length = cursor.u64(place)?;
+    if length > MAX_NAME_BYTES {
+        let (path, place) = (cursor.path().to_owned(), format!("the length of {place}"));
+        return Err(Error::TooLarge { path, place, limit: MAX_NAME_BYTES, actual: length });
+    }
+    let bytes = cursor.take(length, place)?;
+    let name = std::str::from_utf8(bytes)
+        .map_err(|error| cursor.malformed(place.to_owned(), "text in UTF-8", error.to_string()))?;
+    Ok(name.to_owned())
+}
+
+/// Every tensor inside the data, no two over each other.
+fn check_placement(path: &Path, tensors: &[TensorInfo], data_bytes: u64) -> Result<()> {
+    let mut in_order: Vec<&TensorInfo> = tensors.iter().collect();
+    in_order.sort_by_key(|tensor| tensor.offset);
+    let mut before: Option<(&TensorInfo, u64)> = None;
+    for tensor in in_order {
+        let end = tensor.offset.checked_add(tensor.bytes).filter(|&end| end <= data_bytes);
+        let end = end.ok_or_else(|| Error::OutOfFile {
+            path: path.to_owned(),
+            tensor: tensor.name.clone(),
+            begin: tensor.offset,
+            end: tensor.offset.saturating_add(tensor.bytes),
+            data_bytes,
+        })?;
+        if let Some((first, first_end)) = before
+            && tensor.offset < first_end
+        {
+            let (first, second) = (first.name.clone(), tensor.name.clone());
+            return Err(Error::Overlap { path: path.to_owned(), first, second, at: tensor.offset });
+        }
+        before = Some((tensor, end));
+    }
+    Ok(())
 }
