@@ -1,0 +1,298 @@
+//! Blockwise causal attention with grouped heads over packed sequences, forward and backward.
+//!
+//! Scores exist only as one block of [`BLOCK`] queries by [`BLOCK`] keys on a task's stack. The forward pass keeps the
+//! log-sum-exp of each row of scores; the backward pass rebuilds probabilities from it.
+//! Source: Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
+//!
+//! `unsafe` because tasks write disjoint heads (columns) and query blocks (rows) of shared outputs.
+
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+use super::isa::{exp, lane_max, lane_sum, multiversion};
+use super::product::{Mat, MatMut, Shared, Threads, multiply};
+use crate::device::{Heads, Segment, Write};
+
+/// Queries and keys of a block: 64 x 64 scores are 16 KiB, half of a first-level cache.
+const BLOCK: usize = 64;
+
+/// A block of scores, or of their gradient.
+type Block = [f32; BLOCK * BLOCK];
+
+/// Inputs of an attention: q, out (·, H·D), k, v (·, K·D).
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) heads: Heads,
+    pub(super) q: &'a [f32],
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+}
+
+impl<'a> Inputs<'a> {
+    fn q_width(&self) -> usize {
+        self.heads.n_heads * self.heads.head_dim
+    }
+
+    fn kv_width(&self) -> usize {
+        self.heads.n_kv_heads * self.heads.head_dim
+    }
+
+    /// How many query heads read one kv head.
+    fn group(&self) -> usize {
+        self.heads.n_heads / self.heads.n_kv_heads
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.head_dim as f32).sqrt()
+    }
+
+    /// Rows of one head of a matrix with the queries' layout.
+    fn query_rows(&self, data: &'a [f32], head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(data, self.q_width(), self.heads.head_dim, head, first, n)
+    }
+
+    /// Rows of one kv head of k or v.
+    fn key_rows(&self, data: &'a [f32], kv_head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(data, self.kv_width(), self.heads.head_dim, kv_head, first, n)
+    }
+}
+
+fn rows_of_head(data: &[f32], width: usize, head_dim: usize, head: usize, first: usize, n: usize) -> Mat<'_> {
+    Mat::new(&data[first * width + head * head_dim..], n, head_dim, width)
+}
+
+/// The blocks of `len` rows: first row and number of rows.
+fn blocks(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(BLOCK).map(move |start| (start, BLOCK.min(len - start)))
+}
+
+/// The keys that query `query` of a segment sees.
+fn visible(segment: &Segment, query: usize) -> usize {
+    segment.n_keys - segment.n_queries + query + 1
+}
+
+/// out = softmax(causal scores) · v and the log-sum-exp of each row
+pub(super) fn forward(inputs: Inputs<'_>, segments: &[Segment], out: &mut [f32], lse: &mut [f32]) {
+    let out = Shared::new(out, inputs.q_width());
+    let lse = Shared::new(lse, inputs.heads.n_heads);
+    segments.par_iter().for_each(|segment| {
+        (0..inputs.heads.n_heads).into_par_iter().for_each(|head| {
+            (0..segment.n_queries.div_ceil(BLOCK)).into_par_iter().for_each(|index| {
+                let first = index * BLOCK;
+                let queries = (first, BLOCK.min(segment.n_queries - first));
+                forward_block(inputs, segment, head, queries, out, lse);
+            });
+        });
+    });
+}
+
+/// One block of queries of one head against all keys it sees; the task owns these rows of its head's columns.
+fn forward_block(
+    inputs: Inputs<'_>,
+    segment: &Segment,
+    head: usize,
+    (first, n): (usize, usize),
+    out: Shared<'_>,
+    lse: Shared<'_>,
+) {
+    let d = inputs.heads.head_dim;
+    let row = segment.first_query + first;
+    let q = inputs.query_rows(inputs.q, head, row, n);
+    let mut scores: Block = [0.0; BLOCK * BLOCK];
+    let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0.0f32; BLOCK]);
+    for (first_key, n_keys) in blocks(visible(segment, first + n - 1)) {
+        let k = inputs.key_rows(inputs.k, head / inputs.group(), segment.first_key + first_key, n_keys);
+        let v = inputs.key_rows(inputs.v, head / inputs.group(), segment.first_key + first_key, n_keys);
+        multiply(inputs.scale(), q, k.t(), Write::Set, MatMut::new(&mut scores, n, n_keys, BLOCK), Threads::One);
+        for i in 0..n {
+            let seen = visible(segment, first + i).saturating_sub(first_key).min(n_keys);
+            let correction = softmax_row(&mut scores[i * BLOCK..][..n_keys], seen, &mut max[i], &mut sum[i]);
+            // SAFETY: this task alone touches these rows of this head's columns.
+            let out = unsafe { out.row(row + i, head * d, d) };
+            rescale(out, if first_key == 0 { 0.0 } else { correction });
+        }
+        let p = Mat::new(&scores, n, n_keys, BLOCK);
+        // SAFETY: as above; the row borrowed in the loop is gone.
+        let out = unsafe { out.block(row, n, head * d, d) };
+        multiply(1.0, p, v, Write::Add, out, Threads::One);
+    }
+    for i in 0..n {
+        // SAFETY: as above.
+        let (out, lse) = unsafe { (out.row(row + i, head * d, d), lse.row(row + i, head, 1)) };
+        rescale(out, 1.0 / sum[i]);
+        lse[0] = max[i] + sum[i].ln();
+    }
+}
+
+multiversion! {
+    /// Turns a row of scores into exp(score - running maximum), 0 past `seen`; returns what earlier sums shrink by.
+    fn softmax_row(scores: &mut [f32], seen: usize, max: &mut f32, sum: &mut f32) -> f32 {
+        let (seen_scores, hidden) = scores.split_at_mut(seen);
+        hidden.fill(0.0);
+        let new_max = lane_max(seen_scores).max(*max);
+        if new_max == f32::NEG_INFINITY {
+            return 1.0;
+        }
+        for score in seen_scores.iter_mut() {
+            *score = exp(*score - new_max);
+        }
+        let correction = exp(*max - new_max);
+        *sum = *sum * correction + lane_sum(seen, |i| seen_scores[i]);
+        *max = new_max;
+        correction
+    }
+}
+
+multiversion! {
+    fn rescale(row: &mut [f32], factor: f32) {
+        for value in row {
+            // A factor of 0 clears rows that hold anything, infinities of an earlier batch included.
+            *value = if factor == 0.0 { 0.0 } else { *value * factor };
+        }
+    }
+}
+
+/// What the forward pass left, and the gradient of its output.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs<'a> {
+    pub(super) out: &'a [f32],
+    pub(super) lse: &'a [f32],
+    pub(super) d_out: &'a [f32],
+}
+
+/// Gradients of q, k, v in shared matrices.
+#[derive(Clone, Copy)]
+struct Gradients<'a> {
+    d_q: Shared<'a>,
+    d_k: Shared<'a>,
+    d_v: Shared<'a>,
+}
+
+/// d_q, d_k, d_v of the rows that the segments name
+pub(super) fn backward(
+    inputs: Inputs<'_>,
+    segments: &[Segment],
+    outputs: Outputs<'_>,
+    d_q: &mut [f32],
+    d_k: &mut [f32],
+    d_v: &mut [f32],
+) {
+    let gradients = Gradients {
+        d_q: Shared::new(d_q, inputs.q_width()),
+        d_k: Shared::new(d_k, inputs.kv_width()),
+        d_v: Shared::new(d_v, inputs.kv_width()),
+    };
+    segments.par_iter().for_each(|segment| {
+        (0..inputs.heads.n_kv_heads).into_par_iter().for_each(|kv_head| {
+            backward_kv_head(inputs, segment, kv_head, outputs, gradients);
+        });
+    });
+}
+
+/// One kv head of one segment with all query heads that read it: the task owns their columns of these rows.
+fn backward_kv_head(
+    inputs: Inputs<'_>,
+    segment: &Segment,
+    kv_head: usize,
+    outputs: Outputs<'_>,
+    gradients: Gradients<'_>,
+) {
+    let group = inputs.group();
+    let heads = kv_head * group..(kv_head + 1) * group;
+    clear(gradients.d_k, segment.first_key, segment.n_keys, kv_head, inputs.heads.head_dim);
+    clear(gradients.d_v, segment.first_key, segment.n_keys, kv_head, inputs.heads.head_dim);
+    for head in heads {
+        clear(gradients.d_q, segment.first_query, segment.n_queries, head, inputs.heads.head_dim);
+        for queries in blocks(segment.n_queries) {
+            let mut delta = [0.0; BLOCK];
+            row_deltas(inputs, segment, head, queries, outputs, &mut delta);
+            for keys in blocks(visible(segment, queries.0 + queries.1 - 1)) {
+                backward_block(inputs, segment, head, queries, keys, &delta, outputs, gradients);
+            }
+        }
+    }
+}
+
+/// Clears one head's columns of some rows.
+fn clear(matrix: Shared<'_>, first: usize, n: usize, head: usize, d: usize) {
+    for row in first..first + n {
+        // SAFETY: called by the task that owns these rows of this head's columns.
+        unsafe { matrix.row(row, head * d, d) }.fill(0.0);
+    }
+}
+
+/// δ_i = Σ d_out_i · out_i
+fn row_deltas(
+    inputs: Inputs<'_>,
+    segment: &Segment,
+    head: usize,
+    (first, n): (usize, usize),
+    outputs: Outputs<'_>,
+    delta: &mut [f32; BLOCK],
+) {
+    let d = inputs.heads.head_dim;
+    for (i, delta) in delta[..n].iter_mut().enumerate() {
+        let start = (segment.first_query + first + i) * inputs.q_width() + head * d;
+        *delta = dot(&outputs.out[start..start + d], &outputs.d_out[start..start + d]);
+    }
+}
+
+multiversion! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        lane_sum(a.len(), |i| a[i] * b[i])
+    }
+}
+
+/// One block of queries against one block of keys.
+#[allow(clippy::too_many_arguments)]
+fn backward_block(
+    inputs: Inputs<'_>,
+    segment: &Segment,
+    head: usize,
+    (first, n): (usize, usize),
+    (first_key, n_keys): (usize, usize),
+    delta: &[f32; BLOCK],
+    outputs: Outputs<'_>,
+    gradients: Gradients<'_>,
+) {
+    let (d, scale, kv_head) = (inputs.heads.head_dim, inputs.scale(), head / inputs.group());
+    let (row, key_row) = (segment.first_query + first, segment.first_key + first_key);
+    let (mut p, mut d_s): (Block, Block) = ([0.0; BLOCK * BLOCK], [0.0; BLOCK * BLOCK]);
+    let q = inputs.query_rows(inputs.q, head, row, n);
+    let d_out = inputs.query_rows(outputs.d_out, head, row, n);
+    let k = inputs.key_rows(inputs.k, kv_head, key_row, n_keys);
+    let v = inputs.key_rows(inputs.v, kv_head, key_row, n_keys);
+    multiply(scale, q, k.t(), Write::Set, MatMut::new(&mut p, n, n_keys, BLOCK), Threads::One);
+    multiply(1.0, d_out, v.t(), Write::Set, MatMut::new(&mut d_s, n, n_keys, BLOCK), Threads::One);
+    for i in 0..n {
+        let seen = visible(segment, first + i).saturating_sub(first_key).min(n_keys);
+        let lse = outputs.lse[(row + i) * inputs.heads.n_heads + head];
+        let (p, d_s) = (&mut p[i * BLOCK..][..n_keys], &mut d_s[i * BLOCK..][..n_keys]);
+        score_gradient_row(p, d_s, seen, lse, delta[i], scale);
+    }
+    let (p, d_s) = (Mat::new(&p, n, n_keys, BLOCK), Mat::new(&d_s, n, n_keys, BLOCK));
+    // SAFETY: the task owns these rows of these heads' columns; the three blocks lie in three matrices.
+    let (d_q, d_k, d_v) = unsafe {
+        (
+            gradients.d_q.block(row, n, head * d, d),
+            gradients.d_k.block(key_row, n_keys, kv_head * d, d),
+            gradients.d_v.block(key_row, n_keys, kv_head * d, d),
+        )
+    };
+    multiply(1.0, p.t(), d_out, Write::Add, d_v, Threads::One);
+    multiply(1.0, d_s, k, Write::Add, d_q, Threads::One);
+    multiply(1.0, d_s.t(), q, Write::Add, d_k, Threads::One);
+}
+
+multiversion! {
+    /// p = exp(score - lse), d_s = scale · p · (dP - δ), both 0 past `seen`.
+    fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
+        for i in 0..seen {
+            p[i] = exp(p[i] - lse);
+            d_s[i] = scale * p[i] * (d_s[i] - delta);
+        }
+        p[seen..].fill(0.0);
+        d_s[seen..].fill(0.0);
+    }
+}

@@ -1,0 +1,166 @@
+//! Host memory behind the CPU device: buffers drawn from the arena, blocks, and the one dense tile.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use formats::block::{self, BlockType};
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::arena::{Arena, Drawn};
+use crate::device::{BlockMatrix, Buffer, DenseBytes, View, ViewMut};
+
+/// Elements of one type in host memory.
+#[derive(Debug)]
+pub struct HostBuffer<T> {
+    data: Vec<T>,
+    _drawn: Drawn,
+}
+
+impl<T: Copy + Default> HostBuffer<T> {
+    pub(super) fn new(arena: &Arena, what: &str, len: usize) -> Result<Self> {
+        let drawn = arena.draw(what, (len * size_of::<T>()) as u64)?;
+        Ok(Self { data: vec![T::default(); len], _drawn: drawn })
+    }
+}
+
+impl<T: Send + Sync> Buffer for HostBuffer<T> {
+    fn len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+pub(super) fn slice<'a, T>(view: View<'a, HostBuffer<T>>) -> &'a [T] {
+    &view.buffer().data[view.range()]
+}
+
+pub(super) fn slice_mut<'a, T>(view: ViewMut<'a, HostBuffer<T>>) -> &'a mut [T] {
+    let range = view.range();
+    &mut view.into_buffer().data[range]
+}
+
+/// A frozen matrix as ggml blocks in host memory.
+#[derive(Debug)]
+pub struct HostBlocks {
+    block_type: BlockType,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    blocks: Vec<u8>,
+    _drawn: Drawn,
+}
+
+impl HostBlocks {
+    pub(super) fn new(arena: &Arena, what: &str, ty: BlockType, rows: usize, cols: usize) -> Result<Self> {
+        let row_bytes = ty.row_bytes(cols)?;
+        let drawn = arena.draw(what, (rows * row_bytes) as u64)?;
+        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks: vec![0; rows * row_bytes], _drawn: drawn })
+    }
+
+    pub(super) fn rows_mut(&mut self, rows: Range<usize>) -> &mut [u8] {
+        &mut self.blocks[rows.start * self.row_bytes..rows.end * self.row_bytes]
+    }
+
+    pub(super) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Unpacks rows into `out` (|rows|, cols), counting nothing: the caller owns the count.
+    pub(super) fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let blocks = &self.blocks[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        Ok(block::decode(self.block_type, blocks, out)?)
+    }
+}
+
+impl BlockMatrix for HostBlocks {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn block_type(&self) -> BlockType {
+        self.block_type
+    }
+
+    fn bytes(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+}
+
+/// Floats of the one tile that base weights are unpacked into: 1 MiB, so that it stays in the second-level cache.
+pub const TILE_FLOATS: usize = 256 * 1024;
+
+/// The one place where base weights are dense: a tile that every linear op reuses, and the count of what it holds.
+#[derive(Debug)]
+pub(super) struct DenseTile {
+    tile: Mutex<Vec<f32>>,
+    live: AtomicU64,
+    peak: AtomicU64,
+    _drawn: Drawn,
+}
+
+impl DenseTile {
+    pub(super) fn new(arena: &Arena) -> Result<Self> {
+        let drawn = arena.draw("tile of dense weights", 4 * TILE_FLOATS as u64)?;
+        let tile = Mutex::new(vec![0.0; TILE_FLOATS]);
+        Ok(Self { tile, live: AtomicU64::new(0), peak: AtomicU64::new(0), _drawn: drawn })
+    }
+
+    pub(super) fn bytes(&self) -> DenseBytes {
+        DenseBytes { live: self.live.load(Ordering::Acquire), peak: self.peak.load(Ordering::Acquire) }
+    }
+
+    /// How many rows of `cols` columns the tile holds, in whole groups of 16 where it can.
+    pub(super) fn rows(cols: usize) -> usize {
+        let rows = (TILE_FLOATS / cols).max(1);
+        if rows > 16 { rows - rows % 16 } else { rows }
+    }
+
+    /// Unpacks rows into the tile; they are dense, and counted, until the returned guard is dropped.
+    pub(super) fn unpack(&self, weights: &HostBlocks, rows: Range<usize>) -> Result<DenseRows<'_>> {
+        let cols = weights.cols;
+        let mut tile = self.tile.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = rows.len() * cols;
+        if tile.len() < len {
+            return Err(super::shape("linear", "row of weights", len, tile.len()));
+        }
+        let bytes = 4 * len as u64;
+        let live = self.live.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        self.peak.fetch_max(live, Ordering::AcqRel);
+        let chunk = (UNPACK_FLOATS / cols).max(1);
+        let guard = |tile| DenseRows { tile, len, bytes, counter: &self.live };
+        let unpacked = tile[..len].par_chunks_mut(chunk * cols).enumerate().try_for_each(|(i, out)| {
+            let first = rows.start + i * chunk;
+            weights.decode(first..first + out.len() / cols, out)
+        });
+        let dense = guard(tile);
+        unpacked.map(|()| dense)
+    }
+}
+
+/// Floats that one task unpacks.
+const UNPACK_FLOATS: usize = 16 * 1024;
+
+/// Dense rows of a frozen matrix, for as long as this lives.
+pub(super) struct DenseRows<'a> {
+    tile: MutexGuard<'a, Vec<f32>>,
+    len: usize,
+    bytes: u64,
+    counter: &'a AtomicU64,
+}
+
+impl DenseRows<'_> {
+    pub(super) fn floats(&self) -> &[f32] {
+        &self.tile[..self.len]
+    }
+}
+
+impl Drop for DenseRows<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}

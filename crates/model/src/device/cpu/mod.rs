@@ -1,0 +1,431 @@
+//! The CPU side of the op trait: shapes are checked here, each group of ops has a file.
+//!
+//! Ops share work over the rayon pool in which they are called. Work is split at fixed places and no sum crosses a
+//! split, so results depend neither on timing nor on which thread did what.
+
+mod adamw;
+mod attention;
+mod isa;
+mod linear;
+mod memory;
+mod norm;
+mod product;
+mod rope;
+mod rows;
+mod softmax;
+mod swiglu;
+
+pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use formats::BlockType;
+
+use super::{
+    AdamWUpdate, BlockMatrix, DenseBytes, Device, Heads, Matrix, MatrixMut, Operand, Rotation, Segment, View,
+    ViewMut, Write,
+};
+use crate::arena::Arena;
+use crate::{Error, Result};
+use memory::{DenseTile, slice, slice_mut};
+use product::{Mat, MatMut, Threads, multiply};
+
+/// The host processor with its memory.
+#[derive(Debug, Clone)]
+pub struct Cpu(Arc<Host>);
+
+#[derive(Debug)]
+struct Host {
+    arena: Arena,
+    tile: DenseTile,
+}
+
+type Floats<'a> = View<'a, HostBuffer<f32>>;
+type FloatsMut<'a> = ViewMut<'a, HostBuffer<f32>>;
+type Ids<'a> = View<'a, HostBuffer<u32>>;
+
+impl Cpu {
+    /// The host with at most `arena`'s bytes, of which [`TILE_FLOATS`] floats are drawn at once.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when not even these fit.
+    pub fn new(arena: Arena) -> Result<Self> {
+        let tile = DenseTile::new(&arena)?;
+        Ok(Self(Arc::new(Host { arena, tile })))
+    }
+}
+
+fn shape(op: &'static str, what: &'static str, found: usize, expected: usize) -> Error {
+    Error::Shape { op, what, found, expected }
+}
+
+/// Compares each named size with what the others imply.
+fn check<const M: usize>(op: &'static str, sizes: [(&'static str, usize, usize); M]) -> Result<()> {
+    match sizes.into_iter().find(|(_, found, expected)| found != expected) {
+        Some((what, found, expected)) => Err(shape(op, what, found, expected)),
+        None => Ok(()),
+    }
+}
+
+fn check_rows(op: &'static str, rows: &Range<usize>, weights: &HostBlocks) -> Result<()> {
+    if rows.start > rows.end || rows.end > weights.rows() {
+        return Err(shape(op, "row range", rows.end, weights.rows()));
+    }
+    Ok(())
+}
+
+/// Refuses an index that is not below `limit`.
+fn check_ids(op: &'static str, what: &'static str, ids: &[u32], limit: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= limit) {
+        Some(&id) => Err(shape(op, what, id as usize, limit)),
+        None => Ok(()),
+    }
+}
+
+fn check_segments(op: &'static str, segments: &[Segment], n_queries: usize, n_keys: usize) -> Result<()> {
+    for segment in segments {
+        if segment.first_query + segment.n_queries > n_queries {
+            return Err(shape(op, "segment's queries", segment.first_query + segment.n_queries, n_queries));
+        }
+        if segment.first_key + segment.n_keys > n_keys || segment.n_queries > segment.n_keys {
+            return Err(shape(op, "segment's keys", segment.first_key + segment.n_keys, n_keys));
+        }
+    }
+    // Tasks write their segments' rows at the same time.
+    let apart = segments.windows(2).all(|pair| {
+        pair[0].first_query + pair[0].n_queries <= pair[1].first_query
+            && pair[0].first_key + pair[0].n_keys <= pair[1].first_key
+    });
+    if apart { Ok(()) } else { Err(shape(op, "ordered disjoint segments", 0, segments.len())) }
+}
+
+impl Device for Cpu {
+    type Buffer = HostBuffer<f32>;
+    type Indices = HostBuffer<u32>;
+    type Weights = HostBlocks;
+
+    fn arena(&self) -> &Arena {
+        &self.0.arena
+    }
+
+    fn dense_bytes(&self) -> DenseBytes {
+        self.0.tile.bytes()
+    }
+
+    fn alloc(&self, what: &str, len: usize) -> Result<Self::Buffer> {
+        HostBuffer::new(&self.0.arena, what, len)
+    }
+
+    fn alloc_indices(&self, what: &str, len: usize) -> Result<Self::Indices> {
+        HostBuffer::new(&self.0.arena, what, len)
+    }
+
+    fn alloc_weights(&self, what: &str, ty: BlockType, rows: usize, cols: usize) -> Result<Self::Weights> {
+        if cols > TILE_FLOATS {
+            return Err(shape("alloc_weights", "row", cols, TILE_FLOATS));
+        }
+        HostBlocks::new(&self.0.arena, what, ty, rows, cols)
+    }
+
+    fn upload_rows(&self, blocks: &[u8], first_row: usize, to: &mut Self::Weights) -> Result<()> {
+        let n_rows = blocks.len() / to.row_bytes();
+        check("upload_rows", [("blocks", blocks.len(), n_rows * to.row_bytes())])?;
+        let rows = first_row..first_row + n_rows;
+        check_rows("upload_rows", &rows, to)?;
+        to.rows_mut(rows).copy_from_slice(blocks);
+        Ok(())
+    }
+
+    fn upload(&self, from: &[f32], to: FloatsMut<'_>) -> Result<()> {
+        check("upload", [("from", from.len(), to.len())])?;
+        slice_mut(to).copy_from_slice(from);
+        Ok(())
+    }
+
+    fn upload_indices(&self, from: &[u32], to: ViewMut<'_, Self::Indices>) -> Result<()> {
+        check("upload_indices", [("from", from.len(), to.len())])?;
+        slice_mut(to).copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download(&self, from: Floats<'_>, to: &mut [f32]) -> Result<()> {
+        check("download", [("to", to.len(), from.len())])?;
+        to.copy_from_slice(slice(from));
+        Ok(())
+    }
+
+    fn copy(&self, from: Floats<'_>, to: FloatsMut<'_>) -> Result<()> {
+        check("copy", [("to", to.len(), from.len())])?;
+        slice_mut(to).copy_from_slice(slice(from));
+        Ok(())
+    }
+
+    fn fill(&self, value: f32, to: FloatsMut<'_>) -> Result<()> {
+        slice_mut(to).fill(value);
+        Ok(())
+    }
+
+    fn embed(&self, weights: &Self::Weights, ids: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
+        check("embed", [("out", out.len(), ids.len() * weights.cols())])?;
+        check_ids("embed", "token id", slice(ids), weights.rows())?;
+        rows::embed(weights, slice(ids), slice_mut(out))
+    }
+
+    fn gather_rows(&self, x: Floats<'_>, cols: usize, rows: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
+        check("gather_rows", [("out", out.len(), rows.len() * cols)])?;
+        check_ids("gather_rows", "row", slice(rows), x.len() / cols)?;
+        rows::gather(slice(x), cols, slice(rows), slice_mut(out));
+        Ok(())
+    }
+
+    fn scatter_rows(&self, x: Floats<'_>, cols: usize, rows: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
+        check("scatter_rows", [("x", x.len(), rows.len() * cols)])?;
+        check_ids("scatter_rows", "row", slice(rows), out.len() / cols)?;
+        rows::scatter(slice(x), cols, slice(rows), slice_mut(out));
+        Ok(())
+    }
+
+    fn add(&self, x: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        check("add", [("y", y.len(), x.len())])?;
+        rows::add(slice(x), slice_mut(y));
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: Floats<'_>, gain: Floats<'_>, eps: f32, y: FloatsMut<'_>) -> Result<()> {
+        let whole = x.len() / gain.len() * gain.len();
+        check("rms_norm", [("x", x.len(), whole), ("y", y.len(), x.len())])?;
+        norm::forward(slice(x), slice(gain), eps, slice_mut(y));
+        Ok(())
+    }
+
+    fn rms_norm_backward(
+        &self,
+        x: Floats<'_>,
+        gain: Floats<'_>,
+        eps: f32,
+        d_y: Floats<'_>,
+        write: Write,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        let whole = x.len() / gain.len() * gain.len();
+        let sizes = [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())];
+        check("rms_norm_backward", sizes)?;
+        norm::backward(slice(x), slice(gain), eps, slice(d_y), write, slice_mut(d_x));
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        x: FloatsMut<'_>,
+        n_heads: usize,
+        head_dim: usize,
+        positions: Ids<'_>,
+        cos: Floats<'_>,
+        sin: Floats<'_>,
+        rotation: Rotation,
+    ) -> Result<()> {
+        let width = n_heads * head_dim;
+        check("rope", [("x", x.len(), positions.len() * width), ("sin", sin.len(), cos.len())])?;
+        check_ids("rope", "position", slice(positions), cos.len() / (head_dim / 2))?;
+        let sign = match rotation {
+            Rotation::Forward => 1.0,
+            Rotation::Backward => -1.0,
+        };
+        let table = rope::Table { cos: slice(cos), sin: slice(sin) };
+        rope::rotate(slice_mut(x), width, head_dim, slice(positions), table, sign);
+        Ok(())
+    }
+
+    fn swiglu(&self, gate: Floats<'_>, up: Floats<'_>, out: FloatsMut<'_>) -> Result<()> {
+        check("swiglu", [("up", up.len(), gate.len()), ("out", out.len(), gate.len())])?;
+        swiglu::forward(slice(gate), slice(up), slice_mut(out));
+        Ok(())
+    }
+
+    fn swiglu_backward(
+        &self,
+        gate: Floats<'_>,
+        up: Floats<'_>,
+        d_out: Floats<'_>,
+        d_gate: FloatsMut<'_>,
+        d_up: FloatsMut<'_>,
+    ) -> Result<()> {
+        let n = gate.len();
+        let sizes =
+            [("up", up.len(), n), ("d_out", d_out.len(), n), ("d_gate", d_gate.len(), n), ("d_up", d_up.len(), n)];
+        check("swiglu_backward", sizes)?;
+        swiglu::backward(slice(gate), slice(up), slice(d_out), slice_mut(d_gate), slice_mut(d_up));
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        x: Floats<'_>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        write: Write,
+        y: FloatsMut<'_>,
+    ) -> Result<()> {
+        check_rows("linear", &rows, weights)?;
+        let n = x.len() / weights.cols();
+        check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
+        linear::forward(&self.0.tile, slice(x), weights, rows, write, slice_mut(y))
+    }
+
+    fn linear_backward(
+        &self,
+        d_y: Floats<'_>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        write: Write,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        check_rows("linear_backward", &rows, weights)?;
+        let n = d_x.len() / weights.cols();
+        check("linear_backward", [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())])?;
+        linear::backward(&self.0.tile, slice(d_y), weights, rows, write, slice_mut(d_x))
+    }
+
+    fn matmul(
+        &self,
+        alpha: f32,
+        a: Matrix<'_, Self::Buffer>,
+        a_as: Operand,
+        b: Matrix<'_, Self::Buffer>,
+        b_as: Operand,
+        write: Write,
+        c: MatrixMut<'_, Self::Buffer>,
+    ) -> Result<()> {
+        let oriented = |rows, cols, operand| if operand == Operand::Plain { (rows, cols) } else { (cols, rows) };
+        let (m, k) = oriented(a.rows, a.cols, a_as);
+        let (b_rows, n) = oriented(b.rows, b.cols, b_as);
+        check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
+        let a = Mat::new(slice(a.view), a.rows, a.cols, a.stride);
+        let b = Mat::new(slice(b.view), b.rows, b.cols, b.stride);
+        let c = MatMut::new(slice_mut(c.view), c.rows, c.cols, c.stride);
+        multiply(alpha, a.read_as(a_as), b.read_as(b_as), write, c, Threads::All);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        heads: Heads,
+        segments: &[Segment],
+        q: Floats<'_>,
+        k: Floats<'_>,
+        v: Floats<'_>,
+        out: FloatsMut<'_>,
+        lse: FloatsMut<'_>,
+    ) -> Result<()> {
+        let (n, n_keys) = attention_rows("attention", heads, q, k, v)?;
+        check("attention", [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
+        check_segments("attention", segments, n, n_keys)?;
+        let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
+        attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
+        Ok(())
+    }
+
+    fn attention_backward(
+        &self,
+        heads: Heads,
+        segments: &[Segment],
+        q: Floats<'_>,
+        k: Floats<'_>,
+        v: Floats<'_>,
+        out: Floats<'_>,
+        lse: Floats<'_>,
+        d_out: Floats<'_>,
+        d_q: FloatsMut<'_>,
+        d_k: FloatsMut<'_>,
+        d_v: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "attention_backward";
+        let (n, n_keys) = attention_rows(op, heads, q, k, v)?;
+        check(op, [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
+        check(op, [("d_out", d_out.len(), q.len()), ("d_q", d_q.len(), q.len())])?;
+        check(op, [("d_k", d_k.len(), k.len()), ("d_v", d_v.len(), v.len())])?;
+        check_segments(op, segments, n, n_keys)?;
+        let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
+        let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
+        attention::backward(inputs, segments, outputs, slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
+        Ok(())
+    }
+
+    fn softmax_fold(
+        &self,
+        logits: Floats<'_>,
+        first_row: usize,
+        targets: Ids<'_>,
+        max: FloatsMut<'_>,
+        sum: FloatsMut<'_>,
+        target_logit: FloatsMut<'_>,
+    ) -> Result<()> {
+        let m = targets.len();
+        let whole = logits.len() / m.max(1) * m;
+        check("softmax_fold", [("logits", logits.len(), whole), ("max", max.len(), m)])?;
+        check("softmax_fold", [("sum", sum.len(), m), ("target_logit", target_logit.len(), m)])?;
+        if m > 0 {
+            let state = softmax::Fold {
+                max: slice_mut(max),
+                sum: slice_mut(sum),
+                target_logit: slice_mut(target_logit),
+            };
+            softmax::fold(slice(logits), first_row, slice(targets), state);
+        }
+        Ok(())
+    }
+
+    fn softmax_backward(
+        &self,
+        logits: FloatsMut<'_>,
+        first_row: usize,
+        targets: Ids<'_>,
+        max: Floats<'_>,
+        sum: Floats<'_>,
+        scale: f32,
+    ) -> Result<()> {
+        let m = targets.len();
+        let whole = logits.len() / m.max(1) * m;
+        let sizes = [("logits", logits.len(), whole), ("max", max.len(), m), ("sum", sum.len(), m)];
+        check("softmax_backward", sizes)?;
+        if m > 0 {
+            softmax::backward(slice_mut(logits), first_row, slice(targets), slice(max), slice(sum), scale);
+        }
+        Ok(())
+    }
+
+    fn sum_of_squares(&self, x: Floats<'_>) -> Result<f64> {
+        Ok(adamw::sum_of_squares(slice(x)))
+    }
+
+    fn adamw(
+        &self,
+        update: &AdamWUpdate,
+        gradient: Floats<'_>,
+        weights: FloatsMut<'_>,
+        first_moment: FloatsMut<'_>,
+        second_moment: FloatsMut<'_>,
+    ) -> Result<()> {
+        let n = gradient.len();
+        check("adamw", [("weights", weights.len(), n), ("first moment", first_moment.len(), n)])?;
+        check("adamw", [("second moment", second_moment.len(), n)])?;
+        adamw::update(update, slice(gradient), slice_mut(weights), slice_mut(first_moment), slice_mut(second_moment));
+        Ok(())
+    }
+}
+
+/// Query rows and key rows of an attention whose widths fit its heads.
+fn attention_rows(
+    op: &'static str,
+    heads: Heads,
+    q: Floats<'_>,
+    k: Floats<'_>,
+    v: Floats<'_>,
+) -> Result<(usize, usize)> {
+    let (q_width, kv_width) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
+    let (n, n_keys) = (q.len() / q_width, k.len() / kv_width);
+    check(op, [("q", q.len(), n * q_width), ("k", k.len(), n_keys * kv_width), ("v", v.len(), k.len())])?;
+    check(op, [("heads", heads.n_heads % heads.n_kv_heads, 0)])?;
+    Ok((n, n_keys))
+}

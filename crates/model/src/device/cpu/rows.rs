@@ -1,0 +1,47 @@
+//! Moving and adding rows.
+
+use rayon::prelude::*;
+
+use super::memory::HostBlocks;
+use crate::Result;
+use crate::device::BlockMatrix;
+
+/// Floats that one task moves or computes: enough to be worth a task, few enough to share out.
+pub(super) const TASK_FLOATS: usize = 16 * 1024;
+
+/// Rows of `cols` columns that make up one task.
+pub(super) fn task_rows(cols: usize) -> usize {
+    (TASK_FLOATS / cols).max(1)
+}
+
+/// out_i = W[ids_i]
+pub(super) fn embed(weights: &HostBlocks, ids: &[u32], out: &mut [f32]) -> Result<()> {
+    let cols = weights.cols();
+    out.par_chunks_mut(cols).zip(ids).with_min_len(task_rows(cols)).try_for_each(|(row, &id)| {
+        let id = id as usize;
+        weights.decode(id..id + 1, row)
+    })
+}
+
+/// out_i = x[rows_i]
+pub(super) fn gather(x: &[f32], cols: usize, rows: &[u32], out: &mut [f32]) {
+    for (out, &row) in out.chunks_exact_mut(cols).zip(rows) {
+        out.copy_from_slice(&x[row as usize * cols..][..cols]);
+    }
+}
+
+/// out[rows_i] = x_i
+pub(super) fn scatter(x: &[f32], cols: usize, rows: &[u32], out: &mut [f32]) {
+    for (x, &row) in x.chunks_exact(cols).zip(rows) {
+        out[row as usize * cols..][..cols].copy_from_slice(x);
+    }
+}
+
+/// y += x
+pub(super) fn add(x: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(TASK_FLOATS).zip(x.par_chunks(TASK_FLOATS)).for_each(|(y, x)| {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    });
+}

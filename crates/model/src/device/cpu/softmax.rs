@@ -1,0 +1,73 @@
+//! Softmax over the vocabulary, a tile of logits at a time.
+
+#![allow(unsafe_code)] // the instruction-set dispatch of `multiversion!`
+
+use rayon::prelude::*;
+
+use super::isa::{exp, lane_max, lane_sum, multiversion};
+
+/// Running state of M softmaxes.
+pub(super) struct Fold<'a> {
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) target_logit: &'a mut [f32],
+}
+
+/// Folds logits (M, width) of the vocabulary rows from `first_row` on into the running state.
+pub(super) fn fold(logits: &[f32], first_row: usize, targets: &[u32], state: Fold<'_>) {
+    let width = logits.len() / targets.len();
+    logits
+        .par_chunks_exact(width)
+        .zip(targets)
+        .zip(state.max)
+        .zip(state.sum)
+        .zip(state.target_logit)
+        .for_each(|((((logits, &target), max), sum), target_logit)| {
+            fold_row(logits, max, sum);
+            if let Some(&logit) = in_tile(target, first_row).and_then(|i| logits.get(i)) {
+                *target_logit = logit;
+            }
+        });
+}
+
+/// logits = scale · (softmax - one-hot), in place
+pub(super) fn backward(
+    logits: &mut [f32],
+    first_row: usize,
+    targets: &[u32],
+    max: &[f32],
+    sum: &[f32],
+    scale: f32,
+) {
+    let width = logits.len() / targets.len();
+    logits.par_chunks_exact_mut(width).zip(targets).zip(max).zip(sum).for_each(
+        |(((logits, &target), &max), &sum)| {
+            backward_row(logits, max, scale / sum);
+            if let Some(logit) = in_tile(target, first_row).and_then(|i| logits.get_mut(i)) {
+                *logit -= scale;
+            }
+        },
+    );
+}
+
+/// The target's column in a tile, if it does not lie before it.
+fn in_tile(target: u32, first_row: usize) -> Option<usize> {
+    (target as usize).checked_sub(first_row)
+}
+
+multiversion! {
+    fn fold_row(logits: &[f32], max: &mut f32, sum: &mut f32) {
+        let new_max = lane_max(logits).max(*max);
+        let added = lane_sum(logits.len(), |i| exp(logits[i] - new_max));
+        *sum = *sum * exp(*max - new_max) + added;
+        *max = new_max;
+    }
+}
+
+multiversion! {
+    fn backward_row(logits: &mut [f32], max: f32, factor: f32) {
+        for logit in logits {
+            *logit = exp(*logit - max) * factor;
+        }
+    }
+}

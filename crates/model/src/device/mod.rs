@@ -1,0 +1,397 @@
+//! The op trait: everything a training step asks of a device, each op with its backward beside it.
+//!
+//! Letters: N tokens of a packed batch (no batch dimension, no padding), C width, H heads, K kv heads, D head width,
+//! V vocabulary, R rank. All matrices are row-major f32; all shapes are given as (rows, columns). Ops are synchronous
+//! in effect: what one writes the next one reads. An op that accumulates says so through [`Write`].
+//!
+//! Determinism: on one device with one number of threads an op gives the same bits each time.
+
+pub mod cpu;
+mod view;
+
+pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
+
+use std::ops::Range;
+
+use formats::BlockType;
+
+use crate::Result;
+use crate::arena::Arena;
+
+/// Whether an op overwrites its output or adds to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// out = result
+    Set,
+    /// out += result
+    Add,
+}
+
+/// Whether [`Device::matmul`] reads an operand as it lies or transposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operand {
+    /// As stored.
+    Plain,
+    /// Transposed.
+    Transposed,
+}
+
+/// Which way a rotation turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// By the angle of the position: the forward pass.
+    Forward,
+    /// By minus the angle: the backward pass, a rotation's transpose being its inverse.
+    Backward,
+}
+
+/// Head counts and width of an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// H, query heads; query head h reads kv head h / (H / K).
+    pub n_heads: usize,
+    /// K, key and value heads; divides H.
+    pub n_kv_heads: usize,
+    /// D, width of a head.
+    pub head_dim: usize,
+}
+
+/// One sequence of a packed batch, as attention sees it.
+///
+/// Query i of `n_queries` sees keys 0 ..= n_keys - n_queries + i of the segment. In training both ranges are the same
+/// rows; in decoding the keys are the cache's and the queries its newest rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// First query row.
+    pub first_query: usize,
+    /// Query rows.
+    pub n_queries: usize,
+    /// First key (and value) row.
+    pub first_key: usize,
+    /// Key rows, at least `n_queries`.
+    pub n_keys: usize,
+}
+
+impl Segment {
+    /// A training sequence: queries and keys are the same rows.
+    pub fn causal(rows: Range<usize>) -> Self {
+        let n = rows.len();
+        Self { first_query: rows.start, n_queries: n, first_key: rows.start, n_keys: n }
+    }
+}
+
+/// A frozen matrix as ggml blocks, resident on a device.
+pub trait BlockMatrix: Send + Sync {
+    /// Rows, the output width of the linear layer.
+    fn rows(&self) -> usize;
+    /// Columns, the input width.
+    fn cols(&self) -> usize;
+    /// How the blocks are encoded.
+    fn block_type(&self) -> BlockType;
+    /// Bytes of the blocks.
+    fn bytes(&self) -> u64;
+}
+
+/// Constants of one AdamW update, bias corrections already computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWUpdate {
+    /// Learning rate of this step.
+    pub learning_rate: f32,
+    /// β₁
+    pub beta1: f32,
+    /// β₂
+    pub beta2: f32,
+    /// ε
+    pub epsilon: f32,
+    /// λ, decoupled weight decay
+    pub weight_decay: f32,
+    /// 1 - β₁ᵗ
+    pub correction1: f32,
+    /// 1 - β₂ᵗ
+    pub correction2: f32,
+    /// Factor on every gradient: the clip.
+    pub gradient_scale: f32,
+}
+
+/// How many bytes of dense copies of base weights are alive, and the most there ever were.
+///
+/// Every place that unpacks base weights counts what it unpacks for as long as it may be read, so that a test can
+/// show that no dense copy outlives its use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseBytes {
+    /// Alive now.
+    pub live: u64,
+    /// The most that was alive at once.
+    pub peak: u64,
+}
+
+/// A place where tensors live and ops run. Cheap to clone; clones are the same device.
+///
+/// Every op returns [`crate::Error::Shape`] when its arguments disagree; nothing was written then.
+pub trait Device: Clone + Send + Sync + 'static {
+    /// f32 memory.
+    type Buffer: Buffer;
+    /// u32 memory: token ids, positions, row numbers.
+    type Indices: Buffer;
+    /// A frozen matrix.
+    type Weights: BlockMatrix;
+
+    // ---- memory -----------------------------------------------------------------------------------------------
+
+    /// The account that all memory of this device is drawn from.
+    fn arena(&self) -> &Arena;
+
+    /// Dense copies of base weights, now and at the most.
+    fn dense_bytes(&self) -> DenseBytes;
+
+    /// Allocates `len` zeros, drawn from the arena under the name `what`.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] past the arena's cap.
+    fn alloc(&self, what: &str, len: usize) -> Result<Self::Buffer>;
+
+    /// Allocates `len` zero indices.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`].
+    fn alloc_indices(&self, what: &str, len: usize) -> Result<Self::Indices>;
+
+    /// Allocates a frozen matrix whose blocks [`Device::upload_rows`] then fills.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`]; or `cols` is no multiple of the block length.
+    fn alloc_weights(&self, what: &str, ty: BlockType, rows: usize, cols: usize) -> Result<Self::Weights>;
+
+    /// Copies the blocks of whole rows, from `first_row` on, to a frozen matrix.
+    fn upload_rows(&self, blocks: &[u8], first_row: usize, to: &mut Self::Weights) -> Result<()>;
+
+    /// Copies from the host.
+    fn upload(&self, from: &[f32], to: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// Copies indices from the host.
+    fn upload_indices(&self, from: &[u32], to: ViewMut<'_, Self::Indices>) -> Result<()>;
+
+    /// Copies to the host, after everything before it has run.
+    fn download(&self, from: View<'_, Self::Buffer>, to: &mut [f32]) -> Result<()>;
+
+    /// to = from
+    fn copy(&self, from: View<'_, Self::Buffer>, to: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// to = value
+    fn fill(&self, value: f32, to: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    // ---- rows -------------------------------------------------------------------------------------------------
+
+    /// out_i = W[ids_i]      ids (N), W (V, C), out (N, C). The embedding is frozen, so there is no backward.
+    fn embed(
+        &self,
+        weights: &Self::Weights,
+        ids: View<'_, Self::Indices>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// out_i = x[rows_i]     x (·, cols), rows (M), out (M, cols)
+    fn gather_rows(
+        &self,
+        x: View<'_, Self::Buffer>,
+        cols: usize,
+        rows: View<'_, Self::Indices>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// out[rows_i] = x_i     x (M, cols), rows (M, all different), out (·, cols): backward of [`Device::gather_rows`].
+    fn scatter_rows(
+        &self,
+        x: View<'_, Self::Buffer>,
+        cols: usize,
+        rows: View<'_, Self::Indices>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// y += x, elementwise; its backward is the identity on both.
+    fn add(&self, x: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    // ---- norm, rope, gated MLP ----------------------------------------------------------------------------------
+
+    /// y = x · r · g, r = 1 / sqrt(mean(x²) + eps) of each row      x, y (M, C), g (C)
+    ///
+    /// M is N for a layer norm, N·H for the norm of each query head (the rows of an (N, H·D) matrix being (N·H, D)).
+    /// Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+    fn rms_norm(
+        &self,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        eps: f32,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// dx (=|+=) r · (g·dy - x · r² · mean(g·dy·x)), r recomputed from x. The gain is frozen: no gradient for it.
+    fn rms_norm_backward(
+        &self,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        eps: f32,
+        d_y: View<'_, Self::Buffer>,
+        write: Write,
+        d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Rotates, in place, the pairs (i, i + D/2) of each head by ±position · frequency_i.
+    ///
+    /// x (N, n_heads·D), positions (N), cos and sin (P, D/2) with P over every position: half-split ("neox") order,
+    /// as in the Hugging Face layout. The caller computes the tables, any frequency scaling included.
+    /// Source: Su et al. 2021, arXiv:2104.09864.
+    #[allow(clippy::too_many_arguments)]
+    fn rope(
+        &self,
+        x: ViewMut<'_, Self::Buffer>,
+        n_heads: usize,
+        head_dim: usize,
+        positions: View<'_, Self::Indices>,
+        cos: View<'_, Self::Buffer>,
+        sin: View<'_, Self::Buffer>,
+        rotation: Rotation,
+    ) -> Result<()>;
+
+    /// out = silu(gate) · up, silu(z) = z / (1 + exp(-z)), elementwise
+    fn swiglu(
+        &self,
+        gate: View<'_, Self::Buffer>,
+        up: View<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// d_gate = d_out · up · s · (1 + gate · (1 - s)), d_up = d_out · gate · s, s = sigmoid(gate)
+    fn swiglu_backward(
+        &self,
+        gate: View<'_, Self::Buffer>,
+        up: View<'_, Self::Buffer>,
+        d_out: View<'_, Self::Buffer>,
+        d_gate: ViewMut<'_, Self::Buffer>,
+        d_up: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    // ---- products -----------------------------------------------------------------------------------------------
+
+    /// y (=|+=) x · W[rows]ᵀ      x (N, C_in), W (C_out, C_in) frozen, y (N, |rows|)
+    ///
+    /// `rows` is all of W for a layer, a tile of the vocabulary for the loss.
+    fn linear(
+        &self,
+        x: View<'_, Self::Buffer>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        write: Write,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// dx (=|+=) dy · W[rows]      dy (N, |rows|), dx (N, C_in): backward of [`Device::linear`]; W gets no gradient.
+    fn linear_backward(
+        &self,
+        d_y: View<'_, Self::Buffer>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        write: Write,
+        d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// C (=|+=) alpha · op(A) · op(B), for the low-rank factors; their backward is two more of the same.
+    #[allow(clippy::too_many_arguments)]
+    fn matmul(
+        &self,
+        alpha: f32,
+        a: Matrix<'_, Self::Buffer>,
+        a_as: Operand,
+        b: Matrix<'_, Self::Buffer>,
+        b_as: Operand,
+        write: Write,
+        c: MatrixMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    // ---- attention ----------------------------------------------------------------------------------------------
+
+    /// out = softmax(q · kᵀ / sqrt(D), causal within each segment) · v, and lse = log Σ exp of each row of scores
+    ///
+    /// q, out (N, H·D); k, v (·, K·D); lse (N, H). Blockwise with a running maximum: never a T x T matrix.
+    /// Segments do not see one another. Source: Dao et al. 2022, arXiv:2205.14135.
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &self,
+        heads: Heads,
+        segments: &[Segment],
+        q: View<'_, Self::Buffer>,
+        k: View<'_, Self::Buffer>,
+        v: View<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+        lse: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Gradients of [`Device::attention`]; writes (does not add to) the rows that the segments name.
+    ///
+    /// P = exp(q·kᵀ/sqrt(D) - lse), δ = Σ d_out·out, dP = d_out·vᵀ, dS = P·(dP - δ):
+    /// d_v = Pᵀ·d_out, d_q = dS·k/sqrt(D), d_k = dSᵀ·q/sqrt(D), summed over the query heads of a kv head.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        heads: Heads,
+        segments: &[Segment],
+        q: View<'_, Self::Buffer>,
+        k: View<'_, Self::Buffer>,
+        v: View<'_, Self::Buffer>,
+        out: View<'_, Self::Buffer>,
+        lse: View<'_, Self::Buffer>,
+        d_out: View<'_, Self::Buffer>,
+        d_q: ViewMut<'_, Self::Buffer>,
+        d_k: ViewMut<'_, Self::Buffer>,
+        d_v: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    // ---- loss ---------------------------------------------------------------------------------------------------
+
+    /// Folds a tile of logits into a running softmax.
+    ///
+    /// logits (M, Vt) of the vocabulary rows from `first_row` on; max, sum, target_logit (M), which start as -inf, 0, 0.
+    /// m' = max(m, logits), s' = s·exp(m - m') + Σ exp(logits - m'); target_logit is set where the tile holds the target.
+    /// Afterwards the negative log-likelihood is m + ln s - target_logit.
+    #[allow(clippy::too_many_arguments)]
+    fn softmax_fold(
+        &self,
+        logits: View<'_, Self::Buffer>,
+        first_row: usize,
+        targets: View<'_, Self::Indices>,
+        max: ViewMut<'_, Self::Buffer>,
+        sum: ViewMut<'_, Self::Buffer>,
+        target_logit: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// logits = scale · (exp(logits - max) / sum - [row is the target]), in place: d loss / d logits of the tile.
+    #[allow(clippy::too_many_arguments)]
+    fn softmax_backward(
+        &self,
+        logits: ViewMut<'_, Self::Buffer>,
+        first_row: usize,
+        targets: View<'_, Self::Indices>,
+        max: View<'_, Self::Buffer>,
+        sum: View<'_, Self::Buffer>,
+        scale: f32,
+    ) -> Result<()>;
+
+    // ---- optimiser ----------------------------------------------------------------------------------------------
+
+    /// Σ x², accumulated in f64 in a fixed order.
+    fn sum_of_squares(&self, x: View<'_, Self::Buffer>) -> Result<f64>;
+
+    /// One AdamW update, with g = gradient_scale · gradient:
+    ///
+    /// m = β₁·m + (1-β₁)·g, v = β₂·v + (1-β₂)·g², w = w·(1 - lr·λ) - lr · (m/c₁) / (sqrt(v/c₂) + ε)
+    ///
+    /// Source: Loshchilov & Hutter 2017, arXiv:1711.05101.
+    fn adamw(
+        &self,
+        update: &AdamWUpdate,
+        gradient: View<'_, Self::Buffer>,
+        weights: ViewMut<'_, Self::Buffer>,
+        first_moment: ViewMut<'_, Self::Buffer>,
+        second_moment: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+}

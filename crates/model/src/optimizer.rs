@@ -1,0 +1,139 @@
+//! AdamW with decoupled weight decay, in f32, with its whole state open for checkpoints.
+//!
+//! The optimiser is ours because resuming needs every bit of it: both moments and the count of updates.
+//! Source: Loshchilov & Hutter 2017, arXiv:1711.05101.
+
+use crate::device::{AdamWUpdate, Buffer, Device};
+use crate::lora::{Adapter, Gradients};
+use crate::{Error, Result};
+
+/// Constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWOptions {
+    /// β₁, decay of the first moment.
+    pub beta1: f32,
+    /// β₂, decay of the second moment.
+    pub beta2: f32,
+    /// ε, added to the root of the second moment.
+    pub epsilon: f32,
+    /// λ, decoupled weight decay.
+    pub weight_decay: f32,
+    /// The global gradient norm above which gradients are scaled down; `None` never scales.
+    pub max_grad_norm: Option<f32>,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: Some(1.0) }
+    }
+}
+
+/// AdamW over an adapter's flat weights.
+pub struct AdamW<D: Device> {
+    device: D,
+    options: AdamWOptions,
+    updates: u64,
+    first_moment: D::Buffer,
+    second_moment: D::Buffer,
+}
+
+/// The state of an [`AdamW`] on the host, bit by bit what a checkpoint must hold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamWState {
+    /// Updates made so far (t of the bias correction).
+    pub updates: u64,
+    /// First moment of each weight, in the adapter's flat order.
+    pub first_moment: Vec<f32>,
+    /// Second moment of each weight.
+    pub second_moment: Vec<f32>,
+}
+
+impl<D: Device> AdamW<D> {
+    /// Zero moments for `n_weights` weights: 8 bytes a weight.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(device: &D, n_weights: usize, options: AdamWOptions) -> Result<Self> {
+        let first_moment = device.alloc("AdamW first moment", n_weights)?;
+        let second_moment = device.alloc("AdamW second moment", n_weights)?;
+        Ok(Self { device: device.clone(), options, updates: 0, first_moment, second_moment })
+    }
+
+    /// One update of the adapter; returns the global norm of the gradients before clipping.
+    ///
+    /// When that norm is not finite nothing is changed: the caller reports it and decides.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the adapter is another size.
+    pub fn update(
+        &mut self,
+        adapter: &mut Adapter<D>,
+        gradients: &Gradients<D>,
+        learning_rate: f32,
+    ) -> Result<f64> {
+        let norm = gradients.norm()?;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        self.updates += 1;
+        let update = self.constants(learning_rate, norm);
+        let (first, second) = (self.first_moment.all_mut(), self.second_moment.all_mut());
+        self.device.adamw(&update, gradients.flat().all(), adapter.flat_mut().all_mut(), first, second)?;
+        Ok(norm)
+    }
+
+    /// Bias corrections in f64: 1 - β₂ᵗ loses most digits of an f32 in the first updates.
+    fn constants(&self, learning_rate: f32, norm: f64) -> AdamWUpdate {
+        let options = &self.options;
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(self.updates as f64)) as f32;
+        AdamWUpdate {
+            learning_rate,
+            beta1: options.beta1,
+            beta2: options.beta2,
+            epsilon: options.epsilon,
+            weight_decay: options.weight_decay,
+            correction1: correction(options.beta1),
+            correction2: correction(options.beta2),
+            gradient_scale: options.max_grad_norm.map_or(1.0, |max| clip_scale(norm, max)),
+        }
+    }
+
+    /// Updates made so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Copies the whole state to the host.
+    ///
+    /// # Errors
+    /// What the device meets.
+    pub fn state(&self) -> Result<AdamWState> {
+        let n = self.first_moment.len();
+        let (mut first_moment, mut second_moment) = (vec![0.0; n], vec![0.0; n]);
+        self.device.download(self.first_moment.all(), &mut first_moment)?;
+        self.device.download(self.second_moment.all(), &mut second_moment)?;
+        Ok(AdamWState { updates: self.updates, first_moment, second_moment })
+    }
+
+    /// Continues from a saved state.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it is for another number of weights.
+    pub fn restore(&mut self, state: &AdamWState) -> Result<()> {
+        let expected = self.first_moment.len();
+        for found in [state.first_moment.len(), state.second_moment.len()] {
+            if found != expected {
+                return Err(Error::Shape { op: "AdamW::restore", what: "moment", found, expected });
+            }
+        }
+        self.device.upload(&state.first_moment, self.first_moment.all_mut())?;
+        self.device.upload(&state.second_moment, self.second_moment.all_mut())?;
+        self.updates = state.updates;
+        Ok(())
+    }
+}
+
+/// The factor that brings gradients of global norm `norm` down to `max`; 1 below it.
+fn clip_scale(norm: f64, max: f32) -> f32 {
+    if norm > f64::from(max) { (f64::from(max) / norm) as f32 } else { 1.0 }
+}
