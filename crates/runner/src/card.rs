@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use formats::{gguf, hash};
 use serde::{Deserialize, Serialize};
+use text::Message;
 
+use crate::engine::llama;
 use crate::{Error, Result};
 
 /// Everything that names an expert and decides how it is loaded and sampled.
@@ -219,9 +222,114 @@ impl ExpertCard {
     /// # Errors
     /// [`Error::Format`], [`Error::Text`] or [`Error::Card`].
     pub fn from_file(name: &str, file: &Path, options: &CardOptions, digests: Digests) -> Result<Self> {
-        let _ = (name, file, options, digests);
-        todo!()
+        check_name(name)?;
+        let wrong = |reason: String| Error::Card { expert: name.to_owned(), reason };
+        options.sampling.check().map_err(wrong)?;
+        let path = std::path::absolute(file).map_err(Error::io(file))?;
+        let (file_bytes, file_modified) = stamp(&path)?;
+        let reader = gguf::Reader::open(&path)?;
+        let metadata = reader.metadata();
+        let architecture = metadata.get_str("general.architecture");
+        let architecture =
+            architecture.ok_or_else(|| wrong("the file has no `general.architecture`".to_owned()))?;
+        let template_blake3 = check_text(name, metadata)?;
+        llama::check_vocabulary(name, &path)?;
+        let (n_parameters, weight_type) = weights(&reader);
+        Ok(Self {
+            name: name.to_owned(),
+            blake3: hash::blake3_file(&path)?,
+            sha256: (digests == Digests::Blake3AndSha256).then(|| hash::sha256_file(&path)).transpose()?,
+            file_bytes,
+            file_modified,
+            architecture: architecture.to_owned(),
+            n_parameters,
+            weight_type,
+            template_blake3,
+            system: options.system.clone(),
+            stop: options.stop.clone(),
+            load: options.load.clone(),
+            sampling: options.sampling.clone(),
+            provenance: provenance(&path)?,
+            file: path,
+        })
     }
+
+    /// Checks that the model file is still the one of the card. It is hashed again only if its length or time of
+    /// change differs, since hashing a large file takes as long as loading it.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`], [`Error::Io`] if it is gone.
+    pub fn check_file(&self) -> Result<()> {
+        if stamp(&self.file)? == (self.file_bytes, self.file_modified) {
+            return Ok(());
+        }
+        let actual = hash::blake3_file(&self.file)?;
+        if actual == self.blake3 {
+            return Ok(());
+        }
+        let (expert, path, expected) = (self.name.clone(), self.file.clone(), self.blake3.clone());
+        Err(Error::FileChanged { expert, path, expected, actual })
+    }
+
+    /// Tokens of context the model was trained on, if its file says.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the file can't be read.
+    pub fn trained_context_tokens(&self) -> Result<Option<u32>> {
+        let reader = gguf::Reader::open(&self.file)?;
+        Ok(reader.metadata().get_u32(&format!("{}.context_length", self.architecture)))
+    }
+}
+
+/// Length and time of change of a file.
+fn stamp(path: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+    let modified = metadata.modified().map_err(Error::io(path))?;
+    let seconds = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    Ok((metadata.len(), seconds))
+}
+
+/// Checks tokenizer and template: special ids are there, a conversation renders, a turn has its end. Gives the
+/// hash of the template.
+fn check_text(name: &str, metadata: &gguf::Metadata) -> Result<Option<String>> {
+    let (tokenizer, template) = llama::session::text_of(name, metadata)?;
+    let Some(template) = template else { return Ok(None) };
+    let failed = |source| Error::Text { expert: name.to_owned(), source };
+    text::encode_prompt(&tokenizer, &template, &[Message::new("user", "Hello.")]).map_err(failed)?;
+    text::end_of_turn(&tokenizer, &template).map_err(failed)?;
+    Ok(Some(hash::blake3_bytes(template.source().as_bytes())))
+}
+
+/// Number of weights, and the type most of them have.
+fn weights(reader: &gguf::Reader) -> (u64, String) {
+    let mut by_type: Vec<(&str, u64)> = Vec::new();
+    for tensor in reader.tensors() {
+        let n: u64 = tensor.shape.iter().product();
+        match by_type.iter_mut().find(|(name, _)| *name == tensor.ty.name()) {
+            Some((_, sum)) => *sum += n,
+            None => by_type.push((tensor.ty.name(), n)),
+        }
+    }
+    let most = by_type.iter().max_by_key(|(_, n)| n).map_or_else(String::new, |(name, _)| (*name).to_owned());
+    (by_type.iter().map(|(_, n)| n).sum(), most)
+}
+
+/// Reads `receipt.json` beside a model file, as an export leaves it; a model without one has no provenance.
+fn provenance(file: &Path) -> Result<Option<Provenance>> {
+    let receipt = file.with_file_name("receipt.json");
+    let bytes = match std::fs::read(&receipt) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(receipt)(error)),
+    };
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return Ok(None) };
+    let text = |key: &str| value.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    Ok(Some(Provenance {
+        base_blake3: text("base_blake3"),
+        adapter_blake3: text("adapter_blake3"),
+        recipe_blake3: text("recipe_blake3"),
+        receipt,
+    }))
 }
 
 /// Checks a name: 1 to 64 of `a-z A-Z 0-9 . _ -`, beginning with a letter or digit.

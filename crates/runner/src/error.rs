@@ -119,6 +119,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Sampling settings no sampler can follow.
+    #[error("sampling: {reason}")]
+    Sampling {
+        /// The key and its value.
+        reason: String,
+    },
     /// A pipeline file is wrong.
     #[error("pipeline `{pipeline}`: {place}: {reason}")]
     Pipeline {

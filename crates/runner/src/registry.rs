@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::card::{CardOptions, ExpertCard};
+use formats::atomic;
+
+use crate::card::{CardOptions, Digests, ExpertCard, check_name};
 use crate::{Error, Result};
 
-/// A directory of cards; reading it costs nothing until asked, so a copy made by hand or by another process
-/// is seen at once.
+/// A directory of cards. It is read anew for every question, so that what another process registered is seen.
 #[derive(Debug, Clone)]
 pub struct Registry {
     directory: PathBuf,
@@ -28,8 +29,12 @@ impl Registry {
     /// # Errors
     /// As [`ExpertCard::from_file`], or the card can't be written.
     pub fn register(&self, name: &str, file: &Path, options: &CardOptions) -> Result<ExpertCard> {
-        let _ = (name, file, options);
-        todo!()
+        let card = ExpertCard::from_file(name, file, options, Digests::Blake3AndSha256)?;
+        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
+        let text = serde_json::to_string_pretty(&card)
+            .map_err(|error| Error::Card { expert: name.to_owned(), reason: error.to_string() })?;
+        atomic::write_bytes(&self.path(name), text.as_bytes())?;
+        Ok(card)
     }
 
     /// The card of that name.
@@ -37,8 +42,12 @@ impl Registry {
     /// # Errors
     /// [`Error::UnknownExpert`], or the card can't be read.
     pub fn card(&self, name: &str) -> Result<ExpertCard> {
-        let _ = name;
-        todo!()
+        check_name(name)?;
+        match std::fs::read(self.path(name)) {
+            Ok(bytes) => parse(name, &bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.unknown(name)),
+            Err(error) => Err(Error::io(self.path(name))(error)),
+        }
     }
 
     /// All cards by name.
@@ -46,7 +55,27 @@ impl Registry {
     /// # Errors
     /// A card can't be read.
     pub fn cards(&self) -> Result<Vec<ExpertCard>> {
-        todo!()
+        self.names()?.iter().map(|name| self.card(name)).collect()
+    }
+
+    /// Names of all experts, sorted.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io(&self.directory)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(Error::io(&self.directory))?.file_name();
+            let name = file.to_str().and_then(|file| file.strip_suffix(".json"));
+            names.extend(name.filter(|name| check_name(name).is_ok()).map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// Forgets an expert; its model file stays.
@@ -54,7 +83,30 @@ impl Registry {
     /// # Errors
     /// [`Error::UnknownExpert`], or the card can't be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let _ = name;
-        Err(Error::UnknownExpert { name: name.to_owned(), known: String::new() })
+        check_name(name)?;
+        match std::fs::remove_file(self.path(name)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.unknown(name)),
+            Err(error) => Err(Error::io(self.path(name))(error)),
+        }
     }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.json"))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let known = self.names().unwrap_or_default();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Error::UnknownExpert { name: name.to_owned(), known }
+    }
+}
+
+fn parse(name: &str, bytes: &[u8]) -> Result<ExpertCard> {
+    let wrong = |reason: String| Error::Card { expert: name.to_owned(), reason };
+    let card: ExpertCard = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
+    if card.name != name {
+        return Err(wrong(format!("its file is named after it, but the card says `{}`", card.name)));
+    }
+    Ok(card)
 }

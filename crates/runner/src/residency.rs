@@ -1,14 +1,15 @@
 //! One expert at a time: load, process, unload, with free memory measured around each.
 
-use std::time::Duration;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use formats::Observer;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::card::ExpertCard;
 use crate::engine::{Engine, ExpertMemory, Loaded};
 use crate::memory::MemoryState;
+use crate::{Error, Result};
 
 /// What happens to the resident expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ pub enum ResidencyEvent {
     },
 }
 
+/// Progress of a load is told in steps of this part.
+const PROGRESS_STEP: f32 = 0.05;
+
 /// An engine and the one expert that is loaded in it.
 pub struct Residency {
     engine: Box<dyn Engine>,
@@ -91,8 +95,38 @@ impl Residency {
         cancelled: &dyn Fn() -> bool,
         observer: &mut dyn Observer<ResidencyEvent>,
     ) -> Result<(&mut dyn Loaded, Duration)> {
-        let _ = (card, cancelled, observer);
-        todo!()
+        if self.resident.as_ref().is_some_and(|resident| resident.card() == card) {
+            return self.kept();
+        }
+        self.clear(observer)?;
+        card.check_file()?;
+        let needs = self.engine.needs(card)?;
+        let memory = self.engine.memory();
+        check_fit(card, needs, &memory)?;
+        observer.observe(ResidencyEvent::Loading { expert: card.name.clone(), needs, memory });
+        let begun = Instant::now();
+        let mut told = 0.0;
+        let loaded = self.engine.load(card, &mut |part| {
+            if part - told >= PROGRESS_STEP {
+                told = part;
+                observer.observe(ResidencyEvent::LoadProgress { expert: card.name.clone(), part });
+            }
+            if cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        let took = begun.elapsed();
+        self.n_loads += 1;
+        observer.observe(ResidencyEvent::Loaded {
+            expert: card.name.clone(),
+            load_ms: milliseconds(took),
+            takes: loaded.memory(),
+            memory: self.engine.memory(),
+        });
+        Ok((self.resident.insert(loaded).as_mut(), took))
+    }
+
+    fn kept(&mut self) -> Result<(&mut dyn Loaded, Duration)> {
+        let resident = self.resident.as_mut().expect("the caller saw that one is resident");
+        Ok((resident.as_mut(), Duration::ZERO))
     }
 
     /// Unloads what is resident, if anything is.
@@ -100,7 +134,37 @@ impl Residency {
     /// # Errors
     /// The engine could not.
     pub fn clear(&mut self, observer: &mut dyn Observer<ResidencyEvent>) -> Result<()> {
-        let _ = observer;
-        todo!()
+        let Some(resident) = self.resident.take() else { return Ok(()) };
+        let expert = resident.card().name.clone();
+        let begun = Instant::now();
+        resident.unload()?;
+        let unload_ms = milliseconds(begun.elapsed());
+        observer.observe(ResidencyEvent::Unloaded { expert, unload_ms, memory: self.engine.memory() });
+        Ok(())
     }
+}
+
+/// Refuses an expert that does not fit: on a graphics card if the engine has one, else in main memory.
+fn check_fit(card: &ExpertCard, needs: ExpertMemory, memory: &MemoryState) -> Result<()> {
+    let on_device = card.load.num_gpu != Some(0) && !memory.devices.is_empty();
+    let free_bytes = if on_device {
+        memory.devices.iter().map(|device| device.free_bytes).sum()
+    } else {
+        memory.free_bytes
+    };
+    // A machine that can't tell its free memory is not held against the expert.
+    if memory.total_bytes == 0 || needs.total_bytes() <= free_bytes {
+        return Ok(());
+    }
+    Err(Error::DoesNotFit {
+        expert: card.name.clone(),
+        need_bytes: needs.total_bytes(),
+        weights_bytes: needs.weights_bytes,
+        context_bytes: needs.context_bytes,
+        free_bytes,
+    })
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

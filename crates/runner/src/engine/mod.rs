@@ -89,6 +89,9 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// A text with no template at all, after the begin-of-text token where the model wants one.
     Raw(String),
+    /// A text that the caller rendered with a template: control tokens are recognised in it. Only for callers
+    /// whose whole prompt is their own.
+    Rendered(String),
 }
 
 /// One generation.

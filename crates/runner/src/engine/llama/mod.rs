@@ -1,20 +1,30 @@
 //! The embedded engine: llama.cpp in this process, prompts as token ids made by our own text layer.
 
+mod ffi;
+pub mod log;
+mod sampler;
 pub mod session;
+mod size;
+mod stop;
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
+pub(crate) use session::check_vocabulary;
 pub use session::{Session, SessionOptions};
+use text::{DecodeStream, Message, Tokenizer};
 
-use super::{Engine, ExpertMemory, Loaded};
+use self::sampler::Chooser;
+use self::stop::{StopTexts, Watched};
+use super::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use crate::Result;
 use crate::card::ExpertCard;
-use crate::memory::MemoryState;
+use crate::memory::{self, MemoryState};
 
 /// The embedded llama.cpp.
 #[derive(Debug)]
 pub struct LlamaEngine {
-    _private: (),
+    _started: (),
 }
 
 impl LlamaEngine {
@@ -24,13 +34,14 @@ impl LlamaEngine {
     /// [`crate::Error::Processor`].
     pub fn new() -> Result<Self> {
         super::processor::check()?;
-        Ok(Self { _private: () })
+        ffi::start();
+        Ok(Self { _started: () })
     }
 }
 
 impl Engine for LlamaEngine {
     fn name(&self) -> String {
-        "llama.cpp (llama-cpp-2 0.1.160)".to_owned()
+        "llama.cpp, embedded (llama-cpp-sys-2 0.1.160)".to_owned()
     }
 
     fn load(
@@ -38,16 +49,210 @@ impl Engine for LlamaEngine {
         card: &ExpertCard,
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Box<dyn Loaded>> {
-        let _ = (card, progress);
-        todo!()
+        let options = SessionOptions { load: card.load.clone(), ..SessionOptions::default() };
+        let session = Session::open_named(&card.name, &card.file, &options, progress)?;
+        Ok(Box::new(LoadedLlama { card: card.clone(), session }))
     }
 
     fn needs(&self, card: &ExpertCard) -> Result<ExpertMemory> {
-        let _ = card;
-        todo!()
+        let file = formats::gguf::Reader::open(&card.file)?;
+        Ok(size::needs(&file, &card.load))
     }
 
     fn memory(&self) -> MemoryState {
-        todo!()
+        MemoryState { devices: devices(), ..memory::main_memory() }
     }
+}
+
+fn devices() -> Vec<memory::DeviceMemory> {
+    use llama_cpp_2::LlamaBackendDeviceType::{Gpu, IntegratedGpu};
+    let devices = llama_cpp_2::list_llama_ggml_backend_devices();
+    let graphics = devices.into_iter().filter(|device| matches!(device.device_type, Gpu | IntegratedGpu));
+    graphics
+        .map(|device| memory::DeviceMemory {
+            name: device.description,
+            total_bytes: device.memory_total as u64,
+            free_bytes: device.memory_free as u64,
+        })
+        .collect()
+}
+
+/// An expert in memory.
+struct LoadedLlama {
+    card: ExpertCard,
+    session: Session,
+}
+
+impl Loaded for LoadedLlama {
+    fn card(&self) -> &ExpertCard {
+        &self.card
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.session.context_tokens()
+    }
+
+    fn tokens(&self, text: &str) -> Result<usize> {
+        Ok(self.session.tokenizer().encode(text).len())
+    }
+
+    fn prompt_tokens(&self, prompt: &Prompt) -> Result<usize> {
+        Ok(self.prompt_ids(prompt)?.len())
+    }
+
+    fn generate(
+        &mut self,
+        request: &Request,
+        sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let prompt = self.prompt_ids(&request.prompt)?;
+        let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
+        let begun = Instant::now();
+        let total = prompt.len();
+        let read = self.session.read_prompt(&prompt, &mut |done| sink(Progress::Prompt { done, total }))?;
+        let prompt_ns = nanoseconds(begun);
+        if read.is_break() {
+            let text = String::new();
+            let finish = Finish::Cancelled;
+            return Ok(Generated {
+                text,
+                finish,
+                prompt_tokens: total,
+                output_tokens: 0,
+                prompt_ns,
+                decode_ns: 0,
+            });
+        }
+        let begun = Instant::now();
+        let (text, finish, output_tokens) = self.decode(request, total, chooser, sink)?;
+        let decode_ns = nanoseconds(begun);
+        Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
+    }
+
+    fn memory(&self) -> ExpertMemory {
+        self.session.memory()
+    }
+
+    fn unload(self: Box<Self>) -> Result<()> {
+        // Dropping frees weights, cache and buffers before it returns.
+        drop(self);
+        Ok(())
+    }
+}
+
+impl LoadedLlama {
+    fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let tokenizer = self.session.tokenizer();
+        let ids = match prompt {
+            Prompt::Chat(messages) => return self.session.chat_ids(&self.with_system(messages)),
+            Prompt::Raw(text) => tokenizer.encode(text),
+            Prompt::Rendered(text) => tokenizer.encode_template(text),
+        };
+        let bos = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos));
+        Ok(bos.into_iter().chain(ids).collect())
+    }
+
+    fn with_system(&self, messages: &[Message]) -> Vec<Message> {
+        let has_one = messages.first().is_some_and(|message| message.role == "system");
+        let system = self.card.system.as_ref().filter(|_| !has_one);
+        system
+            .map(|text| Message::new("system", text.as_str()))
+            .into_iter()
+            .chain(messages.iter().cloned())
+            .collect()
+    }
+
+    fn decode(
+        &mut self,
+        request: &Request,
+        prompt_tokens: usize,
+        mut chooser: Chooser,
+        sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(String, Finish, usize)> {
+        let tokenizer = self.session.shared_tokenizer();
+        let room = self.session.context_tokens() - prompt_tokens;
+        let limit = request.sampling.max_tokens.map_or(room, |max| room.min(max as usize));
+        let mut answer =
+            Answer::new(&tokenizer, StopTexts::new(self.card.stop.iter().chain(&request.stop)), sink);
+        let mut row = self.session.last_row(prompt_tokens);
+        let mut n = 0;
+        let finish = loop {
+            if n == limit {
+                break Finish::Length;
+            }
+            let id = chooser.choose(self.session.logits(row)?);
+            let id = id.map_err(|reason| self.session.decode_error(reason))?;
+            n += 1;
+            if self.session.stop_ids().contains(&id) {
+                break Finish::Stop;
+            }
+            chooser.accept(id).map_err(|reason| self.session.decode_error(reason))?;
+            if let ControlFlow::Break(finish) = answer.push(id) {
+                break finish;
+            }
+            if n < limit {
+                self.session.step(id, prompt_tokens + n - 1)?;
+                row = 0;
+            }
+        };
+        Ok((answer.finish(), finish, n))
+    }
+}
+
+/// The text of an answer as it grows: whole characters, and nothing that may begin a stop text.
+struct Answer<'a> {
+    stream: Option<DecodeStream<'a>>,
+    stop: Option<StopTexts>,
+    text: String,
+    sink: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(
+        tokenizer: &'a Tokenizer,
+        stop: StopTexts,
+        sink: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Self {
+        Self { stream: Some(tokenizer.stream()), stop: Some(stop), text: String::new(), sink }
+    }
+
+    /// Takes a token; breaks with the reason to end. The sink is asked after every token, even one that gives
+    /// no text yet, so that it can cancel.
+    fn push(&mut self, id: u32) -> ControlFlow<Finish> {
+        let piece = self.stream.as_mut().and_then(|stream| stream.push(id)).unwrap_or_default();
+        let watched = self.stop.as_mut().map_or(Watched::Pass(String::new()), |stop| stop.push(&piece));
+        match watched {
+            Watched::Pass(text) => self.show(&text).map_break(|()| Finish::Cancelled),
+            Watched::Stop(text) => {
+                self.stop = None;
+                self.show(&text).map_break(|()| Finish::Cancelled)?;
+                ControlFlow::Break(Finish::Stop)
+            }
+        }
+    }
+
+    /// The whole answer; what was held back is shown, unless a stop text ended it.
+    fn finish(mut self) -> String {
+        if let Some(mut stop) = self.stop.take() {
+            let tail = self.stream.take().and_then(DecodeStream::finish).unwrap_or_default();
+            let rest = match stop.push(&tail) {
+                Watched::Stop(text) => text,
+                Watched::Pass(text) => text + &stop.finish(),
+            };
+            if !rest.is_empty() {
+                // Nothing is left to cancel.
+                let _ = self.show(&rest);
+            }
+        }
+        self.text
+    }
+
+    fn show(&mut self, text: &str) -> ControlFlow<()> {
+        self.text.push_str(text);
+        (self.sink)(Progress::Text(text))
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,13 +1,18 @@
-//! One GGUF file open in llama.cpp at token level: what an export's verification needs.
+//! One GGUF file open in llama.cpp at token level: generation's inner loop, and what an export's verification
+//! needs.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use formats::gguf;
 use text::{ChatTemplate, Message, Tokenizer};
 
-use crate::Result;
+use super::ffi::{self, Context, Model, Outputs};
+use super::{sampler, size};
 use crate::card::LoadOptions;
-use crate::engine::ExpertMemory;
+use crate::engine::{ExpertMemory, check_room, processor};
+use crate::{Error, Result};
 
 /// How a session is opened.
 #[derive(Debug, Clone, Default)]
@@ -16,22 +21,64 @@ pub struct SessionOptions {
     pub load: LoadOptions,
     /// Whether llama.cpp checks every block of every tensor for NaN and infinities while it loads.
     pub check_tensors: bool,
+    /// Whether [`Session::decode_logits`] will be used: the buffer then holds vocabulary x batch logits.
+    pub all_logits: bool,
 }
 
 /// A model and its context.
 pub struct Session {
-    tokenizer: Tokenizer,
+    name: String,
+    context: Context,
+    tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    stop_ids: Vec<u32>,
+    memory: ExpertMemory,
 }
 
 impl Session {
     /// Opens a GGUF file.
     ///
     /// # Errors
-    /// [`crate::Error::Processor`], [`crate::Error::Load`] with llama.cpp's own words, [`crate::Error::Text`].
+    /// [`Error::Processor`], [`Error::Load`] with llama.cpp's own words, [`Error::Text`].
     pub fn open(path: &Path, options: &SessionOptions) -> Result<Self> {
-        let _ = (path, options);
-        todo!()
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        Self::open_named(&name, path, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Opens a file for the expert of that name; `progress` may break.
+    pub(super) fn open_named(
+        name: &str,
+        path: &Path,
+        options: &SessionOptions,
+        progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        processor::check()?;
+        ffi::start();
+        // Our reader first: it refuses files that would bring the engine down.
+        let file = gguf::Reader::open(path)?;
+        let (tokenizer, template) = text_of(name, file.metadata())?;
+        let refused = |reason| Error::Load { expert: name.to_owned(), path: path.to_owned(), reason };
+        let mut cancelled = false;
+        let mut go_on = |part| {
+            cancelled |= progress(part).is_break();
+            !cancelled
+        };
+        let part = if options.check_tensors { ffi::Part::AllChecked } else { ffi::Part::All };
+        let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
+        let (model, _) = match loaded {
+            Err(_) if cancelled => return Err(Error::Cancelled),
+            other => other.map_err(refused)?,
+        };
+        let model = Arc::new(model);
+        let n_ctx = context_size(options.load.num_ctx, model.trained_context_tokens());
+        let outputs = if options.all_logits { all_logits_rows(model.vocabulary_rows()) } else { 1 };
+        let (context, lines) =
+            Context::new(Arc::clone(&model), n_ctx, &options.load, outputs).map_err(refused)?;
+        let planned = size::needs(&file, &options.load);
+        let memory = size::logged(&lines, model.weights_bytes(), planned);
+        let stop_ids = stop_ids(&model, &tokenizer, template.as_ref());
+        let tokenizer = Arc::new(tokenizer);
+        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, memory })
     }
 
     /// The tokenizer, rebuilt from the file's metadata.
@@ -46,57 +93,94 @@ impl Session {
 
     /// Tokens of context.
     pub fn context_tokens(&self) -> usize {
-        todo!()
+        self.context.context_tokens()
     }
 
     /// Rows of the vocabulary, padding included.
     pub fn vocabulary_rows(&self) -> usize {
-        todo!()
+        self.context.model().vocabulary_rows()
     }
 
     /// Ids that end an answer: what llama.cpp knows as end of generation, and what closes an assistant turn in
     /// the template.
     pub fn stop_ids(&self) -> &[u32] {
-        todo!()
+        &self.stop_ids
     }
 
     /// Ids of rendered messages with the generation prompt: what the engine is given for a chat.
     ///
     /// # Errors
-    /// [`crate::Error::Text`], or [`crate::Error::Card`] if the file has no template.
+    /// [`Error::Text`], or [`Error::Card`] if the file has no template.
     pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let _ = messages;
-        todo!()
+        let template = self.template.as_ref().ok_or_else(|| Error::Card {
+            expert: self.name.clone(),
+            reason: "its file has no chat template, so it can only continue a text".to_owned(),
+        })?;
+        let ids = text::encode_prompt(&self.tokenizer, template, messages);
+        ids.map_err(|source| Error::Text { expert: self.name.clone(), source })
     }
 
     /// llama.cpp's own tokenizer on a text; `parse_special` makes control tokens of their text. No begin-of-text
     /// token is added.
     pub fn engine_tokenize(&self, text: &str, parse_special: bool) -> Vec<u32> {
-        let _ = (text, parse_special);
-        todo!()
+        self.context.model().tokenize(text, parse_special)
     }
 
     /// Greedy continuation from a hard reset: the ids generated, without the stop id that ended it.
     ///
     /// # Errors
-    /// [`crate::Error::PromptTooLong`], [`crate::Error::EmptyPrompt`], [`crate::Error::Decode`].
+    /// [`Error::PromptTooLong`], [`Error::EmptyPrompt`], [`Error::Decode`].
     pub fn greedy(&mut self, prompt: &[u32], stop: &[u32], max_new: usize) -> Result<Vec<u32>> {
-        let _ = (prompt, stop, max_new);
-        todo!()
+        let _ = self.read_prompt(prompt, &mut |_| ControlFlow::Continue(()))?;
+        let room = self.context_tokens() - prompt.len();
+        let mut ids = Vec::new();
+        let mut last = prompt.len() - 1;
+        let mut row = self.last_row(prompt.len());
+        while ids.len() < max_new.min(room) {
+            let id = sampler::argmax(self.logits(row)?).map_err(|reason| self.decode_error(reason))?;
+            if stop.contains(&id) {
+                break;
+            }
+            ids.push(id);
+            last += 1;
+            if ids.len() < max_new.min(room) {
+                self.step(id, last)?;
+            }
+            row = 0;
+        }
+        Ok(ids)
     }
 
     /// Decodes a whole sequence from a hard reset; `each` gets every position with its logits, in order, and may
     /// break. Position `i`'s logits predict token `i + 1`.
     ///
     /// # Errors
-    /// [`crate::Error::PromptTooLong`] when the sequence is longer than the context, [`crate::Error::Decode`].
+    /// [`Error::PromptTooLong`] when the sequence is longer than the context, [`Error::Decode`].
     pub fn decode_logits(
         &mut self,
         tokens: &[u32],
         each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
     ) -> Result<()> {
-        let _ = (tokens, each);
-        todo!()
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt { expert: self.name.clone() });
+        }
+        if tokens.len() > self.context_tokens() {
+            let (prompt_tokens, context_tokens) = (tokens.len(), self.context_tokens());
+            return Err(Error::PromptTooLong { expert: self.name.clone(), prompt_tokens, context_tokens });
+        }
+        self.context.clear();
+        let piece_tokens = self.context.outputs_max();
+        for (i, piece) in tokens.chunks(piece_tokens).enumerate() {
+            let first = i * piece_tokens;
+            let outputs = if piece.len() == 1 { Outputs::Last } else { Outputs::All };
+            self.context.decode(piece, first, outputs).map_err(|reason| self.decode_error(reason))?;
+            for row in 0..piece.len() {
+                if each(first + row, self.logits(row)?).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Natural log-probabilities of tokens 1.. given what stands before each: one fewer than `tokens`.
@@ -104,12 +188,116 @@ impl Session {
     /// # Errors
     /// As [`Session::decode_logits`].
     pub fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
-        let _ = tokens;
-        todo!()
+        let mut log_probs = Vec::with_capacity(tokens.len());
+        self.decode_logits(tokens, &mut |i, logits| {
+            if let Some(&next) = tokens.get(i + 1) {
+                log_probs.push(log_prob(logits, next));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(log_probs)
     }
 
     /// What it takes.
     pub fn memory(&self) -> ExpertMemory {
-        todo!()
+        self.memory
     }
+
+    /// The tokenizer, to be read while the session decodes.
+    pub(super) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
+    pub(super) fn model(&self) -> &Arc<Model> {
+        self.context.model()
+    }
+
+    /// Reads a prompt from a hard reset, in pieces; the last token's logits are then in row
+    /// `(prompt.len() - 1) % batch`. Gives whether it was read to the end.
+    pub(super) fn read_prompt(
+        &mut self,
+        prompt: &[u32],
+        after_piece: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        check_room(&self.name, prompt.len(), self.context_tokens())?;
+        self.context.clear();
+        let piece_tokens = self.context.batch_tokens();
+        for (i, piece) in prompt.chunks(piece_tokens).enumerate() {
+            let done = i * piece_tokens + piece.len();
+            let outputs = if done == prompt.len() { Outputs::Last } else { Outputs::None };
+            let decoded = self.context.decode(piece, i * piece_tokens, outputs);
+            decoded.map_err(|reason| self.decode_error(reason))?;
+            if after_piece(done).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Decodes one generated token at a position; its logits are then in row 0.
+    pub(super) fn step(&mut self, id: u32, position: usize) -> Result<()> {
+        self.context.decode(&[id], position, Outputs::Last).map_err(|reason| self.decode_error(reason))
+    }
+
+    /// The row the last token of a prompt of that length has its logits in.
+    pub(super) fn last_row(&self, prompt_tokens: usize) -> usize {
+        (prompt_tokens - 1) % self.context.batch_tokens()
+    }
+
+    pub(super) fn logits(&self, row: usize) -> Result<&[f32]> {
+        self.context.logits(row).ok_or_else(|| self.decode_error(format!("no logits in row {row}")))
+    }
+
+    pub(super) fn decode_error(&self, reason: impl Into<String>) -> Error {
+        Error::Decode { expert: self.name.clone(), reason: reason.into() }
+    }
+}
+
+/// Rows of logits to hold at once: 64 MiB of them, so that a large vocabulary is read in smaller pieces.
+fn all_logits_rows(vocabulary_rows: usize) -> u32 {
+    u32::try_from((64 << 20) / (4 * vocabulary_rows.max(1))).unwrap_or(u32::MAX).max(1)
+}
+
+/// ln softmax(logits)[id], summed in f64.
+fn log_prob(logits: &[f32], id: u32) -> f64 {
+    let Some(&logit) = logits.get(id as usize) else { return f64::NEG_INFINITY };
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&other| (f64::from(other) - max).exp()).sum();
+    f64::from(logit) - max - sum.ln()
+}
+
+/// Tokenizer and template of a file.
+pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let failed = |source| Error::Text { expert: name.to_owned(), source };
+    let tokenizer = Tokenizer::from_gguf(metadata).map_err(failed)?;
+    let Some(source) = metadata.get_str("tokenizer.chat_template") else { return Ok((tokenizer, None)) };
+    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).map(|token| token.to_string());
+    let bos = spelling(tokenizer.bos()).unwrap_or_default();
+    let eos = spelling(tokenizer.eos()).unwrap_or_default();
+    let template = ChatTemplate::from_source(source, &bos, &eos).map_err(failed)?;
+    Ok((tokenizer, Some(template)))
+}
+
+fn stop_ids(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+    let rows = u32::try_from(model.vocabulary_rows()).unwrap_or(0);
+    let mut ids: Vec<u32> = (0..rows).filter(|&id| model.ends_generation(id)).collect();
+    let closing = template.and_then(|template| text::end_of_turn(tokenizer, template).ok());
+    ids.extend(closing.into_iter().chain(tokenizer.eos()));
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// What a card's `num_ctx` means: 0 is the smaller of 4096 and what the model was trained on.
+pub(super) fn context_size(asked: u32, trained: u32) -> u32 {
+    if asked > 0 { asked } else { trained.clamp(1, 4096) }
+}
+
+/// Checks with llama.cpp itself that it knows the file's architecture and vocabulary, without its weights.
+pub(crate) fn check_vocabulary(name: &str, path: &Path) -> Result<()> {
+    processor::check()?;
+    ffi::start();
+    let loaded = Model::load(path, Some(0), ffi::Part::Vocabulary, &mut |_| true);
+    let path: PathBuf = path.to_owned();
+    loaded.map(|_| ()).map_err(|reason| Error::Load { expert: name.to_owned(), path, reason })
 }
