@@ -1,1 +1,33 @@
-fn main() {}
+//! `tune`: train an adapter, export it to a checked GGUF, run it as an expert.
+//!
+//! This crate owns argv, recipes, the environment, the terminal and exit codes; the work is in the
+//! libraries beside it.  One file a command, in `commands`.
+
+mod bytes;
+mod cli;
+mod commands;
+mod failure;
+mod pipeline_file;
+mod interrupt;
+mod recipe;
+mod run_record;
+mod show;
+mod terminal;
+mod toml_file;
+mod verifier;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    failure::exit_70_on_panic();
+    let arguments = cli::Arguments::parse();
+    let mut terminal = terminal::Terminal::new(arguments.json);
+    match commands::run(arguments.command, &mut terminal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal.failure(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}

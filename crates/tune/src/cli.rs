@@ -1,0 +1,90 @@
+//! argv.
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Train an adapter on an open model, export it to a checked GGUF, run it as an expert.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print events as JSON, one object a line, on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter as a recipe says
+    Train(Train),
+    /// Merge, quantise and check: one GGUF that an engine can run
+    Export(Export),
+    /// Run a pipeline of experts over a file, one expert in memory at a time
+    Run(Run),
+    /// Serve experts and pipelines: Ollama's API and a web page
+    Serve(Serve),
+    /// Show what is in a GGUF, a checkpoint, an adapter, a run or a receipt
+    Inspect(Inspect),
+    /// Check this machine: what it has, what it lacks, and the remedy
+    Doctor,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Train {
+    /// The recipe, such as recipes/quickstart.toml
+    pub recipe: PathBuf,
+    /// Continue an interrupted run from its last checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Where the run is kept [default: runs/<name of the recipe>]
+    #[arg(long)]
+    pub run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Export {
+    /// A run (runs/quickstart), or a base model's folder to export without an adapter
+    pub source: PathBuf,
+    /// q4_k_m, q5_k_m, q6_k, q8_0, q4_0, bf16, f16 or f32 [default: the recipe's, or q4_k_m]
+    #[arg(long)]
+    pub quant: Option<String>,
+    /// Where the result is written [default: <run>/export; for a base: runs/<its name>/export]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Replace an export that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// The pipeline, such as recipes/pipeline.toml
+    pub pipeline: PathBuf,
+    /// The text to process: a file, or - for standard input
+    #[arg(long)]
+    pub input: PathBuf,
+    /// Where runs are kept, a folder each [default: runs/pipelines]
+    #[arg(long)]
+    pub runs: Option<PathBuf>,
+    /// Continue the run of this id, as printed when it began
+    #[arg(long)]
+    pub resume: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// Pipelines to offer; their experts are offered too
+    pub pipelines: Vec<PathBuf>,
+    /// The address; beyond this machine (not 127.0.0.1) a key in TUNE_API_KEY is required
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    #[arg(long, default_value_t = 11435)]
+    pub port: u16,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// A .gguf, a .safetensors, a model's folder, an adapter's folder, a run or a receipt.json
+    pub path: PathBuf,
+}

@@ -1,0 +1,205 @@
+//! `tune export`: a run (or a base alone) in, one checked GGUF out.
+
+use crate::bytes;
+use crate::cli::Export;
+use crate::failure::Failure;
+use crate::recipe::Recipe;
+use crate::run_record;
+use crate::show;
+use crate::terminal::Terminal;
+use crate::toml_file;
+use crate::verifier::EngineVerifier;
+use exporter::{Event, Figures, GateFigures, Limits, Provenance, Receipt, Reference, Request, Template};
+use model::policy::Quant;
+use std::path::{Path, PathBuf};
+
+/// The context of an expert whose recipe states none.
+const DEFAULT_NUM_CTX: usize = 4096;
+
+/// Exports a run's adapter merged into its base, or a base model's folder as it is.
+pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
+    if let Some(name) = &arguments.quant {
+        quant(name)?; // a misspelt name is found before anything is read
+    }
+    let request = request(arguments)?;
+    refuse_to_replace(&request, arguments)?;
+    terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
+    let source = arguments.source.clone();
+    let result = exporter::export(&request, &EngineVerifier::new(), &mut |event| show(terminal, &event));
+    terminal.clear_bar();
+    let receipt = result.map_err(|error| failure(&error, &source))?;
+    finished(terminal, &request, &receipt);
+    Ok(())
+}
+
+fn quant(name: &str) -> Result<Quant, Failure> {
+    Quant::parse(name).map_err(|error| {
+        let valid = Quant::ALL.iter().map(|quant| quant.name());
+        let failure = Failure::new(error);
+        match toml_file::nearest(&name.to_lowercase(), valid) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure,
+        }
+    })
+}
+
+fn request(arguments: &Export) -> Result<Request, Failure> {
+    let source = &arguments.source;
+    if source.join("recipe.toml").is_file() {
+        return run_request(arguments);
+    }
+    if source.join("config.json").is_file() {
+        return base_request(arguments);
+    }
+    Err(Failure::new(format!("{} is neither a run nor a model's folder", source.display()))
+        .hint("a run has recipe.toml and adapter/, a model's folder has config.json"))
+}
+
+/// Everything about a run comes from the recipe and the record kept beside it.
+fn run_request(arguments: &Export) -> Result<Request, Failure> {
+    let run_dir = &arguments.source;
+    let recipe_path = run_dir.join("recipe.toml");
+    let recipe = Recipe::read(&recipe_path)?;
+    let outcome = run_record::finished(run_dir)?;
+    let name = recipe.expert.name.clone().unwrap_or_else(|| Recipe::run_name(run_dir));
+    let evaluation = match &recipe.eval.test {
+        Some(path) => run_record::conversations(path, recipe.eval.rows)?,
+        None => Vec::new(),
+    };
+    let figures = |figure: Option<trainer::ExactMatch>| {
+        figure.map(|f| Figures { n_rows: f.rows, n_exact: f.matched, mean_nll: None })
+    };
+    Ok(Request {
+        adapter: Some(run_dir.join("adapter")),
+        output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
+        quant: quant(arguments.quant.as_deref().unwrap_or(&recipe.export.quant))?,
+        name,
+        tokenizer: recipe.model.base.clone(),
+        template: Template::FromTokenizer,
+        num_ctx: recipe.expert.num_ctx.map_or(DEFAULT_NUM_CTX, |n| n as usize),
+        system: recipe.expert.system.clone(),
+        evaluation,
+        reference: Reference {
+            base: figures(outcome.base_exact_match),
+            adapter: figures(outcome.adapter_exact_match),
+        },
+        limits: Limits { max_exact_drop_points: Some(recipe.export.max_exact_match_drop), ..Limits::default() },
+        provenance: Provenance {
+            base_name: Some(recipe.model.base.display().to_string()),
+            recipe_blake3: Some(formats::hash::blake3_file(&recipe_path)?),
+            dataset_name: recipe.data.files().first().map(|path| path.display().to_string()),
+            steps: Some(outcome.steps),
+            ..Provenance::default()
+        },
+        base: recipe.model.base,
+    })
+}
+
+fn base_request(arguments: &Export) -> Result<Request, Failure> {
+    let base = arguments.source.clone();
+    let name = Recipe::run_name(&base);
+    Ok(Request {
+        adapter: None,
+        output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
+        quant: quant(arguments.quant.as_deref().unwrap_or("q4_k_m"))?,
+        tokenizer: base.clone(),
+        template: Template::FromTokenizer,
+        num_ctx: DEFAULT_NUM_CTX,
+        system: None,
+        evaluation: Vec::new(),
+        reference: Reference::default(),
+        limits: Limits::NONE,
+        provenance: Provenance { base_name: Some(name.clone()), ..Provenance::default() },
+        name,
+        base,
+    })
+}
+
+fn target(request: &Request) -> PathBuf {
+    request.output.join(request.file_name())
+}
+
+fn refuse_to_replace(request: &Request, arguments: &Export) -> Result<(), Failure> {
+    let file = target(request);
+    if file.exists() && !arguments.force {
+        return Err(Failure::new(format!("{} is there already", file.display()))
+            .hint("replace it with --force, or write elsewhere with --out"));
+    }
+    Ok(())
+}
+
+fn failure(error: &exporter::Error, source: &Path) -> Failure {
+    let failure = Failure::new(error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None if source.join("recipe.toml").is_file() => failure.hint("the run and its adapter are as they were"),
+        None => failure,
+    }
+}
+
+fn show(terminal: &mut Terminal, event: &Event) {
+    if terminal.is_json() {
+        terminal.json(event);
+        return;
+    }
+    match event {
+        Event::Planned { n_tensors, n_merged, file_bytes, free_bytes, bits_per_weight, .. } => terminal.row(
+            "plan",
+            format!(
+                "{n_tensors} tensors, {n_merged} merged · {} ({bits_per_weight:.2} bits a weight) · {} free on the disk",
+                bytes::show(*file_bytes),
+                bytes::show(*free_bytes)
+            ),
+        ),
+        Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes } => {
+            let line = format!("{}/{n_tensors} {name} {type_name}", index + 1);
+            terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
+        }
+        Event::ReadBack { n_rows, seconds } => {
+            terminal.row("check", format!("read back, {n_rows} rows compared, {} so far", show::seconds(*seconds)));
+        }
+        Event::Loaded { seconds } => {
+            terminal.row("check", format!("llama.cpp loaded it in {}", show::seconds(*seconds)));
+        }
+        Event::GateRow { index, n_rows, .. } => {
+            let line = format!("held-out rows answered by the exported file: {}/{n_rows}", index + 1);
+            terminal.progress_on_screen(*index as u64 + 1, *n_rows as u64, &line);
+        }
+        Event::Gate { figures, adapter } => gate(terminal, figures, *adapter),
+        Event::Finished { .. } => {}
+    }
+}
+
+fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
+    if figures.n_rows == 0 {
+        return;
+    }
+    terminal.row("match", format!("exact match of the exported file: {}", show::share(figures.n_exact, figures.n_rows)));
+    if let Some(adapter) = adapter {
+        terminal.more(format!("before the export, with the adapter: {}", show::share(adapter.n_exact, adapter.n_rows)));
+    }
+    if let Some(nll) = figures.mean_nll {
+        terminal.more(format!(
+            "mean loss {nll:.4} over {} tokens · {} answers of {} ended by themselves",
+            show::count(figures.n_target_tokens as u64),
+            figures.n_stopped,
+            figures.n_rows
+        ));
+    }
+}
+
+fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
+    let types: Vec<String> = receipt.types.iter().map(|t| format!("{} {}", t.n_tensors, t.type_name)).collect();
+    terminal.row("types", types.join(" · "));
+    terminal.row(
+        "wrote",
+        format!(
+            "{} ({}) in {}",
+            target(request).display(),
+            bytes::show(receipt.file_bytes),
+            show::seconds(receipt.times.total_s)
+        ),
+    );
+    terminal.more(format!("{}, {}", request.output.join("Modelfile").display(), request.output.join("receipt.json").display()));
+    terminal.row("next", "tune run recipes/pipeline.toml --input FILE, or tune serve recipes/pipeline.toml");
+}

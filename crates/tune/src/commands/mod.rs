@@ -1,0 +1,24 @@
+//! One file a command.
+
+mod doctor;
+mod export;
+mod inspect;
+mod run;
+mod serve;
+mod train;
+
+use crate::cli::Command;
+use crate::failure::Failure;
+use crate::terminal::Terminal;
+
+/// Runs the command that argv asked for.
+pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
+    match command {
+        Command::Train(arguments) => train::run(&arguments, terminal),
+        Command::Export(arguments) => export::run(&arguments, terminal),
+        Command::Run(arguments) => run::run(&arguments, terminal),
+        Command::Serve(arguments) => serve::run(&arguments, terminal),
+        Command::Inspect(arguments) => inspect::run(&arguments, terminal),
+        Command::Doctor => doctor::run(terminal),
+    }
+}

@@ -1,0 +1,64 @@
+//! `tune serve`: experts and pipelines over HTTP, and the web page.
+
+use crate::cli::Serve;
+use crate::failure::Failure;
+use crate::pipeline_file;
+use crate::show;
+use crate::terminal::Terminal;
+use runner::engine::llama::LlamaEngine;
+use runner::http::{ServeConfig, ServeEvent, serve};
+use runner::residency::ResidencyEvent;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// An expert that nobody asks for is unloaded after this long, as Ollama does.
+const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+const MAX_QUEUE: usize = 64;
+
+/// Serves until Ctrl-C.
+pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
+    let registry = pipeline_file::registry();
+    let pipelines = arguments.pipelines.iter().map(|path| pipeline_file::read(path, &registry));
+    let config = ServeConfig {
+        address: SocketAddr::new(arguments.host, arguments.port),
+        api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
+        engine: Box::new(LlamaEngine::new()?),
+        registry,
+        pipelines: pipelines.collect::<Result<_, _>>()?,
+        runs: pipeline_file::runs(),
+        keep_alive: KEEP_ALIVE,
+        max_queue: MAX_QUEUE,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (events, shown) = std::sync::mpsc::channel();
+    let stop = async {
+        // Without a handler Ctrl-C just ends the process.
+        drop(tokio::signal::ctrl_c().await);
+    };
+    let server = runtime.spawn(serve(config, stop, Box::new(move |event: ServeEvent| drop(events.send(event)))));
+    for event in shown {
+        show_event(terminal, &event);
+    }
+    let ended = runtime.block_on(server)?;
+    ended.map_err(|error| match error {
+        runner::Error::Listen { .. } => Failure::new(error).hint("choose another port with --port"),
+        other => Failure::new(other),
+    })
+}
+
+fn show_event(terminal: &mut Terminal, event: &ServeEvent) {
+    match event {
+        ServeEvent::Listening { address } => {
+            terminal.row("serving", format!("http://{address}"));
+            terminal.more("Ollama's API under /api, runs under /api/pipelines; Ctrl-C ends it");
+        }
+        ServeEvent::Request { line, status, ms } => {
+            terminal.row("request", format!("{line} {status} {}", show::seconds(ms / 1e3)));
+        }
+        ServeEvent::Residency(ResidencyEvent::Loaded { expert, load_ms, .. }) => {
+            terminal.row("loaded", format!("{expert} in {}", show::seconds(load_ms / 1e3)));
+        }
+        ServeEvent::Residency(ResidencyEvent::Unloaded { expert, .. }) => terminal.row("unloaded", expert),
+        ServeEvent::Residency(_) => {}
+    }
+}

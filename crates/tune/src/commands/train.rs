@@ -1,0 +1,237 @@
+//! `tune train`: a recipe in, an adapter out.
+
+use crate::bytes;
+use crate::cli::Train;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::recipe::Recipe;
+use crate::show;
+use crate::terminal::Terminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, StepReport, Weights};
+use trainer::{Event, Start};
+
+/// Where no screen shows a progress bar, a line of progress at most this often.
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
+
+/// Trains as the recipe says, into `runs/<name of the recipe>` unless told otherwise.
+pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
+    let recipe = Recipe::read(&arguments.recipe)?;
+    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| default_run_dir(&arguments.recipe));
+    let start = if arguments.resume { Start::Resume } else { Start::Fresh };
+    let options = recipe.options(run_dir.clone(), start)?;
+    let cancel = interrupt::flag();
+
+    terminal.row("recipe", format!("{} → {}", arguments.recipe.display(), run_dir.display()));
+    let mut view = View { terminal, recipe: &arguments.recipe, run_dir: &run_dir, last_line: None, kept: Ok(()) };
+    let outcome = trainer::train(&options, &mut |event| view.show(event), &cancel);
+    view.terminal.clear_bar();
+    view.kept?;
+    match outcome {
+        Ok(outcome) if outcome.is_finished => Ok(()),
+        Ok(outcome) => Err(Failure::interrupted(format!(
+            "stopped after step {} of {}; nothing is lost",
+            outcome.steps, outcome.total_steps
+        ))
+        .hint(format!("continue with: tune train {} --resume", arguments.recipe.display()))),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn default_run_dir(recipe: &Path) -> PathBuf {
+    Path::new("runs").join(Recipe::run_name(recipe))
+}
+
+fn failure(error: &trainer::Error) -> Failure {
+    let failure = Failure::new(error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// A run's events on the terminal.
+struct View<'a> {
+    terminal: &'a mut Terminal,
+    recipe: &'a Path,
+    run_dir: &'a Path,
+    last_line: Option<Instant>,
+    /// Whether the recipe could be kept beside the run, where `tune export` looks for it.
+    kept: Result<(), Failure>,
+}
+
+impl View<'_> {
+    fn show(&mut self, event: Event) {
+        if matches!(event, Event::Plan(_)) {
+            self.kept = keep_recipe(self.recipe, self.run_dir);
+        }
+        if self.terminal.is_json() {
+            self.terminal.json(&event);
+            return;
+        }
+        match event {
+            Event::Data(data) => self.data(&data),
+            Event::Plan(plan) => self.plan(&plan),
+            Event::Loading { done, total } => {
+                self.terminal.progress_on_screen(done as u64, total as u64, "reading the base");
+            }
+            Event::Resumed { step, total_steps } => {
+                self.terminal.row("resume", format!("from step {step} of {total_steps}"));
+            }
+            Event::CheckpointDamaged { path, reason } => {
+                self.terminal.warning(format!("passed over the checkpoint {}: {reason}", path.display()));
+            }
+            Event::AlreadyFinished(outcome) => {
+                self.terminal.row("done", "this run had finished before; nothing was done");
+                self.finished(&outcome);
+            }
+            Event::Step(step) => self.step(&step),
+            Event::StepSkipped { step, count, what } => {
+                self.terminal.warning(format!("step {step} skipped ({count} so far): {what} is not finite"));
+            }
+            Event::Validation { step, loss, is_best } => self.validation(step, loss, is_best),
+            Event::Answering { weights, done, total } => {
+                let line = format!("held-out rows answered by {}: {done}/{total}", name(weights));
+                self.terminal.progress_on_screen(done as u64, total as u64, &line);
+            }
+            Event::ExactMatch(figure) => self.exact_match(figure),
+            Event::Sample { weights, prompt, expected, answer } => self.sample(weights, &prompt, &expected, &answer),
+            Event::Checkpoint { .. } => {}
+            Event::Warning { message } => self.terminal.warning(message),
+            Event::Finished(outcome) => self.finished(&outcome),
+            _ => {}
+        }
+    }
+
+    fn data(&mut self, data: &DataSummary) {
+        self.terminal.row(
+            "data",
+            format!(
+                "{} rows · {} tokens, {} of them learnt · longest row {} · {} rows for validation, {} for the test",
+                show::count(data.train_rows as u64),
+                show::count(data.train_tokens),
+                show::count(data.target_tokens),
+                data.longest_row_tokens,
+                data.validation_rows,
+                data.test_rows
+            ),
+        );
+        for (rows, what) in [(data.dropped_rows, "left out"), (data.truncated_rows, "cut")] {
+            if rows > 0 {
+                self.terminal.warning(format!("{rows} rows are {what}: longer than data.max_seq_len"));
+            }
+        }
+    }
+
+    fn plan(&mut self, plan: &PlanTable) {
+        let budget = plan.budget_bytes.map_or_else(String::new, |b| format!(" of {}", bytes::show(b)));
+        self.terminal.row(
+            "plan",
+            format!(
+                "{}{budget} · {} steps of {} rows · {} parameters trained",
+                bytes::show(plan.total_bytes),
+                show::count(plan.total_steps),
+                plan.rows_per_step,
+                show::count(plan.trained_parameters)
+            ),
+        );
+        for (what, size) in &plan.rows {
+            self.terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
+        }
+    }
+
+    fn step(&mut self, step: &StepReport) {
+        let line = step_line(step);
+        let is_due = self.last_line.is_none_or(|at| at.elapsed() >= BETWEEN_LINES) || step.step == step.total_steps;
+        if is_due {
+            self.last_line = Some(Instant::now());
+            self.terminal.progress(step.step, step.total_steps, &line);
+        } else {
+            self.terminal.progress_on_screen(step.step, step.total_steps, &line);
+        }
+    }
+
+    fn validation(&mut self, step: u64, loss: f64, is_best: bool) {
+        let mark = if is_best && step > 0 { " · best so far" } else { "" };
+        self.terminal.row("check", format!("step {step} · validation loss {loss:.4}{mark}"));
+    }
+
+    fn exact_match(&mut self, figure: ExactMatch) {
+        self.terminal.row(
+            "match",
+            format!(
+                "exact match of {}: {} in {}",
+                name(figure.weights),
+                show::share(figure.matched, figure.rows),
+                show::seconds(figure.seconds)
+            ),
+        );
+    }
+
+    fn sample(&mut self, weights: Weights, prompt: &str, expected: &str, answer: &str) {
+        self.terminal.row("sample", one_line(prompt));
+        self.terminal.more(format!("{} answers   {}", name(weights), one_line(answer)));
+        if answer.trim() != expected.trim() {
+            self.terminal.more(format!("expected was  {}", one_line(expected)));
+        }
+    }
+
+    fn finished(&mut self, outcome: &Outcome) {
+        let (Some(adapter), true) = (&outcome.adapter_dir, outcome.is_finished) else { return };
+        if let (Some(before), Some(after)) = (outcome.base_validation_loss, outcome.validation_loss) {
+            self.terminal.row("result", format!("validation loss {before:.4} → {after:.4}"));
+        }
+        if let (Some(before), Some(after)) = (outcome.base_exact_match, outcome.adapter_exact_match) {
+            let percent = |figure: ExactMatch| 100.0 * figure.share();
+            self.terminal.row("result", format!("exact match {:.1} % → {:.1} %", percent(before), percent(after)));
+        }
+        if let Some(measured) = outcome.memory_bytes {
+            let planned = bytes::show(outcome.planned_bytes);
+            self.terminal.row("memory", format!("{} used, {planned} planned", bytes::show(measured)));
+        }
+        self.terminal.row(
+            "wrote",
+            format!("{} ({}) in {}", adapter.display(), bytes::show(outcome.adapter_bytes), show::seconds(outcome.seconds)),
+        );
+        self.terminal.row("next", format!("tune export {} --quant q4_k_m", self.run_dir.display()));
+    }
+}
+
+fn step_line(step: &StepReport) -> String {
+    let validation = step.validation_loss.map_or_else(String::new, |loss| format!(" · val {loss:.3}"));
+    let used = step.memory_bytes.map_or_else(|| "?".into(), bytes::show);
+    format!(
+        "step {}/{} · loss {:.4}{validation} · lr {:.2e} · grad {:.3} · {} tokens/s · {used} of {} · {} left",
+        step.step,
+        step.total_steps,
+        step.loss,
+        step.learning_rate,
+        step.grad_norm,
+        show::count(step.tokens_per_second as u64),
+        bytes::show(step.planned_bytes),
+        show::seconds(step.eta_seconds)
+    )
+}
+
+fn name(weights: Weights) -> &'static str {
+    match weights {
+        Weights::Base => "the base",
+        Weights::Adapter => "the adapter",
+    }
+}
+
+/// A sample on one line, cut where it would fill the screen.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if flat.chars().count() <= LONGEST { flat } else { flat.chars().take(LONGEST).chain(['…']).collect() }
+}
+
+/// The recipe as it was, so that the run can be exported and understood without the original.
+fn keep_recipe(recipe: &Path, run_dir: &Path) -> Result<(), Failure> {
+    let text = std::fs::read(recipe)?;
+    std::fs::create_dir_all(run_dir)?;
+    formats::atomic::write_file(&run_dir.join("recipe.toml"), |file| std::io::Write::write_all(file, &text))?;
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! `recipe.toml`: everything a run is told, in one file.  Unknown keys are errors.
+
+use crate::bytes;
+use crate::failure::Failure;
+use crate::toml_file::{self, Aliases};
+use serde::{Deserialize, Deserializer};
+use std::path::{Path, PathBuf};
+use trainer::options::{
+    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions,
+};
+use trainer::{Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+
+/// The whole recipe, one field a table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub model: ModelTable,
+    #[serde(default)]
+    pub adapter: AdapterTable,
+    pub data: DataTable,
+    #[serde(default)]
+    pub train: TrainTable,
+    #[serde(default)]
+    pub eval: EvalTable,
+    #[serde(default)]
+    pub budget: BudgetTable,
+    #[serde(default)]
+    pub export: ExportTable,
+    #[serde(default)]
+    pub expert: ExpertTable,
+}
+
+/// `[model]`: the base, and how its weights lie in memory while the adapter learns.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelTable {
+    pub base: PathBuf,
+    #[serde(default = "q4_k_m")]
+    pub quant: String,
+}
+
+/// `[adapter]`: LoRA's shape.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdapterTable {
+    pub rank: usize,
+    pub alpha: f32,
+    pub dropout: f32,
+    pub targets: Targets,
+}
+
+/// `"all-linear"` or a list of module names as `["q_proj", "v_proj"]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    Named(String),
+    List(Vec<String>),
+}
+
+/// `[data]`: rows and what of them is learnt.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataTable {
+    pub train: OneOrMore,
+    pub validation: Option<PathBuf>,
+    #[serde(default = "val_split")]
+    pub val_split: f32,
+    #[serde(default = "max_seq_len")]
+    pub max_seq_len: usize,
+    #[serde(default)]
+    pub on_too_long: OnTooLong,
+    #[serde(default)]
+    pub train_on: TrainOn,
+}
+
+/// One path or a list of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+/// `[train]`: the optimiser's road.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainTable {
+    pub epochs: Option<u32>,
+    pub max_steps: Option<u64>,
+    pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    pub learning_rate: f32,
+    pub scheduler: Scheduler,
+    /// Below 1 a share of all steps, from 1 on a number of steps.
+    pub warmup: f32,
+    pub weight_decay: f32,
+    pub max_grad_norm: f32,
+    pub seed: u64,
+    pub eval_every: u64,
+    pub checkpoint_every: u64,
+    pub keep_checkpoints: usize,
+}
+
+/// `[eval]`: held-out rows whose answers are generated and compared, for the base, the adapter and the export.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalTable {
+    pub test: Option<PathBuf>,
+    pub rows: usize,
+    pub max_new_tokens: usize,
+}
+
+/// `[budget]`: the memory a run may use.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BudgetTable {
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
+    #[serde(deserialize_with = "size")]
+    pub reserve: u64,
+}
+
+/// `[export]`: what `tune export` writes when it is not told otherwise, and what it refuses.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportTable {
+    pub quant: String,
+    /// The most points of exact match that the exported file may lose against the adapter.
+    pub max_exact_match_drop: f64,
+}
+
+/// `[expert]`: how the result is run.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExpertTable {
+    pub name: Option<String>,
+    pub num_ctx: Option<u32>,
+    pub system: Option<String>,
+}
+
+impl Default for AdapterTable {
+    fn default() -> AdapterTable {
+        AdapterTable { rank: 16, alpha: 32.0, dropout: 0.0, targets: Targets::Named("all-linear".into()) }
+    }
+}
+
+impl Default for TrainTable {
+    fn default() -> TrainTable {
+        TrainTable {
+            epochs: None,
+            max_steps: None,
+            batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 2e-4,
+            scheduler: Scheduler::Cosine,
+            warmup: 0.03,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            seed: 42,
+            eval_every: 50,
+            checkpoint_every: 50,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl Default for EvalTable {
+    fn default() -> EvalTable {
+        EvalTable { test: None, rows: 200, max_new_tokens: 128 }
+    }
+}
+
+impl Default for BudgetTable {
+    fn default() -> BudgetTable {
+        BudgetTable { memory: 8 << 30, reserve: 800 << 20 }
+    }
+}
+
+impl Default for ExportTable {
+    fn default() -> ExportTable {
+        ExportTable { quant: q4_k_m(), max_exact_match_drop: 2.0 }
+    }
+}
+
+fn q4_k_m() -> String {
+    "q4_k_m".into()
+}
+fn val_split() -> f32 {
+    0.05
+}
+fn max_seq_len() -> usize {
+    2048
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => Ok(bytes),
+        Size::Text(text) => bytes::parse(&text).map_err(serde::de::Error::custom),
+    }
+}
+
+/// Keys of axolotl, torchtune, mlx-lm, LLaMA-Factory and Unsloth, and where the same is said here.
+const ALIASES: Aliases = &[
+    ("base_model", "model.base"),
+    ("model_name_or_path", "model.base"),
+    ("load_in_4bit", "model.quant"),
+    ("quantization_bit", "model.quant"),
+    ("datasets", "data.train"),
+    ("dataset", "data.train"),
+    ("sequence_len", "data.max_seq_len"),
+    ("max_seq_length", "data.max_seq_len"),
+    ("cutoff_len", "data.max_seq_len"),
+    ("val_set_size", "data.val_split"),
+    ("val_size", "data.val_split"),
+    ("eval_split", "data.val_split"),
+    ("excess_length_strategy", "data.on_too_long"),
+    ("train_on_inputs", "data.train_on (with the opposite meaning)"),
+    ("train_on_prompt", "data.train_on (with the opposite meaning)"),
+    ("mask_prompt", "data.train_on"),
+    ("lora_r", "adapter.rank"),
+    ("lora_rank", "adapter.rank"),
+    ("r", "adapter.rank"),
+    ("lora_alpha", "adapter.alpha"),
+    ("lora_dropout", "adapter.dropout"),
+    ("scale", "adapter.alpha (alpha = scale x rank)"),
+    ("lora_target", "adapter.targets"),
+    ("target_modules", "adapter.targets"),
+    ("lora_target_modules", "adapter.targets"),
+    ("micro_batch_size", "train.batch_size"),
+    ("per_device_train_batch_size", "train.batch_size"),
+    ("grad_accumulation_steps", "train.gradient_accumulation_steps"),
+    ("num_epochs", "train.epochs"),
+    ("num_train_epochs", "train.epochs"),
+    ("iters", "train.max_steps"),
+    ("lr", "train.learning_rate"),
+    ("lr_scheduler", "train.scheduler"),
+    ("lr_scheduler_type", "train.scheduler"),
+    ("lr_schedule", "train.scheduler"),
+    ("warmup_ratio", "train.warmup (below 1: a ratio, from 1: steps)"),
+    ("warmup_steps", "train.warmup (below 1: a ratio, from 1: steps)"),
+];
+
+impl Recipe {
+    /// Reads and checks the file.
+    pub fn read(path: &Path) -> Result<Recipe, Failure> {
+        toml_file::read(path, ALIASES)
+    }
+
+    /// The trainer's options; what the recipe leaves open is decided here.
+    ///
+    /// # Errors
+    /// Both `epochs` and `max_steps` are given.
+    pub fn options(&self, run_dir: PathBuf, start: Start) -> Result<Options, Failure> {
+        Ok(Options {
+            run_dir,
+            start,
+            model: ModelOptions { base: self.model.base.clone(), quant: self.model.quant.clone() },
+            adapter: self.adapter.options(),
+            data: self.data.options(self.eval.test.clone()),
+            train: self.train.options()?,
+            budget: BudgetOptions {
+                memory_bytes: Some(self.budget.memory),
+                reserve_bytes: self.budget.reserve,
+            },
+            eval: EvalOptions {
+                exact_match_rows: if self.eval.test.is_some() { self.eval.rows } else { 0 },
+                max_new_tokens: self.eval.max_new_tokens,
+                ..EvalOptions::default()
+            },
+        })
+    }
+
+    /// `recipes/poet.toml` trains into `runs/poet`.
+    pub fn run_name(path: &Path) -> String {
+        path.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+impl AdapterTable {
+    fn options(&self) -> AdapterOptions {
+        let targets = match &self.targets {
+            Targets::Named(name) => vec![name.clone()],
+            Targets::List(names) => names.clone(),
+        };
+        AdapterOptions { rank: self.rank, alpha: self.alpha, dropout: self.dropout, targets }
+    }
+}
+
+impl DataTable {
+    /// The training files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.train {
+            OneOrMore::One(path) => vec![path.clone()],
+            OneOrMore::More(paths) => paths.clone(),
+        }
+    }
+
+    fn options(&self, test: Option<PathBuf>) -> DataOptions {
+        DataOptions {
+            train: self.files(),
+            validation: self.validation.clone(),
+            test,
+            val_split: self.val_split,
+            max_seq_len: self.max_seq_len,
+            on_too_long: self.on_too_long,
+            train_on: self.train_on,
+        }
+    }
+}
+
+impl TrainTable {
+    fn options(&self) -> Result<TrainOptions, Failure> {
+        let length = match (self.epochs, self.max_steps) {
+            (Some(_), Some(_)) => {
+                return Err(Failure::new("`train.epochs` and `train.max_steps` are both given").hint("keep one"));
+            }
+            (Some(epochs), None) => Length::Epochs(epochs),
+            (None, Some(steps)) => Length::MaxSteps(steps),
+            (None, None) => Length::Epochs(1),
+        };
+        let warmup = if self.warmup < 1.0 { Warmup::Ratio(self.warmup) } else { Warmup::Steps(self.warmup as u64) };
+        Ok(TrainOptions {
+            length,
+            batch_size: self.batch_size,
+            gradient_accumulation_steps: self.gradient_accumulation_steps,
+            learning_rate: self.learning_rate,
+            scheduler: self.scheduler,
+            warmup,
+            weight_decay: self.weight_decay,
+            clip: self.max_grad_norm,
+            seed: self.seed,
+            eval_every: self.eval_every,
+            checkpoint_every: self.checkpoint_every,
+            keep: self.keep_checkpoints,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn check(text: &str, expected: Expect) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("r.toml");
+        std::fs::write(&path, text).expect("a file in a temporary folder");
+        let shown = match Recipe::read(&path) {
+            Ok(recipe) => format!("{} rank {} lr {}", recipe.model.base.display(), recipe.adapter.rank, recipe.train.learning_rate),
+            Err(f) => format!("{}\nhint: {}", f.message, f.hint.unwrap_or_default()),
+        };
+        expected.assert_eq(&shown.replace(&folder.path().display().to_string(), "DIR"));
+    }
+
+    const GOOD: &str = "[model]\nbase = \"b\"\n[data]\ntrain = \"t\"\n";
+
+    #[test]
+    fn defaults_are_what_people_expect() {
+        check(GOOD, expect!["b rank 16 lr 0.0002"]);
+    }
+
+    #[test]
+    fn an_unknown_key_names_line_and_nearest_key() {
+        check(&format!("{GOOD}[train]\nlerning_rate = 1.0\n"), expect![[""]]);
+        check(&format!("{GOOD}[train]\nmicro_batch_size = 1\n"), expect![[""]]);
+        check("[modle]\nbase = \"b\"\n", expect![[""]]);
+    }
+
+    #[test]
+    fn a_wrong_type_names_line_and_what_is_expected() {
+        check(&format!("{GOOD}[adapter]\nrank = \"sixteen\"\n"), expect![[""]]);
+        check(&format!("{GOOD}[budget]\nmemory = \"8 potatoes\"\n"), expect![[""]]);
+        check("[model\n", expect![[""]]);
+        check("[model]\nbase = \"b\"\n", expect![[""]]);
+    }
+}

@@ -1,0 +1,54 @@
+//! Numbers as people read them.
+
+use std::time::Duration;
+
+/// `12,345`
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let whole = time.as_secs();
+    match seconds {
+        s if s < 10.0 => format!("{s:.2} s"),
+        s if s < 100.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// [`duration`] of a number of seconds; what is no time at all is shown as `?`.
+pub fn seconds(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| "?".into(), duration)
+}
+
+/// `97.5 % (195 of 200)`
+pub fn share(part: usize, whole: usize) -> String {
+    format!("{:.1} % ({part} of {whole})", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_and_times_rounded() {
+        assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(seconds(0.4211), "0.42 s");
+        assert_eq!(seconds(12.34), "12.3 s");
+        assert_eq!(seconds(245.0), "4 min 05 s");
+        assert_eq!(seconds(7380.0), "2 h 03 min");
+        assert_eq!(seconds(f64::INFINITY), "?");
+        assert_eq!(share(195, 200), "97.5 % (195 of 200)");
+    }
+}

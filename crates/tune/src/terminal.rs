@@ -1,0 +1,160 @@
+//! The only module that prints.  Results go to standard output, everything else to standard error.
+
+use crate::failure::Failure;
+use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+const KEY_COLUMNS: usize = 8;
+const KEY: Style = AnsiColor::Cyan.on_default();
+const WARN: Style = AnsiColor::Yellow.on_default().bold();
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// Where a command's output goes, and how.
+pub struct Terminal {
+    json: bool,
+    colour: bool,
+    bar: Option<ProgressBar>,
+    /// Whether standard error is a person's screen: progress bars only there, plain lines otherwise.
+    interactive: bool,
+}
+
+impl Terminal {
+    pub fn new(json: bool) -> Terminal {
+        let interactive = std::io::stderr().is_terminal();
+        let colour = interactive && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Terminal { json, colour, bar: None, interactive }
+    }
+
+    /// Whether events are wanted as JSON instead of rows.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// One event of `--json`.
+    pub fn json(&mut self, event: &impl Serialize) {
+        if let Ok(line) = serde_json::to_string(event) {
+            self.result(&line);
+        }
+    }
+
+    /// A line of result on standard output.  A closed pipe ends the printing, not the work.
+    pub fn result(&mut self, line: &str) {
+        self.above_bar(|| drop(writeln!(std::io::stdout().lock(), "{line}")));
+    }
+
+    /// `plan     4.1 GiB of 7.2 GiB`: one word, then what there is to say.
+    pub fn row(&mut self, key: &str, text: impl AsRef<str>) {
+        self.line(KEY, key, text.as_ref());
+    }
+
+    /// A row that continues the one above.
+    pub fn more(&mut self, text: impl AsRef<str>) {
+        self.line(DIM, "", text.as_ref());
+    }
+
+    pub fn warning(&mut self, text: impl AsRef<str>) {
+        self.line(WARN, "warning", text.as_ref());
+    }
+
+    pub fn failure(&mut self, failure: &Failure) {
+        self.clear_bar();
+        if self.json {
+            self.json(&serde_json::json!({"event": "error", "message": failure.message, "hint": failure.hint}));
+        }
+        self.line_always(ERROR, "error", &failure.message);
+        if let Some(hint) = &failure.hint {
+            self.line_always(KEY, "hint", hint);
+        }
+    }
+
+    /// Shows `done` of `total`; on anything but a screen nothing is drawn and `line` is printed instead.
+    pub fn progress(&mut self, done: u64, total: u64, line: &str) {
+        if self.json {
+            return;
+        }
+        if !self.interactive {
+            self.more(line);
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(new_bar);
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(line.to_owned());
+    }
+
+    /// As [`Terminal::progress`], for work with so many updates that only a screen wants to see them.
+    pub fn progress_on_screen(&mut self, done: u64, total: u64, line: &str) {
+        if self.interactive {
+            self.progress(done, total, line);
+        }
+    }
+
+    pub fn clear_bar(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Text as it arrives from a model, made harmless for a terminal.
+    pub fn piece(&mut self, text: &str) {
+        if !self.json {
+            let mut out = std::io::stderr().lock();
+            drop(write!(out, "{}", harmless(text)).and_then(|()| out.flush()));
+        }
+    }
+
+    fn line(&mut self, style: Style, key: &str, text: &str) {
+        if !self.json {
+            self.line_always(style, key, text);
+        }
+    }
+
+    fn line_always(&mut self, style: Style, key: &str, text: &str) {
+        let padding = " ".repeat(KEY_COLUMNS.saturating_sub(key.chars().count()) + 1);
+        let text = harmless(text);
+        let shown = if self.colour {
+            format!("{}{key}{}{padding}{text}", style.render(), style.render_reset())
+        } else {
+            format!("{key}{padding}{text}")
+        };
+        self.above_bar(|| drop(writeln!(std::io::stderr().lock(), "{}", shown.trim_end())));
+    }
+
+    fn above_bar(&self, print: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:24.cyan/dim} {msg}") {
+        bar.set_style(style.progress_chars("━━─"));
+    }
+    bar
+}
+
+/// Text from files and models may hold escape sequences; on a terminal they are shown, not obeyed.
+pub fn harmless(text: &str) -> String {
+    let is_inert = |c: char| c == '\n' || c == '\t' || !c.is_control();
+    if text.chars().all(is_inert) {
+        return text.to_owned();
+    }
+    text.chars().map(|c| if is_inert(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn escape_sequences_of_a_model_are_shown_not_obeyed() {
+        assert_eq!(harmless("a\x1b[2Jb\n\u{9b}c"), "a\\u{1b}[2Jb\n\\u{9b}c");
+        assert_eq!(harmless("Grüße\t1"), "Grüße\t1");
+    }
+}

@@ -1,0 +1,59 @@
+//! Reads a TOML file into a type, and turns what is wrong with it into file, line, key and way out.
+
+use crate::failure::Failure;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+
+/// A recipe or pipeline is written by hand: anything larger is a mistaken path.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Keys that people know from other tools, and ours: `(theirs, ours)`.
+pub type Aliases = &'static [(&'static str, &'static str)];
+
+/// Reads and parses the file; an unknown key names the nearest valid one, or ours for another tool's.
+pub fn read<T: DeserializeOwned>(path: &Path, aliases: Aliases) -> Result<T, Failure> {
+    let text = text_of(path)?;
+    toml::from_str(&text).map_err(|error| explain(path, &text, &error, aliases))
+}
+
+fn text_of(path: &Path) -> Result<String, Failure> {
+    let cannot = |why: String| Failure::new(format!("cannot read {}: {why}", path.display()));
+    let size = std::fs::metadata(path).map_err(|e| cannot(e.to_string()))?.len();
+    if size > MAX_BYTES {
+        return Err(cannot(format!("{size} bytes is more than a hand-written file has")));
+    }
+    std::fs::read_to_string(path).map_err(|e| cannot(e.to_string()))
+}
+
+fn explain(path: &Path, text: &str, error: &toml::de::Error, aliases: Aliases) -> Failure {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text[..start].matches('\n').count() + 1;
+    let message = error.message();
+    let failure = Failure::new(format!("{}:{line}: {message}", path.display()));
+    match way_out(message, aliases) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The hint for an unknown key: the words in backticks of serde's message are the key, then the valid ones.
+fn way_out(message: &str, aliases: Aliases) -> Option<String> {
+    let mut words = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return None;
+    }
+    let unknown = words.next()?;
+    if let Some((_, ours)) = aliases.iter().find(|(theirs, _)| *theirs == unknown) {
+        return Some(format!("here it is called `{ours}`"));
+    }
+    nearest(unknown, words).map(|key| format!("did you mean `{key}`?"))
+}
+
+/// The candidate closest to `word`, if one is close enough to be what was meant.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}

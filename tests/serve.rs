@@ -1,0 +1,3 @@
+//! `tune serve`, asked over HTTP as Ollama's clients ask.
+
+mod harness;
