@@ -80,6 +80,15 @@ impl Rope {
         }
         table
     }
+
+    /// Cosines and sines of position · frequency, each (n_positions, D / 2).
+    ///
+    /// The angle is rounded to f32 before the cosine, as transformers and llama.cpp do.
+    pub fn tables(&self, head_dim: usize, n_positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let frequencies = self.inverse_frequencies(head_dim);
+        let angles = (0..n_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+    }
 }
 
 fn plain_inverse_frequencies(theta: f64, head_dim: usize) -> Vec<f32> {

@@ -1,15 +1,27 @@
 //! Decoding with a key-value cache on the quantised base, with or without an adapter.
+//!
+//! Several sequences decode side by side: one forward pass reads, of every sequence, what is new in it, be it one
+//! token or a chunk of a prompt. A sequence that ends gives its place to the next prompt.
 
 mod sampler;
+mod schedule;
+mod sizes;
+mod workspace;
 
 pub use sampler::{Sampler, SamplerOptions};
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use crate::base::Base;
-use crate::device::Device;
-use crate::lora::Adapter;
-use crate::Result;
+use crate::config::ModelConfig;
+use crate::device::{Device, Segment};
+use crate::lora::{Adapter, LoraOptions};
+use crate::step::LossSum;
+use crate::{Error, Result};
+use schedule::{Lane, Schedule};
+use sizes::Sizes;
+use workspace::{Row, Workspace};
 
 /// How much a [`Generator`] can hold at once; all of its memory follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +32,38 @@ pub struct Capacity {
     pub n_tokens: usize,
 }
 
+/// What the tokens of a generation are chosen by, and when it ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Request<'a> {
+    /// Any of these tokens ends the text.
+    pub stop: &'a [u32],
+    /// How tokens are chosen.
+    pub sampler: SamplerOptions,
+    /// Tokens to generate at most; the capacity may end it earlier.
+    pub max_new_tokens: usize,
+}
+
+/// What happens while generating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// A chunk of a prompt was read.
+    Prompt {
+        /// Number of the prompt in the batch.
+        sequence: usize,
+        /// Its tokens that are read.
+        n_read: usize,
+        /// Its tokens.
+        n_tokens: usize,
+    },
+    /// A token was chosen that is part of the text.
+    Token {
+        /// Number of the prompt in the batch.
+        sequence: usize,
+        /// The token.
+        id: u32,
+    },
+}
+
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
@@ -27,7 +71,7 @@ pub enum StopReason {
     Stop,
     /// As many tokens as asked for, or as the capacity allows.
     Length,
-    /// The callback broke off.
+    /// The observer broke off.
     Cancelled,
 }
 
@@ -41,56 +85,147 @@ pub struct Generated {
 }
 
 /// Decodes on a base, with memory drawn once.
-pub struct Generator<'a, D: Device> {
-    base: &'a Base<D>,
+pub struct Generator<D: Device> {
+    base: Arc<Base<D>>,
     capacity: Capacity,
+    workspace: Workspace<D>,
+    rows: Vec<Row>,
+    segments: Vec<Segment>,
+    logits: Vec<f32>,
 }
 
-impl<'a, D: Device> Generator<'a, D> {
-    /// Draws cache and workspace.
+/// Bytes that a [`Generator`] draws: cache, and everything else.
+pub fn generator_bytes(config: &ModelConfig, lora: Option<&LoraOptions>, capacity: Capacity) -> (u64, u64) {
+    let sizes = Sizes::new(capacity, lora.map_or(0, |lora| lora.rank));
+    (sizes.cache_bytes(config), sizes.workspace_bytes(config))
+}
+
+impl<D: Device> Generator<D> {
+    /// Draws cache and workspace, with room for adapters of up to `lora`'s rank.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfMemory`].
-    pub fn new(base: &'a Base<D>, capacity: Capacity) -> Result<Self> {
-        Ok(Self { base, capacity })
+    /// [`Error::OutOfMemory`], [`Error::InvalidBatch`] for a capacity of nothing.
+    pub fn new(base: Arc<Base<D>>, lora: Option<&LoraOptions>, capacity: Capacity) -> Result<Self> {
+        if capacity.n_sequences == 0 || capacity.n_tokens == 0 {
+            let (what, expected) = ("capacity", "at least one sequence of one token".to_owned());
+            return Err(Error::InvalidBatch { what, found: format!("{capacity:?}"), expected });
+        }
+        let sizes = Sizes::new(capacity, lora.map_or(0, |lora| lora.rank));
+        let workspace = Workspace::new(&base.device, &base.config, sizes)?;
+        let logits = vec![0.0; capacity.n_sequences * base.config.vocab_size];
+        Ok(Generator { base, capacity, workspace, rows: Vec::new(), segments: Vec::new(), logits })
     }
 
-    /// Continues one prompt; `on_token` sees each token as it is chosen and may break off.
+    /// The base it decodes on.
+    pub fn base(&self) -> &Arc<Base<D>> {
+        &self.base
+    }
+
+    /// What it can hold at once.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Continues one prompt; `observer` sees each chunk and each token, and may break off.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidBatch`] for an empty or over-long prompt.
+    /// [`Error::InvalidBatch`] for a prompt that is empty, over-long or of unknown tokens.
     pub fn generate(
         &mut self,
         adapter: Option<&Adapter<D>>,
         prompt: &[u32],
-        stop: &[u32],
-        sampler: &SamplerOptions,
-        max_new_tokens: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        request: &Request<'_>,
+        observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        todo!()
+        let mut generated = self.generate_batch(adapter, &[prompt], request, observer)?;
+        Ok(generated.remove(0))
     }
 
-    /// Continues several prompts side by side; as many as the capacity holds decode at once.
+    /// Continues several prompts; as many as the capacity holds decode side by side.
+    ///
+    /// The result is in the order of the prompts. Each sequence draws its own random numbers, so that sampled texts
+    /// do not depend on who decodes beside them (but for rounding, which may differ with the number of rows).
     ///
     /// # Errors
-    /// As [`Generator::generate`].
-    pub fn generate_batch(
+    /// As [`Generator::generate`]; nothing was generated then.
+    pub fn generate_batch<P: AsRef<[u32]>>(
         &mut self,
         adapter: Option<&Adapter<D>>,
-        prompts: &[Vec<u32>],
-        stop: &[u32],
-        sampler: &SamplerOptions,
-        max_new_tokens: usize,
+        prompts: &[P],
+        request: &Request<'_>,
+        observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
-        todo!()
+        for prompt in prompts {
+            self.check_prompt(adapter, prompt.as_ref())?;
+        }
+        let prompts = prompts.iter().map(|prompt| prompt.as_ref()).collect();
+        let mut schedule = Schedule::new(prompts, request, self.capacity, self.workspace.sizes.rows);
+        while schedule.fill_lanes() {
+            self.read_lanes(adapter, &mut schedule)?;
+            if self.choose_tokens(&mut schedule, observer)?.is_break() {
+                break;
+            }
+        }
+        Ok(schedule.finish())
     }
 
-    /// Σ -ln p(token | those before it) over a sequence, and over how many tokens.
+    /// One forward pass over what is new in each lane.
+    fn read_lanes(&mut self, adapter: Option<&Adapter<D>>, schedule: &mut Schedule<'_>) -> Result<()> {
+        self.rows.clear();
+        self.segments.clear();
+        schedule.next_pass(&mut self.rows, &mut self.segments);
+        self.workspace.read(&self.base, adapter, &self.rows, &self.segments)
+    }
+
+    /// Chooses a token for each lane whose text is read to its end, and reports.
+    fn choose_tokens(
+        &mut self,
+        schedule: &mut Schedule<'_>,
+        observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let v = self.base.config.vocab_size;
+        let rows = schedule.logit_rows();
+        let logits = &mut self.logits[..rows.len() * v];
+        if !rows.is_empty() {
+            self.workspace.logits(&self.base, rows, logits)?;
+        }
+        Ok(schedule.choose(logits, v, observer))
+    }
+
+    /// Σ -ln p(token | those before it) over all tokens of a sequence but the first.
     ///
     /// # Errors
     /// As [`Generator::generate`].
-    pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<crate::step::LossSum> {
-        todo!()
+    pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
+        self.check_prompt(adapter, tokens)?;
+        let mut sum = LossSum { sum_nll: 0.0, n_targets: tokens.len() - 1 };
+        let chunk = self.workspace.sizes.rows;
+        for first in (0..tokens.len() - 1).step_by(chunk) {
+            let end = (first + chunk).min(tokens.len() - 1);
+            let (rows, segment) = Lane::pass(0, self.capacity, first, &tokens[first..end]);
+            self.rows.clear();
+            self.rows.extend(rows);
+            self.workspace.read(&self.base, adapter, &self.rows, &[segment])?;
+            sum.sum_nll += self.workspace.sum_nll(&self.base, &tokens[first + 1..end + 1])?;
+        }
+        Ok(sum)
+    }
+
+    fn check_prompt(&self, adapter: Option<&Adapter<D>>, prompt: &[u32]) -> Result<()> {
+        let invalid = |what, found: usize, expected: String| {
+            Err(Error::InvalidBatch { what, found: found.to_string(), expected })
+        };
+        let (n, limit, v) = (prompt.len(), self.capacity.n_tokens, self.base.config.vocab_size);
+        if n == 0 || n > limit {
+            return invalid("number of prompt tokens", n, format!("1 to {limit}"));
+        }
+        if let Some(&id) = prompt.iter().find(|&&id| id as usize >= v) {
+            return invalid("token id", id as usize, format!("below {v}"));
+        }
+        let (rank, room) = (adapter.map_or(0, |a| a.options().rank), self.workspace.sizes.lora_width / 3);
+        if rank > room {
+            return invalid("adapter rank", rank, format!("at most {room}"));
+        }
+        Ok(())
     }
 }
