@@ -142,3 +142,110 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
     };
     if cols % smaller.block_len() == 0 { smaller } else { BlockType::F16 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Rope, RopeScaling};
+    use crate::family;
+
+    fn qwen3(n_layers: usize, hidden: usize, tied: bool) -> ModelConfig {
+        ModelConfig {
+            family: Family::Qwen3,
+            vocab_size: 151_936,
+            hidden,
+            intermediate: 3 * hidden,
+            n_layers,
+            n_heads: 16,
+            n_kv_heads: 8,
+            head_dim: 128,
+            head_dim_is_stated: true,
+            rms_eps: 1e-6,
+            rope: Rope { theta: 1e6, scaling: RopeScaling::None },
+            qk_norm: true,
+            tied,
+            max_positions: 40_960,
+        }
+    }
+
+    fn type_of(quant: Quant, config: &ModelConfig, role: Role, layer: usize) -> BlockType {
+        let specs = family::tensors(config);
+        let types = block_types(quant, config, &specs);
+        let at = |spec: &TensorSpec| spec.role == role && spec.layer.unwrap_or(0) == layer;
+        types[specs.iter().position(at).unwrap()]
+    }
+
+    /// The layers in which a role has a type.
+    fn layers(quant: Quant, config: &ModelConfig, role: Role, ty: BlockType) -> Vec<usize> {
+        (0..config.n_layers).filter(|&layer| type_of(quant, config, role, layer) == ty).collect()
+    }
+
+    #[test]
+    fn more_bits_stand_where_llama_quantize_puts_them() {
+        // Seen in files that llama-quantize wrote.
+        let in_28 = [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27];
+        let in_36 = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31, 32, 33, 34, 35];
+        for (n_layers, expected) in [(28, &in_28[..]), (36, &in_36[..])] {
+            let config = qwen3(n_layers, 1024, true);
+            for quant in [Quant::Q4KM, Quant::Q5KM] {
+                for role in [Role::V, Role::Down] {
+                    assert_eq!(layers(quant, &config, role, BlockType::Q6K), expected, "{quant} {role:?}");
+                }
+                assert!(layers(quant, &config, Role::K, BlockType::Q6K).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn head_embedding_and_norms() {
+        let (tied, untied) = (qwen3(28, 1024, true), qwen3(28, 1024, false));
+        let check = |quant, config, role, expected| assert_eq!(type_of(quant, config, role, 0), expected);
+        check(Quant::Q4KM, &tied, Role::Embedding, BlockType::Q6K);
+        check(Quant::Q4KM, &untied, Role::Embedding, BlockType::Q4K);
+        check(Quant::Q4KM, &untied, Role::Output, BlockType::Q6K);
+        check(Quant::Q4_0, &untied, Role::Output, BlockType::Q6K);
+        check(Quant::Q8_0, &untied, Role::Output, BlockType::Q8_0);
+        check(Quant::F16, &untied, Role::Output, BlockType::F16);
+        for quant in Quant::ALL {
+            check(quant, &tied, Role::AttnNorm, BlockType::F32);
+            check(quant, &tied, Role::QNorm, BlockType::F32);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_no_multiple_of_the_block_fall_back() {
+        let check = |quant, cols, role, expected| {
+            let config = qwen3(28, cols, true);
+            assert_eq!(type_of(quant, &config, role, 3), expected, "{quant} {cols}");
+        };
+        check(Quant::Q4KM, 1024, Role::Q, BlockType::Q4K);
+        check(Quant::Q4KM, 64, Role::Q, BlockType::Q5_0);
+        check(Quant::Q5KM, 64, Role::Q, BlockType::Q5_1);
+        check(Quant::Q6K, 64, Role::Q, BlockType::Q8_0);
+        check(Quant::Q4_0, 64, Role::Q, BlockType::Q4_0);
+        for quant in [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0] {
+            check(quant, 172, Role::Q, BlockType::F16);
+        }
+        let narrow = qwen3(28, 64, true);
+        assert_eq!(type_of(Quant::Q4KM, &narrow, Role::Embedding, 0), BlockType::Q8_0);
+        assert_eq!(type_of(Quant::Q4KM, &narrow, Role::V, 0), BlockType::Q8_0);
+    }
+
+    #[test]
+    fn values_of_the_70b_llama_get_five_bits() {
+        let config = ModelConfig { family: Family::Llama, qk_norm: false, ..qwen3(80, 8192, false) };
+        assert_eq!(type_of(Quant::Q4KM, &config, Role::V, 10), BlockType::Q5K);
+        assert_eq!(type_of(Quant::Q4KM, &config, Role::V, 0), BlockType::Q6K);
+        assert_eq!(type_of(Quant::Q4KM, &config, Role::Down, 10), BlockType::Q4K);
+    }
+
+    #[test]
+    fn names_parse_in_any_case_and_unknown_ones_list_the_valid() {
+        for quant in Quant::ALL {
+            assert_eq!(Quant::parse(&quant.name().to_uppercase()).unwrap(), quant);
+        }
+        let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
+        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32";
+        assert_eq!(error, format!("unknown quantisation `q4_k_xl` (valid: {valid})"));
+    }
+}
