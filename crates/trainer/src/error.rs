@@ -88,14 +88,14 @@ pub enum Error {
         /// The token that closes an assistant turn.
         token: String,
     },
-    /// The base is too short for the rows.
-    #[error("`data.max_seq_len` is {limit}, but the base {} handles at most {max_positions} positions", base.display())]
+    /// A row is longer than the base can handle.
+    #[error("a row has {tokens} tokens, but the base {} handles at most {max_positions} positions", base.display())]
     PositionsExceeded {
         /// The base model.
         base: PathBuf,
-        /// The recipe's length.
-        limit: usize,
-        /// The base's length.
+        /// Length of the longest row.
+        tokens: usize,
+        /// The longest that the base handles.
         max_positions: usize,
     },
     /// Tokenizer and embedding do not belong together.
@@ -135,7 +135,7 @@ pub enum Error {
         run_dir: PathBuf,
     },
     /// There is no run to continue.
-    #[error("{} holds no run to resume", run_dir.display())]
+    #[error("{} holds no run", run_dir.display())]
     NothingToResume {
         /// The run folder.
         run_dir: PathBuf,
@@ -178,6 +178,14 @@ pub enum Error {
         /// How many steps were skipped.
         count: u32,
     },
+    /// The adapter itself holds something that is not a finite number; it is not saved.
+    #[error("after step {step} the adapter of `{module}` holds numbers that are not finite")]
+    BrokenAdapter {
+        /// Steps done.
+        step: u64,
+        /// The first such layer.
+        module: String,
+    },
     /// Reading or writing a format failed.
     #[error(transparent)]
     Formats(#[from] formats::Error),
@@ -204,7 +212,7 @@ impl Error {
             Self::NeverStops { .. } => {
                 "the model would never end its answer; raise `data.max_seq_len`, or check the chat template".into()
             }
-            Self::PositionsExceeded { max_positions, .. } => format!("set `data.max_seq_len` to {max_positions} or less"),
+            Self::PositionsExceeded { max_positions, .. } => format!("set `data.max_seq_len` to {max_positions} or less, and shorten longer test rows"),
             Self::TokenizerMismatch { .. } => "the tokenizer files are of another model; fetch the base again".into(),
             Self::BudgetTooSmall { would_fit, .. } => would_fit.clone(),
             Self::DiskTooFull { .. } => "free some space, or lower `train.keep`".into(),
@@ -215,7 +223,7 @@ impl Error {
             Self::NoSoundCheckpoint { .. } | Self::CheckpointDamaged { .. } => {
                 "start again under another name; the damaged files are left as they are".into()
             }
-            Self::NotFinite { .. } => "lower `train.learning_rate`; the last checkpoint is from before".into(),
+            Self::NotFinite { .. } | Self::BrokenAdapter { .. } => "lower `train.learning_rate`; the last checkpoint is from before".into(),
             _ => return None,
         };
         Some(hint)

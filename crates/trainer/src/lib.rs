@@ -9,9 +9,25 @@
 pub mod error;
 pub mod event;
 pub mod options;
-pub mod run_dir;
 
 mod train;
+
+mod base_files;
+pub mod data;
+mod memory_use;
+mod plan;
+
+mod adapter_files;
+mod evaluate;
+mod schedule;
+mod session;
+mod speed;
+
+mod checkpoint;
+mod lock;
+pub mod metrics;
+pub mod record;
+pub mod run_dir;
 
 pub use error::{Change, Error, Result};
 pub use event::{Event, ExactMatch, Outcome, PlanTable, StepReport, Weights};

@@ -11,6 +11,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+use crate::event::Outcome;
+use crate::record::RunRecord;
+
 /// The folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir(PathBuf);
@@ -34,6 +38,15 @@ impl RunDir {
     /// Options, hashes of the inputs, figures.
     pub fn run_json(&self) -> PathBuf {
         self.0.join("run.json")
+    }
+
+    /// Figures of the run so far.
+    ///
+    /// # Errors
+    /// [`Error::NothingToResume`] when there is no run; [`Error::Io`] when its record cannot be read.
+    pub fn outcome(&self) -> Result<Outcome> {
+        let record = RunRecord::read(self)?.ok_or_else(|| Error::NothingToResume { run_dir: self.0.clone() })?;
+        Ok(record.outcome)
     }
 
     /// One object a step or validation.

@@ -1,12 +1,28 @@
-//! One training run from options to adapter.
+//! One training run from options to adapter: checks, plan, base, loop, evaluation, result.
 
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
+use model::base::LoadEvent;
+use model::{Base, Device, LoraOptions, Quant};
 
-use crate::error::Result;
-use crate::event::{Event, Outcome};
-use crate::options::Options;
+use crate::adapter_files::lora_options;
+use crate::base_files::BaseFiles;
+use crate::checkpoint::{self, State};
+use crate::data::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::evaluate::Examination;
+use crate::event::{Event, ExactMatch, Outcome};
+use crate::lock::RunLock;
+use crate::memory_use::Growth;
+use crate::metrics::Metric;
+use crate::options::{Options, Start};
+use crate::plan::Plan;
+use crate::record::{Inputs, LAYOUT_VERSION, RunRecord, option_changes, recipe_blake3};
+use crate::run_dir::RunDir;
+use crate::session::{Begin, Ended, Session, Setting};
 
 /// Runs or resumes a training run.
 ///
@@ -15,7 +31,268 @@ use crate::options::Options;
 /// # Errors
 /// Everything of [`crate::Error`]; nothing is written before options, data and plan are found sound.
 pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<Outcome> {
+    let growth = Growth::start();
     options.validate()?;
-    let _ = (observer, cancel);
-    todo!()
+    let quant = Quant::parse(&options.model.quant)?;
+    let lora = lora_options(&options.adapter)?;
+    let run_dir = RunDir::new(&options.run_dir);
+    let (lock, record) = open_run(options, &run_dir)?;
+    if let Some(outcome) = finished_before(record.as_ref(), &run_dir) {
+        observer.observe(Event::AlreadyFinished(outcome.clone()));
+        return Ok(outcome);
+    }
+
+    let base_files = BaseFiles::open(&options.model.base)?;
+    let dataset = Dataset::read(options, &base_files)?;
+    observer.observe(Event::Data(dataset.summary()));
+    let inputs = hash_inputs(options, &base_files, &dataset)?;
+    if let Some(record) = &record {
+        record.check_unchanged(options, &inputs)?;
+    }
+    let examination = examination(options, &base_files, &dataset);
+    let kept_tokens = record.as_ref().map(|record| record.micro_batch_tokens);
+    let plan = Plan::new(options, quant, &lora, &base_files.config, &dataset, examination.capacity(), kept_tokens)?;
+    plan.check_disk(&run_dir)?;
+    observer.observe(Event::Plan(plan.table.clone()));
+
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => create_run(&run_dir)?,
+    };
+    let record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
+    record.write(&run_dir)?;
+    let setting = Setting { options, run_dir: &run_dir, base_files: &base_files, dataset: &dataset, plan: &plan };
+    let run = Run { setting, quant, lora, inputs, record, examination, observer, cancel };
+    run.run(growth)
+}
+
+/// Takes up an existing run, or checks that there is none.
+fn open_run(options: &Options, run_dir: &RunDir) -> Result<(Option<RunLock>, Option<RunRecord>)> {
+    if options.start == Start::Fresh {
+        check_unused(run_dir)?;
+        return Ok((None, None));
+    }
+    if !run_dir.path().is_dir() {
+        return Err(Error::NothingToResume { run_dir: run_dir.path().into() });
+    }
+    let lock = RunLock::take(run_dir)?;
+    let record = RunRecord::read(run_dir)?;
+    if let Some(record) = &record {
+        let changes = option_changes(&record.options, options);
+        if !changes.is_empty() {
+            return Err(Error::RunChanged { changes });
+        }
+    }
+    Ok((Some(lock), record))
+}
+
+fn check_unused(run_dir: &RunDir) -> Result<()> {
+    let has_run = [run_dir.run_json(), run_dir.checkpoints(), run_dir.adapter()].iter().any(|path| path.exists());
+    if !has_run {
+        return Ok(());
+    }
+    // A run that is going on is the more useful news.
+    let _lock = RunLock::take(run_dir)?;
+    Err(Error::RunExists { run_dir: run_dir.path().into() })
+}
+
+fn create_run(run_dir: &RunDir) -> Result<RunLock> {
+    let path = run_dir.path();
+    std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let lock = RunLock::take(run_dir)?;
+    if run_dir.run_json().exists() {
+        // Another process began this run between the check and the lock, and has ended since.
+        return Err(Error::RunExists { run_dir: path.into() });
+    }
+    Ok(lock)
+}
+
+fn finished_before(record: Option<&RunRecord>, run_dir: &RunDir) -> Option<Outcome> {
+    let outcome = &record?.outcome;
+    (outcome.is_finished && run_dir.adapter().is_dir()).then(|| outcome.clone())
+}
+
+fn hash_inputs(options: &Options, base_files: &BaseFiles, dataset: &Dataset) -> Result<Inputs> {
+    let mut inputs = base_files.hashes()?;
+    inputs.recipe = recipe_blake3(options);
+    dataset.hash_into(&mut inputs, options)?;
+    Ok(inputs)
+}
+
+fn examination<'a>(options: &Options, base_files: &'a BaseFiles, dataset: &'a Dataset) -> Examination<'a> {
+    Examination {
+        questions: &dataset.questions,
+        n_exact_match: dataset.n_exact_match,
+        n_samples: options.eval.samples,
+        stop: &base_files.stop,
+        max_new_tokens: options.eval.max_new_tokens,
+        max_positions: base_files.config.max_positions,
+        tokenizer: &base_files.tokenizer,
+    }
+}
+
+fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
+    RunRecord {
+        version: LAYOUT_VERSION,
+        options: options.clone(),
+        inputs: inputs.clone(),
+        micro_batch_tokens: plan.micro_batch_tokens,
+        outcome: Outcome {
+            total_steps: plan.table.total_steps,
+            planned_bytes: plan.table.total_bytes,
+            ..Outcome::default()
+        },
+    }
+}
+
+/// A run whose preparations are done.
+struct Run<'a> {
+    setting: Setting<'a>,
+    quant: Quant,
+    lora: LoraOptions,
+    inputs: Inputs,
+    record: RunRecord,
+    examination: Examination<'a>,
+    observer: &'a mut dyn Observer<Event>,
+    cancel: &'a AtomicBool,
+}
+
+impl Run<'_> {
+    fn run(mut self, growth: Growth) -> Result<Outcome> {
+        let begin = self.find_beginning()?;
+        let base = Arc::new(self.load_base()?);
+        let begin = match begin {
+            Begin::Fresh(state) => match self.examine_base(&base, state)? {
+                Some(state) => Begin::Fresh(state),
+                None => return Ok(self.record.outcome),
+            },
+            resumed => resumed,
+        };
+        let mut session = Session::new(self.setting, &base, &self.lora, begin, growth)?;
+        session.run(self.observer, self.cancel)?;
+        let is_complete = session.is_complete();
+        if is_complete {
+            session.write_adapter()?;
+        }
+        let ended = session.finish();
+        if is_complete { self.conclude(&base, ended) } else { self.interrupt(ended) }
+    }
+
+    /// The newest sound checkpoint, or step 0.
+    fn find_beginning(&mut self) -> Result<Begin> {
+        let run_dir = self.setting.run_dir;
+        checkpoint::sweep(run_dir)?;
+        let found = checkpoint::newest_sound(run_dir)?;
+        for (path, reason) in found.damaged {
+            self.observer.observe(Event::CheckpointDamaged { path, reason });
+        }
+        let total_steps = self.setting.plan.table.total_steps;
+        let Some(saved) = found.saved else {
+            return Ok(Begin::Fresh(State {
+                version: LAYOUT_VERSION,
+                total_steps,
+                seed: self.setting.options.train.seed,
+                base_exact_match: self.record.outcome.base_exact_match,
+                inputs: self.inputs.clone(),
+                ..State::default()
+            }));
+        };
+        if saved.state.inputs != self.inputs || saved.state.total_steps != total_steps {
+            let reason = "the checkpoint belongs to another run".into();
+            return Err(Error::CheckpointDamaged { path: run_dir.checkpoint(saved.state.step), reason });
+        }
+        self.observer.observe(Event::Resumed { step: saved.state.step, total_steps });
+        Ok(Begin::Resumed(Box::new(saved)))
+    }
+
+    fn load_base(&mut self) -> Result<Base<model::Cpu>> {
+        let device = self.setting.plan.device()?;
+        let (files, observer) = (self.setting.base_files, &mut *self.observer);
+        let mut on_load = |event: LoadEvent| {
+            if let LoadEvent::Tensor { n_done, n_tensors, .. } = event {
+                observer.observe(Event::Loading { done: n_done, total: n_tensors });
+            }
+        };
+        Ok(Base::load(&device, &files.config, &files.weights, self.quant, &mut on_load)?)
+    }
+
+    /// Exact match of the base, once a run; `None` when cancelled.
+    fn examine_base<D: Device>(&mut self, base: &Base<D>, mut state: State) -> Result<Option<State>> {
+        if state.base_exact_match.is_none() {
+            state.base_exact_match = self.examination.ask(base, None, self.observer, self.cancel)?;
+            if self.cancel.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            if let Some(figures) = state.base_exact_match {
+                self.observer.observe(Event::ExactMatch(figures));
+                self.record.outcome.base_exact_match = Some(figures);
+                self.record.write(self.setting.run_dir)?;
+            }
+        }
+        Ok(Some(state))
+    }
+
+    fn interrupt<D: Device>(mut self, ended: Ended<D>) -> Result<Outcome> {
+        self.record.outcome = self.outcome(&ended, None);
+        self.record.write(self.setting.run_dir)?;
+        Ok(self.record.outcome)
+    }
+
+    /// Exact match with the adapter, then the figures of the run; with these it counts as finished.
+    fn conclude<D: Device>(mut self, base: &Base<D>, mut ended: Ended<D>) -> Result<Outcome> {
+        let figures = self.examination.ask(base, Some(&ended.adapter), self.observer, self.cancel)?;
+        if self.cancel.load(Ordering::Relaxed) {
+            return self.interrupt(ended);
+        }
+        if let Some(exact_match) = figures {
+            let metrics = &mut ended.metrics;
+            if let Some(base) = ended.state.base_exact_match {
+                metrics.append(&Metric::ExactMatch { step: 0, exact_match: base })?;
+            }
+            metrics.append(&Metric::ExactMatch { step: ended.state.step, exact_match })?;
+            self.observer.observe(Event::ExactMatch(exact_match));
+        }
+        ended.growth.sample();
+        let adapter_dir = self.setting.run_dir.adapter();
+        let outcome = Outcome {
+            is_finished: true,
+            adapter_bytes: folder_bytes(&adapter_dir)?,
+            adapter_dir: Some(adapter_dir),
+            ..self.outcome(&ended, figures)
+        };
+        self.record.outcome = outcome;
+        self.record.write(self.setting.run_dir)?;
+        self.observer.observe(Event::Finished(self.record.outcome.clone()));
+        Ok(self.record.outcome)
+    }
+
+    fn outcome<D: Device>(&self, ended: &Ended<D>, adapter_exact_match: Option<ExactMatch>) -> Outcome {
+        let state = &ended.state;
+        Outcome {
+            is_finished: false,
+            steps: state.step,
+            total_steps: state.total_steps,
+            adapter_dir: None,
+            adapter_bytes: 0,
+            train_loss: state.train_loss,
+            base_validation_loss: state.base_validation_loss,
+            validation_loss: state.validation_loss,
+            best_validation_loss: state.best,
+            base_exact_match: state.base_exact_match,
+            adapter_exact_match,
+            skipped_steps: state.skipped_steps,
+            seconds: state.seconds,
+            planned_bytes: self.setting.plan.table.total_bytes,
+            memory_bytes: ended.growth.peak_bytes(),
+        }
+    }
+}
+
+fn folder_bytes(dir: &Path) -> Result<u64> {
+    let failed = |source| Error::Io { path: dir.into(), source };
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        bytes += entry.and_then(|entry| entry.metadata()).map_err(failed)?.len();
+    }
+    Ok(bytes)
 }

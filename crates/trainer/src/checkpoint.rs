@@ -1,0 +1,283 @@
+//! Checkpoints: everything that a run needs to go on to the same bits, whole or not at all.
+//!
+//! ```text
+//! checkpoints/step-N/adapter/          PEFT layout, f32
+//!                    moments/          model.safetensors: first_moment, second_moment, in the adapter's flat order
+//!                    state.json        step, cursor, best so far, figures, hashes of the inputs
+//!                    manifest.json     BLAKE3 and size of each file above; written last
+//! ```
+//!
+//! A checkpoint is written aside, synced and renamed; only after the new one was read back and found sound may an
+//! older one go.  A damaged one is renamed to `step-N.damaged` and the one before it is used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use formats::adapter::{AdapterFiles, read_adapter, write_adapter};
+use formats::checkpoint::{Checkpoint, Data, write_safetensors};
+use formats::{TensorSource, atomic, hash};
+use model::optimizer::AdamWState;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::event::ExactMatch;
+use crate::record::{Inputs, read_json, write_json};
+use crate::run_dir::RunDir;
+
+/// Where a run stands; all that is not weights.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// [`crate::record::LAYOUT_VERSION`].
+    pub version: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Optimiser steps in all.
+    pub total_steps: u64,
+    /// Updates that the optimiser made; fewer than steps when some were skipped.
+    pub updates: u64,
+    /// Seed of adapter and order; with `step` it is the whole state of all random numbers.
+    pub seed: u64,
+    /// The pass over the data that the next step belongs to, and the rows of it that are done.
+    pub cursor: (u64, u64),
+    /// Lowest validation loss so far, and its step.
+    pub best: Option<(f64, u64)>,
+    /// Newest validation loss.
+    pub validation_loss: Option<f64>,
+    /// Validation loss of the base.
+    pub base_validation_loss: Option<f64>,
+    /// Exact match of the base.
+    pub base_exact_match: Option<ExactMatch>,
+    /// Loss of the newest step.
+    pub train_loss: Option<f64>,
+    /// Steps skipped because something was not finite.
+    pub skipped_steps: u32,
+    /// Seconds spent so far.
+    pub seconds: f64,
+    /// What the run was started with.
+    pub inputs: Inputs,
+}
+
+/// Everything in a checkpoint.
+#[derive(Debug)]
+pub struct Saved {
+    /// Where the run stood.
+    pub state: State,
+    /// The adapter.
+    pub adapter: AdapterFiles,
+    /// The optimiser.
+    pub optimizer: AdamWState,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, FileHash>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FileHash {
+    bytes: u64,
+    blake3: String,
+}
+
+const MANIFEST: &str = "manifest.json";
+
+/// Writes a checkpoint, reads it back, and removes all but the newest `keep`; returns its folder and size.
+///
+/// # Errors
+/// What writing meets; [`Error::CheckpointDamaged`] when the disk does not give back what was written.
+pub fn save(run_dir: &RunDir, saved: &Saved, keep: usize) -> Result<(PathBuf, u64)> {
+    let path = run_dir.checkpoint(saved.state.step);
+    let bytes = atomic::write_dir(&path, |dir| write_files(dir, saved))?;
+    verify(&path)?;
+    remove_old(run_dir, keep)?;
+    Ok((path, bytes))
+}
+
+fn write_files(dir: &Path, saved: &Saved) -> Result<u64> {
+    write_adapter(&dir.join("adapter"), &saved.adapter)?;
+    let moments = dir.join("moments");
+    create_dir(&moments)?;
+    let optimizer = &saved.optimizer;
+    let moment = |name: &str, values: &[f32]| (name.to_owned(), vec![values.len()]);
+    let (first, second) = (&optimizer.first_moment, &optimizer.second_moment);
+    let ((first_name, first_shape), (second_name, second_shape)) =
+        (moment("first_moment", first), moment("second_moment", second));
+    let tensors =
+        [(first_name, first_shape, Data::F32(first)), (second_name, second_shape, Data::F32(second))];
+    write_safetensors(&moments.join("model.safetensors"), &tensors)?;
+    write_json(&dir.join("state.json"), &saved.state)?;
+
+    let mut files = BTreeMap::new();
+    for name in list_files(dir)? {
+        let path = dir.join(&name);
+        let bytes = std::fs::metadata(&path).map_err(|source| Error::Io { path: path.clone(), source })?.len();
+        files.insert(name, FileHash { bytes, blake3: hash::blake3_file(&path)? });
+    }
+    let bytes = files.values().map(|file| file.bytes).sum();
+    write_json(&dir.join(MANIFEST), &Manifest { files })?;
+    Ok(bytes)
+}
+
+/// Checks every file of a checkpoint against its manifest.
+///
+/// # Errors
+/// [`Error::CheckpointDamaged`] names the first file that is not what was written.
+pub fn verify(path: &Path) -> Result<()> {
+    let damaged = |name: &str, reason: String| Error::CheckpointDamaged { path: path.join(name), reason };
+    let manifest: Manifest = match read_json(&path.join(MANIFEST)) {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => return Err(damaged(MANIFEST, "the manifest is missing".into())),
+        Err(error) => return Err(damaged(MANIFEST, error.to_string())),
+    };
+    for needed in ["state.json", "moments/model.safetensors", "adapter/adapter_model.safetensors"] {
+        if !manifest.files.contains_key(needed) {
+            return Err(damaged(MANIFEST, format!("`{needed}` is not listed")));
+        }
+    }
+    for (name, expected) in &manifest.files {
+        let file = path.join(name);
+        let bytes = std::fs::metadata(&file).map_err(|error| damaged(name, error.to_string()))?.len();
+        if bytes != expected.bytes {
+            return Err(damaged(name, format!("the file has {bytes} bytes, {} were written", expected.bytes)));
+        }
+        let found = hash::blake3_file(&file).map_err(|error| damaged(name, error.to_string()))?;
+        if found != expected.blake3 {
+            return Err(damaged(name, "the contents are not what was written".into()));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a checkpoint after verifying it.
+///
+/// # Errors
+/// [`Error::CheckpointDamaged`].
+pub fn read(path: &Path) -> Result<Saved> {
+    verify(path)?;
+    let damaged = |reason: String| Error::CheckpointDamaged { path: path.into(), reason };
+    let state: State = read_json(&path.join("state.json"))
+        .map_err(|error| damaged(error.to_string()))?
+        .ok_or_else(|| damaged("state.json is missing".into()))?;
+    let moments = Checkpoint::open(&path.join("moments"))?;
+    let (mut first_moment, mut second_moment) = (Vec::new(), Vec::new());
+    moments.read("first_moment", &mut first_moment)?;
+    moments.read("second_moment", &mut second_moment)?;
+    let optimizer = AdamWState { updates: state.updates, first_moment, second_moment };
+    Ok(Saved { adapter: read_adapter(&path.join("adapter"))?, optimizer, state })
+}
+
+/// What [`newest_sound`] found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The newest sound checkpoint.
+    pub saved: Option<Saved>,
+    /// Newer ones that are damaged, and why; they were renamed.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// Finds the newest sound checkpoint, setting damaged ones aside.
+///
+/// # Errors
+/// [`Error::NoSoundCheckpoint`] when there are checkpoints and all are damaged; what renaming meets.
+pub fn newest_sound(run_dir: &RunDir) -> Result<Found> {
+    let mut found = Found::default();
+    for step in steps(run_dir)?.into_iter().rev() {
+        let path = run_dir.checkpoint(step);
+        match read(&path) {
+            Ok(saved) if saved.state.step == step => {
+                found.saved = Some(saved);
+                return Ok(found);
+            }
+            Ok(_) => found.damaged.push((path.clone(), "the folder's name is of another step".into())),
+            Err(error) => found.damaged.push((path.clone(), error.to_string())),
+        }
+        set_aside(&path)?;
+    }
+    match found.damaged.first() {
+        None => Ok(found),
+        Some((_, reason)) => {
+            Err(Error::NoSoundCheckpoint { run_dir: run_dir.path().into(), reason: reason.clone() })
+        }
+    }
+}
+
+/// Keeps a damaged checkpoint for inspection, out of the way of the rotation.
+fn set_aside(path: &Path) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".damaged");
+    let aside = PathBuf::from(name);
+    if aside.exists() {
+        remove_dir(&aside)?;
+    }
+    std::fs::rename(path, &aside).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Steps of all complete checkpoints, ascending.
+pub fn steps(run_dir: &RunDir) -> Result<Vec<u64>> {
+    let mut steps: Vec<u64> = entries(&run_dir.checkpoints())?.iter().filter_map(|name| step_of(name)).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Removes what a killed process left half-written or half-removed.
+pub fn sweep(run_dir: &RunDir) -> Result<()> {
+    let dir = run_dir.checkpoints();
+    for name in entries(&dir)? {
+        if step_of(&name).is_none() && !name.ends_with(".damaged") {
+            let path = dir.join(&name);
+            if path.is_dir() { remove_dir(&path)? } else { remove_file(&path)? }
+        }
+    }
+    Ok(())
+}
+
+fn remove_old(run_dir: &RunDir, keep: usize) -> Result<()> {
+    let steps = steps(run_dir)?;
+    for &step in steps.iter().rev().skip(keep) {
+        let (path, leaving) = (run_dir.checkpoint(step), run_dir.checkpoints().join(format!("removed-{step}")));
+        // Renamed first, so that a half-removed one never looks like a checkpoint.
+        std::fs::rename(&path, &leaving).map_err(|source| Error::Io { path, source })?;
+        remove_dir(&leaving)?;
+    }
+    Ok(())
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    let failed = |source| Error::Io { path: dir.into(), source };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Names of all files under a folder, relative to it, with `/` between.
+fn list_files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in entries(dir)? {
+        let path = dir.join(&name);
+        if path.is_dir() {
+            names.extend(list_files(&path)?.into_iter().map(|inner| format!("{name}/{inner}")));
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn create_dir(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    std::fs::remove_dir_all(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|source| Error::Io { path: path.into(), source })
+}

@@ -1,0 +1,160 @@
+//! All rows of a run: those trained on, those for the validation loss, those whose answers are compared.
+
+use text::Message;
+
+use super::corpus::Corpus;
+use super::encoder::RowEncoder;
+use super::order::split;
+use super::row::Row;
+use super::{conversations, up_to_last_answer};
+use crate::base_files::BaseFiles;
+use crate::error::{Error, Result};
+use crate::event::DataSummary;
+use crate::options::Options;
+use crate::record::Inputs;
+
+/// A held-out row as a question and its reference answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// The conversation up to where the assistant is to answer, as token ids.
+    pub prompt: Vec<u32>,
+    /// The last message before the answer, for display.
+    pub asked: String,
+    /// The reference.
+    pub expected: String,
+}
+
+/// All rows of a run.
+pub struct Dataset {
+    /// The training files; holds the validation rows too, unless they have a file of their own.
+    pub corpus: Corpus,
+    /// Rows of `corpus` that are trained on.
+    pub train_rows: Vec<usize>,
+    /// The validation file, where there is one.
+    pub validation: Option<Corpus>,
+    /// Rows of the validation loss, in `validation` or else in `corpus`.
+    pub validation_rows: Vec<usize>,
+    /// Rows whose answers are compared; the first ones are shown.
+    pub questions: Vec<Question>,
+    /// How many of the questions count for exact match; the others are only shown.
+    pub n_exact_match: usize,
+}
+
+impl Dataset {
+    /// Reads, encodes and splits everything.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file or row; [`Error::NeverStops`], [`Error::PositionsExceeded`].
+    pub fn read(options: &Options, base: &BaseFiles) -> Result<Self> {
+        let encoder = RowEncoder::new(&base.tokenizer, base.template.as_ref(), &options.data);
+        let corpus = Corpus::read(&options.data.train, &encoder, base.end_of_turn)?;
+        check_end_of_turn(&corpus, base)?;
+        let validation = match &options.data.validation {
+            Some(path) => Some(Corpus::read(std::slice::from_ref(path), &encoder, base.end_of_turn)?),
+            None => None,
+        };
+        let (train_rows, validation_rows) = match &validation {
+            Some(validation) => ((0..corpus.n_rows()).collect(), (0..validation.n_rows()).collect()),
+            None => split(corpus.n_rows(), options.data.val_split, options.train.seed),
+        };
+        let mut dataset =
+            Self { corpus, train_rows, validation, validation_rows, questions: Vec::new(), n_exact_match: 0 };
+        dataset.check_positions(base)?;
+        dataset.read_questions(options, base)?;
+        Ok(dataset)
+    }
+
+    /// The corpus that [`Dataset::validation_rows`] points into.
+    pub fn validation_corpus(&self) -> &Corpus {
+        self.validation.as_ref().unwrap_or(&self.corpus)
+    }
+
+    /// Tokens of the longest row that enters the model.
+    pub fn longest_row(&self) -> usize {
+        let train = (0..self.corpus.n_rows()).map(|row| self.corpus.n_inputs(row)).max();
+        let validation = self.validation_rows.iter().map(|&row| self.validation_corpus().n_inputs(row)).max();
+        train.max(validation).unwrap_or(0)
+    }
+
+    /// Figures for the user.
+    pub fn summary(&self) -> DataSummary {
+        let tokens = |row: &usize| self.corpus.ids(*row).len() as u64;
+        let validation = self.validation.as_ref();
+        DataSummary {
+            train_rows: self.train_rows.len(),
+            validation_rows: self.validation_rows.len(),
+            test_rows: self.n_exact_match,
+            dropped_rows: self.corpus.dropped_rows + validation.map_or(0, |corpus| corpus.dropped_rows),
+            truncated_rows: self.corpus.truncated_rows + validation.map_or(0, |corpus| corpus.truncated_rows),
+            train_tokens: self.train_rows.iter().map(tokens).sum(),
+            target_tokens: self.train_rows.iter().map(|&row| self.corpus.n_targets(row) as u64).sum(),
+            longest_row_tokens: self.longest_row() + 1,
+        }
+    }
+
+    /// Fills in the hashes of the data files.
+    ///
+    /// # Errors
+    /// What reading meets.
+    pub fn hash_into(&self, inputs: &mut Inputs, options: &Options) -> Result<()> {
+        inputs.dataset = self.corpus.blake3.clone();
+        inputs.validation = self.validation.as_ref().map(|corpus| corpus.blake3.clone()).unwrap_or_default();
+        if let Some(path) = &options.data.test {
+            inputs.test = formats::hash::blake3_file(path)?;
+        }
+        Ok(())
+    }
+
+    fn check_positions(&self, base: &BaseFiles) -> Result<()> {
+        let (tokens, max_positions) = (self.longest_row(), base.config.max_positions);
+        if tokens <= max_positions {
+            return Ok(());
+        }
+        Err(Error::PositionsExceeded { base: base.dir.clone(), tokens, max_positions })
+    }
+
+    /// Test rows where there is a test file, otherwise validation rows.
+    fn read_questions(&mut self, options: &Options, base: &BaseFiles) -> Result<()> {
+        let wanted = options.eval.exact_match_rows.max(options.eval.samples);
+        let rows = match &options.data.test {
+            Some(path) => conversations(path, wanted)?,
+            None => self.held_out_conversations(wanted)?,
+        };
+        for messages in rows {
+            self.questions.extend(question(base, &messages)?);
+        }
+        self.n_exact_match = options.eval.exact_match_rows.min(self.questions.len());
+        Ok(())
+    }
+
+    fn held_out_conversations(&self, wanted: usize) -> Result<Vec<Vec<Message>>> {
+        let mut found = Vec::new();
+        for &row in self.validation_rows.iter().take(wanted) {
+            if let Row::Chat(messages) = self.validation_corpus().row(row)? {
+                found.push(up_to_last_answer(messages));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn question(base: &BaseFiles, messages: &[Message]) -> Result<Option<Question>> {
+    let (Some(template), Some((answer, before))) = (&base.template, messages.split_last()) else { return Ok(None) };
+    let prompt = text::encode_prompt(&base.tokenizer, template, before)?;
+    let asked = before.last().map(|message| message.content.clone()).unwrap_or_default();
+    let (tokens, max_positions) = (prompt.len() + 1, base.config.max_positions);
+    if tokens > max_positions {
+        return Err(Error::PositionsExceeded { base: base.dir.clone(), tokens, max_positions });
+    }
+    Ok(Some(Question { prompt, asked, expected: answer.content.clone() }))
+}
+
+/// A model that never sees the end of a turn never learns to stop.
+fn check_end_of_turn(corpus: &Corpus, base: &BaseFiles) -> Result<()> {
+    match base.end_of_turn {
+        Some(token) if corpus.kind == "messages" && !corpus.has_end_of_turn => {
+            Err(Error::NeverStops { token: base.tokenizer.decode_with_special(&[token]) })
+        }
+        _ => Ok(()),
+    }
+}

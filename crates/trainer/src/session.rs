@@ -1,0 +1,325 @@
+//! The training loop: from a loaded base to the last checkpoint.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use formats::observe::Observer;
+use model::lora::Gradients;
+use model::optimizer::AdamWOptions;
+use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
+
+use crate::adapter_files::to_files;
+use crate::base_files::BaseFiles;
+use crate::checkpoint::{self, Saved, State};
+use crate::data::batches::{Batches, Packed};
+use crate::data::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::evaluate::validation_loss;
+use crate::event::{Event, StepReport};
+use crate::memory_use::Growth;
+use crate::metrics::{Metric, MetricsLog};
+use crate::options::Options;
+use crate::plan::Plan;
+use crate::run_dir::RunDir;
+use crate::schedule::Schedule;
+use crate::speed::Speed;
+
+/// Steps that may be skipped for a loss or gradient that is not finite; one more ends the run.
+const MOST_SKIPPED_STEPS: u32 = 3;
+
+/// What a session works on and never changes.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// What the run is asked to do.
+    pub options: &'a Options,
+    /// Its folder.
+    pub run_dir: &'a RunDir,
+    /// Configuration, tokenizer, hashes.
+    pub base_files: &'a BaseFiles,
+    /// All rows.
+    pub dataset: &'a Dataset,
+    /// Memory and batches.
+    pub plan: &'a Plan,
+}
+
+/// A run in memory: everything that changes from step to step.
+pub struct Session<'a, D: Device> {
+    setting: Setting<'a>,
+    batches: Batches,
+    schedule: Schedule,
+    step: TrainStep<D>,
+    adapter: Adapter<D>,
+    gradients: Gradients<D>,
+    optimizer: AdamW<D>,
+    packed: Packed,
+    state: State,
+    metrics: MetricsLog,
+    growth: Growth,
+    speed: Speed,
+    started: Instant,
+    seconds_before: f64,
+    /// Step of the newest checkpoint on disk.
+    saved_step: Option<u64>,
+}
+
+/// Loss and norm of a step, and whether the adapter was changed by it.
+struct Update {
+    loss: f64,
+    grad_norm: f64,
+    tokens: u64,
+    target_tokens: u64,
+}
+
+impl<'a, D: Device> Session<'a, D> {
+    /// Draws all memory and takes up the adapter where `state` left it, or a fresh one.
+    ///
+    /// # Errors
+    /// What the model meets; a saved adapter that does not fit.
+    pub fn new(
+        setting: Setting<'a>,
+        base: &Arc<Base<D>>,
+        lora: &LoraOptions,
+        begin: Begin,
+        growth: Growth,
+    ) -> Result<Self> {
+        let (options, config) = (setting.options, &base.config);
+        let mut adapter = Adapter::new(&base.device, config, lora, options.train.seed)?;
+        let clip = options.train.clip;
+        let optimizer_options = AdamWOptions {
+            weight_decay: options.train.weight_decay,
+            max_grad_norm: (clip > 0.0).then_some(clip),
+            ..AdamWOptions::default()
+        };
+        let mut optimizer = AdamW::new(&base.device, adapter.n_weights(), optimizer_options)?;
+        let (state, saved_step) = match begin {
+            Begin::Fresh(state) => (state, None),
+            Begin::Resumed(saved) => {
+                adapter.set_tensors(config, &saved.adapter.tensors)?;
+                optimizer.restore(&saved.optimizer)?;
+                let step = saved.state.step;
+                (saved.state, Some(step))
+            }
+        };
+        let mut batches = Batches::new(setting.dataset.train_rows.clone(), &options.train);
+        batches.limit_tokens(setting.plan.micro_batch_tokens);
+        let metrics = MetricsLog::open(&setting.run_dir.metrics(), saved_step)?;
+        Ok(Self {
+            batches,
+            schedule: Schedule::new(&options.train, state.total_steps),
+            step: TrainStep::new(base.clone(), lora, setting.plan.step)?,
+            gradients: Gradients::new(&adapter)?,
+            adapter,
+            optimizer,
+            packed: Packed::default(),
+            metrics,
+            growth,
+            speed: Speed::default(),
+            started: Instant::now(),
+            seconds_before: state.seconds,
+            saved_step,
+            state,
+            setting,
+        })
+    }
+
+    /// Trains up to the last step or until cancelled; either way a checkpoint of the last step done is on disk.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::BrokenAdapter`], what model and files meet.
+    pub fn run(&mut self, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<()> {
+        if self.state.step == 0 {
+            self.validate(observer)?;
+        }
+        while !self.is_complete() && !cancel.load(Ordering::Relaxed) {
+            self.one_step(observer)?;
+            if self.is_due(self.setting.options.train.eval_every) {
+                self.validate(observer)?;
+            }
+            if self.is_due(self.setting.options.train.checkpoint_every) {
+                self.save(observer)?;
+            }
+        }
+        if self.saved_step != Some(self.state.step) && self.state.step > 0 {
+            self.save(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the last step is done.
+    pub fn is_complete(&self) -> bool {
+        self.state.step == self.state.total_steps
+    }
+
+    /// At every multiple of `every`, and after the last step.
+    fn is_due(&self, every: u64) -> bool {
+        self.is_complete() || (every > 0 && self.state.step % every == 0)
+    }
+
+    fn one_step(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
+        let started = Instant::now();
+        let step = self.state.step + 1;
+        let learning_rate = self.schedule.rate(step);
+        let update = self.update(step, learning_rate)?;
+        self.state.step = step;
+        self.state.updates = self.optimizer.updates();
+        if let Some(what) = update.not_finite() {
+            return self.skip(what, observer);
+        }
+        self.state.train_loss = Some(update.loss);
+        self.speed.add(update.tokens, started.elapsed().as_secs_f64());
+        let report = self.report(&update, learning_rate);
+        self.metrics.append(&Metric::Step(report.clone()))?;
+        observer.observe(Event::Step(report));
+        Ok(())
+    }
+
+    /// Forward and backward of all micro-batches of a step, then one update.
+    fn update(&mut self, step: u64, learning_rate: f64) -> Result<Update> {
+        let corpus = &self.setting.dataset.corpus;
+        let rows = self.batches.step(step).rows;
+        let target_tokens: usize = rows.iter().map(|&row| corpus.n_targets(row)).sum();
+        let loss_scale = 1.0 / target_tokens as f32;
+        let (mut sum, mut tokens) = (LossSum::default(), 0);
+        self.gradients.zero()?;
+        for micro_batch in self.batches.micro_batches(&rows, corpus) {
+            self.packed.fill(micro_batch, corpus);
+            tokens += self.packed.tokens.len() as u64;
+            sum += self.step.forward_backward(&self.adapter, &self.packed.batch(), &mut self.gradients, loss_scale)?;
+        }
+        let loss = sum.mean();
+        let grad_norm = if loss.is_finite() {
+            self.optimizer.update(&mut self.adapter, &self.gradients, learning_rate as f32)?
+        } else {
+            f64::NAN
+        };
+        Ok(Update { loss, grad_norm, tokens, target_tokens: target_tokens as u64 })
+    }
+
+    fn skip(&mut self, what: &str, observer: &mut dyn Observer<Event>) -> Result<()> {
+        self.state.skipped_steps += 1;
+        let (step, count) = (self.state.step, self.state.skipped_steps);
+        self.metrics.append(&Metric::Skipped { step, what: what.into() })?;
+        observer.observe(Event::StepSkipped { step, count, what: what.into() });
+        if count >= MOST_SKIPPED_STEPS { Err(Error::NotFinite { step, count }) } else { Ok(()) }
+    }
+
+    fn report(&mut self, update: &Update, learning_rate: f64) -> StepReport {
+        let (step, total_steps) = (self.state.step, self.state.total_steps);
+        StepReport {
+            step,
+            total_steps,
+            epoch: step as f64 / self.batches.steps_per_epoch() as f64,
+            loss: update.loss,
+            validation_loss: self.state.validation_loss,
+            learning_rate,
+            grad_norm: update.grad_norm,
+            tokens: update.tokens,
+            target_tokens: update.target_tokens,
+            tokens_per_second: self.speed.tokens_per_second(),
+            memory_bytes: self.growth.sample(),
+            planned_bytes: self.setting.plan.table.total_bytes,
+            eta_seconds: self.speed.seconds_per_step() * (total_steps - step) as f64,
+        }
+    }
+
+    /// Measures the validation loss, and keeps the adapter if it is the best so far.
+    fn validate(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
+        let dataset = self.setting.dataset;
+        if dataset.validation_rows.is_empty() {
+            return Ok(());
+        }
+        let step = self.state.step;
+        let adapter = (step > 0).then_some(&self.adapter);
+        let (corpus, rows) = (dataset.validation_corpus(), &dataset.validation_rows);
+        let max_tokens = self.setting.plan.step.max_tokens;
+        let loss = validation_loss(&mut self.step, adapter, corpus, rows, max_tokens, &mut self.packed)?;
+        let is_best = loss.is_finite() && self.state.best.is_none_or(|(best, _)| loss < best);
+        self.state.validation_loss = Some(loss);
+        if step == 0 {
+            self.state.base_validation_loss = Some(loss);
+        }
+        if is_best {
+            self.state.best = Some((loss, step));
+            if step > 0 {
+                let files = self.adapter_files()?;
+                formats::adapter::write_adapter(&self.setting.run_dir.best(), &files)?;
+            }
+        }
+        self.metrics.append(&Metric::Validation { step, loss })?;
+        observer.observe(Event::Validation { step, loss, is_best });
+        Ok(())
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
+        self.state.seconds = self.seconds();
+        self.state.cursor = self.cursor();
+        self.metrics.sync()?;
+        let saved =
+            Saved { state: self.state.clone(), adapter: self.adapter_files()?, optimizer: self.optimizer.state()? };
+        let (path, bytes) = checkpoint::save(self.setting.run_dir, &saved, self.setting.options.train.keep)?;
+        self.saved_step = Some(self.state.step);
+        observer.observe(Event::Checkpoint { step: self.state.step, path, bytes });
+        Ok(())
+    }
+
+    /// Epoch of the next step, and rows of that epoch that are done.
+    fn cursor(&mut self) -> (u64, u64) {
+        let next = self.batches.step(self.state.step + 1);
+        (next.epoch, next.cursor as u64)
+    }
+
+    fn adapter_files(&self) -> Result<formats::adapter::AdapterFiles> {
+        let (options, config) = (self.setting.options, &self.setting.base_files.config);
+        to_files(&self.adapter, config, options, &self.state.inputs, self.state.step)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Writes the result.
+    ///
+    /// # Errors
+    /// What writing meets.
+    pub fn write_adapter(&self) -> Result<()> {
+        let files = self.adapter_files()?;
+        Ok(formats::adapter::write_adapter(&self.setting.run_dir.adapter(), &files)?)
+    }
+
+    /// Ends the session, giving back the memory of training.
+    pub fn finish(mut self) -> Ended<D> {
+        self.state.seconds = self.seconds();
+        Ended { state: self.state, adapter: self.adapter, metrics: self.metrics, growth: self.growth }
+    }
+}
+
+/// Where a session begins.
+pub enum Begin {
+    /// At step 0.
+    Fresh(State),
+    /// At a checkpoint.
+    Resumed(Box<Saved>),
+}
+
+/// What is left of a session.
+pub struct Ended<D: Device> {
+    /// Where it ended.
+    pub state: State,
+    /// The trained adapter.
+    pub adapter: Adapter<D>,
+    /// The run's metrics.
+    pub metrics: MetricsLog,
+    /// The memory it took.
+    pub growth: Growth,
+}
+
+impl Update {
+    fn not_finite(&self) -> Option<&'static str> {
+        match (self.loss.is_finite(), self.grad_norm.is_finite()) {
+            (false, _) => Some("loss"),
+            (_, false) => Some("gradient"),
+            _ => None,
+        }
+    }
+}
