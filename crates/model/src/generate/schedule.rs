@@ -78,6 +78,7 @@ pub(super) struct Schedule<'a> {
     /// Rows of one pass at most.
     max_rows: usize,
     waiting: VecDeque<usize>,
+    /// In the order of their places.
     lanes: Vec<Lane>,
     free_slots: Vec<usize>,
     done: Vec<Option<Generated>>,
@@ -87,7 +88,12 @@ pub(super) struct Schedule<'a> {
 }
 
 impl<'a> Schedule<'a> {
-    pub fn new(prompts: Vec<&'a [u32]>, request: &'a Request<'a>, capacity: Capacity, max_rows: usize) -> Self {
+    pub fn new(
+        prompts: Vec<&'a [u32]>,
+        request: &'a Request<'a>,
+        capacity: Capacity,
+        max_rows: usize,
+    ) -> Self {
         Schedule {
             request,
             capacity,
@@ -119,31 +125,38 @@ impl<'a> Schedule<'a> {
             let sampler = Sampler::new(&self.request.sampler, sequence as u64);
             self.lanes.push(Lane { slot, sequence, prompt_len: prompt.len(), tokens, n_read: 0, sampler });
         }
+        self.lanes.sort_unstable_by_key(|lane| lane.slot);
         !self.lanes.is_empty()
     }
 
-    /// The rows and segments of the next pass.
+    /// The rows and segments of the next pass, in the order of places in the cache.
     ///
-    /// A lane that decodes needs one row and comes first, so that a long prompt does not hold up the others; prompts
-    /// share what room is left.
+    /// A lane that decodes needs one row and gets it first, so that a long prompt does not hold up the others;
+    /// prompts share what room is left.
     pub fn next_pass(&mut self, rows: &mut Vec<Row>, segments: &mut Vec<Segment>) {
         self.advanced.clear();
         self.logit_rows.clear();
-        for wants_prompt in [false, true] {
-            for (index, lane) in self.lanes.iter_mut().enumerate() {
-                let n = (lane.tokens.len() - lane.n_read).min(self.max_rows - rows.len());
-                if lane.is_reading_prompt() != wants_prompt || n == 0 {
-                    continue;
-                }
-                let new = &lane.tokens[lane.n_read..lane.n_read + n];
-                let (lane_rows, segment) = Lane::pass(lane.slot, self.capacity, lane.n_read, new);
-                segments.push(Segment { first_query: rows.len(), ..segment });
-                rows.extend(lane_rows);
-                lane.n_read += n;
-                self.advanced.push(index);
-                if lane.n_read == lane.tokens.len() {
-                    self.logit_rows.push(rows.len() as u32 - 1);
-                }
+        let n_decoding = self.lanes.iter().filter(|lane| !lane.is_reading_prompt()).count();
+        let mut prompt_room = self.max_rows - n_decoding;
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let n = if lane.is_reading_prompt() {
+                let n = (lane.tokens.len() - lane.n_read).min(prompt_room);
+                prompt_room -= n;
+                n
+            } else {
+                1
+            };
+            if n == 0 {
+                continue;
+            }
+            let new = &lane.tokens[lane.n_read..lane.n_read + n];
+            let (lane_rows, segment) = Lane::pass(lane.slot, self.capacity, lane.n_read, new);
+            segments.push(Segment { first_query: rows.len(), ..segment });
+            rows.extend(lane_rows);
+            lane.n_read += n;
+            self.advanced.push(index);
+            if lane.n_read == lane.tokens.len() {
+                self.logit_rows.push(rows.len() as u32 - 1);
             }
         }
     }

@@ -106,4 +106,3 @@ impl Part {
         sizes.rows * per_row
     }
 }
-

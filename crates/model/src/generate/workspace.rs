@@ -62,7 +62,8 @@ impl<D: Device> Workspace<D> {
         let picked = || device.alloc("decoding workspace", sizes.logit_rows * config.hidden);
         let cache_len = sizes.cache_rows * kv_width(config);
         let cache = |_| -> Result<_> {
-            let (keys, values) = (device.alloc("key cache", cache_len)?, device.alloc("value cache", cache_len)?);
+            let (keys, values) =
+                (device.alloc("key cache", cache_len)?, device.alloc("value cache", cache_len)?);
             Ok(Cache { keys, values })
         };
         let (cos, sin) = config.rope.tables(config.head_dim, sizes.positions);
@@ -264,7 +265,14 @@ impl<D: Device> Workspace<D> {
         device.fill(0.0, sum.first_mut(n))?;
         device.fill(0.0, target_logit.first_mut(n))?;
         let (logits, targets) = (self.logits.first(n * v), self.targets.first(n));
-        device.softmax_fold(logits, 0, targets, max.first_mut(n), sum.first_mut(n), target_logit.first_mut(n))?;
+        device.softmax_fold(
+            logits,
+            0,
+            targets,
+            max.first_mut(n),
+            sum.first_mut(n),
+            target_logit.first_mut(n),
+        )?;
         let mut host = [vec![0.0; n], vec![0.0; n], vec![0.0; n]];
         for (from, to) in self.folds.iter().zip(&mut host) {
             device.download(from.first(n), to)?;
