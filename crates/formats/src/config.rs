@@ -1,7 +1,13 @@
 //! `config.json` and `generation_config.json` of a Hugging Face model directory.
+//!
+//! Defaults are those of transformers 5. Newer files keep `rope_theta` inside `rope_parameters` and call
+//! `torch_dtype` `dtype`; models of several media keep the language model's fields in `text_config`.
+
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use serde_json::Value;
+
+use crate::{Error, Result, json};
 
 /// The fields of `config.json` that decide how a decoder model computes.
 ///
@@ -31,7 +37,7 @@ pub struct HfConfig {
     /// Base of the rotary embedding; 10000 when the file is silent.
     pub rope_theta: f64,
     /// `rope_scaling` (or `rope_parameters` of newer files) as it stands; `None` when absent, null, or plain.
-    pub rope_scaling: Option<serde_json::Value>,
+    pub rope_scaling: Option<Value>,
     /// Whether the output matrix is the embedding; `None` when the file is silent.
     pub tie_word_embeddings: Option<bool>,
     /// Rows of the embedding.
@@ -55,18 +61,98 @@ pub struct HfConfig {
     /// `torch_dtype` (newer files: `dtype`), such as `bfloat16`.
     pub torch_dtype: Option<String>,
     /// Everything the file holds.
-    pub raw: serde_json::Value,
+    pub raw: Value,
 }
 
 impl HfConfig {
     /// Reads `config.json` of a model directory.
     ///
     /// # Errors
-    /// [`crate::Error::MissingFile`], [`crate::Error::Json`], [`crate::Error::Key`], [`crate::Error::MissingKey`].
+    /// [`Error::MissingFile`], [`Error::Json`], [`Error::Key`], [`Error::MissingKey`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let _ = dir;
-        todo!()
+        let path = dir.join("config.json");
+        if !path.is_file() {
+            return Err(Error::MissingFile { path, expected: "the configuration of a Hugging Face model" });
+        }
+        let raw = json::read(&path)?;
+        Self::from_value(path, raw)
     }
+
+    fn from_value(path: PathBuf, raw: Value) -> Result<Self> {
+        let fields = Fields { path: &path, file: &raw };
+        let hidden_size = fields.size("hidden_size")?;
+        let num_attention_heads = fields.size("num_attention_heads")?;
+        let (rope_theta, rope_scaling) = rope(&fields)?;
+        Ok(Self {
+            architectures: fields.optional("architectures", "a list of names", strings)?.unwrap_or_default(),
+            model_type: fields.required("model_type", "a name", string)?,
+            hidden_size,
+            intermediate_size: fields.size("intermediate_size")?,
+            num_hidden_layers: fields.size("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads: fields.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            head_dim: head_dim(&fields, hidden_size, num_attention_heads)?,
+            rms_norm_eps: fields.optional("rms_norm_eps", "a positive number", positive)?.unwrap_or(1e-6),
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            vocab_size: fields.size("vocab_size")?,
+            max_position_embeddings: fields.optional_size("max_position_embeddings")?,
+            attention_bias: fields.flag("attention_bias")?,
+            mlp_bias: fields.flag("mlp_bias")?,
+            bos_token_id: fields.optional("bos_token_id", "a token id", first_id)?,
+            eos_token_ids: fields.optional("eos_token_id", "one or more token ids", ids)?.unwrap_or_default(),
+            sliding_window: fields.optional_size("sliding_window")?,
+            use_sliding_window: fields.flag("use_sliding_window")?,
+            hidden_act: match fields.optional("hidden_act", "a name", string)? {
+                None => fields.optional("hidden_activation", "a name", string)?,
+                found => found,
+            },
+            torch_dtype: match fields.optional("torch_dtype", "a name", string)? {
+                None => fields.optional("dtype", "a name", string)?,
+                found => found,
+            },
+            raw: raw.clone(),
+            path: path.clone(),
+        })
+    }
+}
+
+fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
+    if let Some(head_dim) = fields.optional_size("head_dim")? {
+        return Ok(head_dim);
+    }
+    if !hidden_size.is_multiple_of(heads) {
+        let expected = format!("a divisor of hidden_size {hidden_size}, since there is no head_dim");
+        return Err(fields.wrong("num_attention_heads", &expected, &heads.to_string()));
+    }
+    Ok(hidden_size / heads)
+}
+
+/// Base and scaling of the rotary embedding, from the older or the newer place.
+fn rope(fields: &Fields<'_>) -> Result<(f64, Option<Value>)> {
+    let object = |value: &Value| value.is_object().then(|| value.clone());
+    let newer = fields.optional("rope_parameters", "an object", object)?;
+    let scaling = match fields.optional("rope_scaling", "an object", object)? {
+        None => newer.clone(),
+        found => found,
+    };
+    let theta = match fields.optional("rope_theta", "a positive number", positive)? {
+        Some(theta) => theta,
+        None => match newer.as_ref().and_then(|newer| newer.get("rope_theta")) {
+            None => 10_000.0,
+            Some(theta) => positive(theta).ok_or_else(|| {
+                fields.wrong("rope_parameters.rope_theta", "a positive number", &shown(theta))
+            })?,
+        },
+    };
+    Ok((theta, scaling.filter(is_scaled)))
+}
+
+/// Whether an object asks for more than the plain rotation.
+fn is_scaled(scaling: &Value) -> bool {
+    let kind = scaling.get("rope_type").or_else(|| scaling.get("type"));
+    kind.is_some_and(|kind| kind != "default")
 }
 
 /// `generation_config.json`: when to stop and how to sample, as the model's makers advise.
@@ -92,9 +178,118 @@ impl GenerationConfig {
     /// Reads `generation_config.json`; `None` when the directory has none.
     ///
     /// # Errors
-    /// [`crate::Error::Json`], [`crate::Error::Key`].
+    /// [`Error::Json`], [`Error::Key`].
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
-        let _ = dir;
-        todo!()
+        let path = dir.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let raw: Value = json::read(&path)?;
+        let fields = Fields { path: &path, file: &raw };
+        Ok(Some(Self {
+            bos_token_id: fields.optional("bos_token_id", "a token id", first_id)?,
+            eos_token_ids: fields.optional("eos_token_id", "one or more token ids", ids)?.unwrap_or_default(),
+            pad_token_id: fields.optional("pad_token_id", "a token id", first_id)?,
+            temperature: fields.optional("temperature", "a number, 0 or more", not_negative)?,
+            top_k: fields.optional("top_k", "a whole number", id)?,
+            top_p: fields.optional("top_p", "a number, 0 or more", not_negative)?,
+            do_sample: fields.flag("do_sample")?,
+        }))
+    }
+}
+
+/// The object of a file, with errors that name file and key.
+struct Fields<'a> {
+    path: &'a Path,
+    file: &'a Value,
+}
+
+impl Fields<'_> {
+    /// The value of a key; null counts as absent.
+    fn get(&self, key: &str) -> Option<&Value> {
+        let text = self.file.get("text_config").and_then(|text| text.get(key));
+        text.filter(|value| !value.is_null()).or_else(|| self.file.get(key)).filter(|value| !value.is_null())
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| self.wrong(key, expected, &shown(value)))
+    }
+
+    fn required<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<T> {
+        self.optional(key, expected, read)?.ok_or_else(|| Error::MissingKey {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+        })
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        self.required(key, SIZE, size)
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        self.optional(key, SIZE, size)
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.optional(key, "true or false", Value::as_bool)
+    }
+
+    fn wrong(&self, key: &str, expected: &str, actual: &str) -> Error {
+        let (key, expected, actual) = (key.to_owned(), expected.to_owned(), actual.to_owned());
+        Error::Key { path: self.path.to_owned(), key, expected, actual }
+    }
+}
+
+const SIZE: &str = "a whole number from 1 to 2³¹ - 1";
+
+fn size(value: &Value) -> Option<usize> {
+    let number = i32::try_from(value.as_u64()?).ok()?;
+    usize::try_from(number).ok().filter(|&number| number > 0)
+}
+
+fn positive(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| number.is_finite() && *number > 0.0)
+}
+
+fn not_negative(value: &Value) -> Option<f32> {
+    value.as_f64().map(|number| number as f32).filter(|number| number.is_finite() && *number >= 0.0)
+}
+
+fn string(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+fn strings(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(string).collect()
+}
+
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64()?.try_into().ok()
+}
+
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    match value {
+        Value::Array(list) => list.iter().map(id).collect(),
+        one => Some(vec![id(one)?]),
+    }
+}
+
+fn first_id(value: &Value) -> Option<u32> {
+    ids(value)?.first().copied()
+}
+
+/// A value for an error, short.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        None => text,
+        Some((end, _)) => format!("{}…", &text[..end]),
     }
 }
