@@ -9,6 +9,7 @@
 
 mod conversation;
 mod error;
+mod files;
 mod message;
 mod template;
 mod tokenizer;

@@ -1,0 +1,399 @@
+//! Tokenizers of Hugging Face directories: tokenizer.json and the files beside it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+
+use super::added::AddedToken;
+use super::pre_tokenizer;
+use super::sentencepiece::{Piece, parse_model};
+use super::special::{self, Sources, SpecialTokens, token_text};
+use super::vocabulary::{Kind, Vocabulary, byte_of, looks_like_control};
+use super::{Parts, Spelling, Tokenizer};
+use crate::files::{read, read_json};
+use crate::{Error, Result};
+
+/// Ids beyond this are a mistake, and would reserve memory for every id below them.
+const LARGEST_ID: u32 = 4_000_000;
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and what stands beside it in a Hugging Face directory.
+    ///
+    /// # Errors
+    /// Files that are absent or cannot be understood; tokenizers other than byte-level BPE and
+    /// SentencePiece-style BPE with byte fallback; a way of cutting text that GGUF has no name for.
+    pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join("tokenizer.json");
+        let Some(file) = read_json::<TokenizerFile>(&path)? else {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::Read { path, source });
+        };
+        let beside = Beside::read(dir)?;
+        let unusable = |reason| Error::Tokenizer { path: path.clone(), reason };
+        let parts = file.into_parts(&path, beside)?;
+        parts.assemble().map_err(unusable)
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenizerFile {
+    #[serde(default)]
+    added_tokens: Vec<ListedToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    vocab: Value,
+    #[serde(default)]
+    merges: Vec<Merge>,
+    #[serde(default)]
+    unk_token: Option<String>,
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+    #[serde(default)]
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    dropout: Option<f32>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+/// An added token as tokenizer.json and `added_tokens_decoder` list it.
+#[derive(Clone, Debug, Deserialize)]
+struct ListedToken {
+    #[serde(default)]
+    id: u32,
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+    #[serde(default)]
+    special: bool,
+}
+
+/// A merge, `left right` in older files, `["left", "right"]` in newer ones; held the first way, spaces within
+/// a token written as byte-level BPE spells them.
+struct Merge(String);
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Merge, D::Error> {
+        struct MergeVisitor;
+        impl<'de> Visitor<'de> for MergeVisitor {
+            type Value = Merge;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("two tokens, as `left right` or as a list")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, merge: &str) -> Result<Merge, E> {
+                let is_pair = merge.split(' ').count() == 2;
+                if is_pair { Ok(Merge(merge.to_owned())) } else { Err(E::custom(format!("merge `{merge}`"))) }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Merge, A::Error> {
+                let (left, right) = (list.next_element::<String>()?, list.next_element::<String>()?);
+                match (left, right, list.next_element::<String>()?) {
+                    (Some(left), Some(right), None) => {
+                        Ok(Merge(format!("{} {}", left.replace(' ', "Ġ"), right.replace(' ', "Ġ"))))
+                    }
+                    _ => Err(A::Error::custom("a merge is not of two tokens")),
+                }
+            }
+        }
+        deserializer.deserialize_any(MergeVisitor)
+    }
+}
+
+/// The files beside tokenizer.json, null where absent.
+struct Beside {
+    tokenizer_config: Value,
+    config: Value,
+    generation_config: Value,
+    added_tokens: Option<BTreeMap<String, u32>>,
+    pieces: Option<Vec<Piece>>,
+}
+
+impl Beside {
+    fn read(dir: &Path) -> Result<Beside> {
+        let json = |name: &str| Ok::<Value, Error>(read_json(&dir.join(name))?.unwrap_or_default());
+        Ok(Beside {
+            tokenizer_config: json("tokenizer_config.json")?,
+            config: json("config.json")?,
+            generation_config: json("generation_config.json")?,
+            added_tokens: read_json(&dir.join("added_tokens.json"))?,
+            pieces: read(&dir.join("tokenizer.model"))?.as_deref().and_then(parse_model),
+        })
+    }
+
+    /// `added_tokens_decoder` of tokenizer_config.json.
+    fn listed(&self) -> Vec<ListedToken> {
+        let decoder = self.tokenizer_config["added_tokens_decoder"].as_object();
+        let entries = decoder.into_iter().flatten();
+        let tokens = entries.filter_map(|(id, token)| {
+            let token = ListedToken::deserialize(token).ok()?;
+            Some(ListedToken { id: id.parse().ok()?, ..token })
+        });
+        tokens.collect()
+    }
+
+    /// Texts that tokenizer_config.json declares special, whatever the list of added tokens says of them.
+    fn declared_special(&self) -> Vec<String> {
+        let roles = special::ROLES.iter().map(|(role, _)| &self.tokenizer_config[format!("{role}_token")]);
+        let more = self.tokenizer_config["additional_special_tokens"].as_array().into_iter().flatten();
+        roles.chain(more).filter_map(token_text).collect()
+    }
+}
+
+impl TokenizerFile {
+    fn into_parts(mut self, path: &Path, beside: Beside) -> Result<Parts> {
+        let unusable = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
+        self.check_model().map_err(unusable)?;
+        let model_vocabulary = self.model_vocabulary().map_err(unusable)?;
+        self.merge_added(&beside, &model_vocabulary);
+        if let Some(token) = self.added_tokens.iter().find(|token| token.id > LARGEST_ID) {
+            return Err(unusable(format!("added token `{}` has id {}", token.content, token.id)));
+        }
+        let ignore_merges = self.model.ignore_merges;
+        let (spelling, normalizer, pre_tokenizer) = if self.model.byte_fallback {
+            let (normalizer, pre_tokenizer) = self.sentencepiece_steps().map_err(unusable)?;
+            (self.sentencepiece_spelling(&beside), normalizer, pre_tokenizer)
+        } else {
+            self.byte_level(path, &model_vocabulary)?
+        };
+        let vocabulary = self.vocabulary(&model_vocabulary, &beside, &spelling);
+        let id_of = |text: &str| self.added_tokens.iter().find(|token| token.content == text).map(|token| token.id);
+        let sources = Sources {
+            post_processor: &self.post_processor,
+            tokenizer_config: &beside.tokenizer_config,
+            config: &beside.config,
+        };
+        let special = special::read(&sources, id_of);
+        let added = self.added_tokens.iter().map(|token| AddedToken {
+            id: token.id,
+            content: token.content.clone(),
+            single_word: token.single_word,
+            lstrip: token.lstrip,
+            rstrip: token.rstrip,
+            normalized: token.normalized,
+            control: vocabulary.kind(token.id).is_special(),
+        });
+        Ok(Parts {
+            added: added.collect(),
+            ends: ends(&special, &beside),
+            origin: PathBuf::from(path),
+            merges: std::mem::take(&mut self.model.merges).into_iter().map(|merge| merge.0).collect(),
+            unknown: self.model.unk_token.take(),
+            vocabulary,
+            spelling,
+            special,
+            normalizer,
+            pre_tokenizer,
+            ignore_merges,
+        })
+    }
+
+    fn check_model(&self) -> Result<(), String> {
+        let model = &self.model;
+        if let Some(kind) = model.kind.as_deref().filter(|kind| *kind != "BPE") {
+            return Err(format!("its model is of type {kind}; BPE, byte-level or with byte fallback, is known"));
+        }
+        if model.dropout.is_some_and(|dropout| dropout > 0.0) {
+            return Err("its model drops merges at random".to_owned());
+        }
+        let affixes = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
+        if affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
+            return Err("its model marks where words continue or end".to_owned());
+        }
+        Ok(())
+    }
+
+    fn model_vocabulary(&mut self) -> Result<HashMap<String, u32>, String> {
+        let Value::Object(entries) = std::mem::take(&mut self.model.vocab) else {
+            return Err("`model.vocab` is not an object of tokens and ids".to_owned());
+        };
+        let mut tokens = HashMap::with_capacity(entries.len());
+        let mut seen = vec![false; entries.len()];
+        for (token, id) in entries {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id <= LARGEST_ID);
+            let id = id.ok_or_else(|| format!("token `{token}` has no usable id"))?;
+            if id as usize >= seen.len() {
+                seen.resize(id as usize + 1, false);
+            }
+            if std::mem::replace(&mut seen[id as usize], true) {
+                return Err(format!("two tokens have id {id}, `{token}` is one of them"));
+            }
+            tokens.insert(token, id);
+        }
+        Ok(tokens)
+    }
+
+    /// Completes the list of added tokens as loading with transformers does: what tokenizer_config.json lists
+    /// or declares special counts over tokenizer.json.
+    fn merge_added(&mut self, beside: &Beside, model_vocabulary: &HashMap<String, u32>) {
+        for listed in beside.listed() {
+            match self.added_tokens.iter_mut().find(|token| token.id == listed.id) {
+                Some(token) => *token = listed,
+                None => self.added_tokens.push(listed),
+            }
+        }
+        for text in beside.declared_special() {
+            match self.added_tokens.iter_mut().find(|token| token.content == text) {
+                Some(token) => token.special = true,
+                None => {
+                    let Some(&id) = model_vocabulary.get(&text) else { continue };
+                    let (single_word, lstrip, rstrip) = (false, false, false);
+                    let token = ListedToken {
+                        id,
+                        content: text,
+                        single_word,
+                        lstrip,
+                        rstrip,
+                        normalized: false,
+                        special: true,
+                    };
+                    self.added_tokens.push(token);
+                }
+            }
+        }
+    }
+
+    fn vocabulary(&self, model: &HashMap<String, u32>, beside: &Beside, spelling: &Spelling) -> Vocabulary {
+        let mut vocabulary = Vocabulary::default();
+        let with_bytes = matches!(spelling, Spelling::SentencePiece { .. });
+        for (token, id) in model {
+            let is_byte = with_bytes && byte_of(token).is_some();
+            vocabulary.set(*id, token, if is_byte { Kind::Byte } else { Kind::Normal });
+        }
+        let pieces = beside.pieces.as_deref().filter(|_| with_bytes).unwrap_or_default();
+        for (id, piece) in (0..).zip(pieces) {
+            vocabulary.set(id, &piece.text, piece.kind);
+        }
+        // Where there is a tokenizer.model, only tokenizer_config.json says more of its pieces.
+        let speaks = |id: u32| id as usize >= pieces.len() || beside.tokenizer_config.is_object();
+        for token in self.added_tokens.iter().filter(|token| speaks(token.id)) {
+            let control = token.special || looks_like_control(&token.content);
+            vocabulary.set(token.id, &token.content, if control { Kind::Control } else { Kind::UserDefined });
+        }
+        vocabulary
+    }
+
+    fn sentencepiece_spelling(&self, beside: &Beside) -> Spelling {
+        let scores = beside.pieces.as_ref().map(|pieces| {
+            let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
+            let named = beside.added_tokens.iter().flat_map(|tokens| tokens.values().copied());
+            for id in named.chain(beside.listed().into_iter().map(|token| token.id)).filter(|id| *id <= LARGEST_ID) {
+                if id as usize >= scores.len() {
+                    scores.resize(id as usize + 1, PADDING_SCORE);
+                }
+                scores[id as usize] = ADDED_SCORE;
+            }
+            scores
+        });
+        let written_space_prefix = beside.tokenizer_config["add_prefix_space"].as_bool();
+        Spelling::SentencePiece { space_prefix: self.prefixes_space(), written_space_prefix, scores }
+    }
+
+    fn prefixes_space(&self) -> bool {
+        let prepends = parts_of(&self.normalizer, "normalizers")
+            .iter()
+            .any(|step| step["type"] == "Prepend" && step["prepend"] == "▁");
+        let metaspace = parts_of(&self.pre_tokenizer, "pretokenizers").iter().any(|step| {
+            let never = step["prepend_scheme"] == "never" || step["add_prefix_space"] == Value::Bool(false);
+            step["type"] == "Metaspace" && !never
+        });
+        prepends || metaspace
+    }
+
+    fn sentencepiece_steps(&self) -> Result<(Option<NormalizerWrapper>, Option<PreTokenizerWrapper>), String> {
+        for step in parts_of(&self.normalizer, "normalizers") {
+            let known = ["Prepend", "Replace", "NFC"].into_iter().any(|name| step["type"] == name);
+            if !known || !step["pattern"]["Regex"].is_null() {
+                return Err(format!("its normalizer {step} is not known"));
+            }
+        }
+        for step in parts_of(&self.pre_tokenizer, "pretokenizers") {
+            let known = ["Metaspace", "Split"].into_iter().any(|name| step["type"] == name);
+            if !known || !step["pattern"]["Regex"].is_null() {
+                return Err(format!("its pre-tokenizer {step} is not known"));
+            }
+        }
+        Ok((working(&self.normalizer)?, working(&self.pre_tokenizer)?))
+    }
+
+    fn byte_level(
+        &self,
+        path: &Path,
+        model_vocabulary: &HashMap<String, u32>,
+    ) -> Result<(Spelling, Option<NormalizerWrapper>, Option<PreTokenizerWrapper>)> {
+        let unusable = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
+        let Some(row) = pre_tokenizer::by_structure(&self.pre_tokenizer, self.model.ignore_merges) else {
+            let description = self.pre_tokenizer.to_string().chars().take(400).collect();
+            return Err(Error::UnknownPreTokenizer { path: path.to_owned(), description });
+        };
+        if let Some(step) = parts_of(&self.normalizer, "normalizers").iter().find(|step| step["type"] != "NFC") {
+            return Err(unusable(format!("its normalizer {step} is not known")));
+        }
+        let has_token = |token: &str| model_vocabulary.contains_key(token);
+        let spelling = Spelling::ByteLevel { pre: row.name(has_token).to_owned(), adds_bos: row.adds_bos };
+        let pre_tokenizer = row.build().map_err(|error| unusable(error.to_string()))?;
+        Ok((spelling, working(&self.normalizer).map_err(unusable)?, Some(pre_tokenizer)))
+    }
+}
+
+/// The score that llama.cpp's converter gives to added tokens.
+pub(crate) const ADDED_SCORE: f32 = -1000.0;
+/// The score that llama.cpp's converter gives to rows without a token.
+pub(crate) const PADDING_SCORE: f32 = -10000.0;
+
+/// The steps of a normalizer or pre-tokenizer: those of a sequence, itself, or none.
+fn parts_of<'a>(step: &'a Value, key: &str) -> Vec<&'a Value> {
+    match step["type"].as_str() {
+        None => Vec::new(),
+        Some("Sequence") => step[key].as_array().into_iter().flatten().collect(),
+        Some(_) => vec![step],
+    }
+}
+
+fn working<T: for<'de> Deserialize<'de>>(description: &Value) -> Result<Option<T>, String> {
+    if description.is_null() {
+        return Ok(None);
+    }
+    T::deserialize(description).map(Some).map_err(|error| error.to_string())
+}
+
+/// The tokenizer's own end token, then those of generation_config.json and config.json.
+fn ends(special: &SpecialTokens, beside: &Beside) -> Vec<u32> {
+    let listed = [&beside.generation_config, &beside.config].map(|file| match &file["eos_token_id"] {
+        Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
+        id => Vec::from_iter(id.as_u64()),
+    });
+    let mut ends = Vec::from_iter(special.id("eos"));
+    for id in listed.into_iter().flatten().filter_map(|id| u32::try_from(id).ok()) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    ends
+}
