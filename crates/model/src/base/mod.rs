@@ -103,7 +103,8 @@ impl<D: Device> Base<D> {
 
     fn norms(&self) -> impl Iterator<Item = &D::Buffer> {
         let layers = self.layers.iter();
-        let gains = layers.flat_map(|l| [Some(&l.attn_norm), l.q_norm.as_ref(), l.k_norm.as_ref(), Some(&l.ffn_norm)]);
+        let gains = layers
+            .flat_map(|l| [Some(&l.attn_norm), l.q_norm.as_ref(), l.k_norm.as_ref(), Some(&l.ffn_norm)]);
         gains.flatten().chain(std::iter::once(&self.output_norm))
     }
 }

@@ -7,8 +7,10 @@
 //! Determinism: on one device with one number of threads an op gives the same bits each time.
 
 pub mod cpu;
+mod dense;
 mod view;
 
+pub use dense::{DenseCopy, DenseCounter};
 pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
 
 use std::ops::Range;
@@ -113,18 +115,6 @@ pub struct AdamWUpdate {
     pub gradient_scale: f32,
 }
 
-/// How many bytes of dense copies of base weights are alive, and the most there ever were.
-///
-/// Every place that unpacks base weights counts what it unpacks for as long as it may be read, so that a test can
-/// show that no dense copy outlives its use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DenseBytes {
-    /// Alive now.
-    pub live: u64,
-    /// The most that was alive at once.
-    pub peak: u64,
-}
-
 /// A place where tensors live and ops run. Cheap to clone; clones are the same device.
 ///
 /// Every op returns [`crate::Error::Shape`] when its arguments disagree; nothing was written then.
@@ -141,8 +131,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// The account that all memory of this device is drawn from.
     fn arena(&self) -> &Arena;
 
-    /// Dense copies of base weights, now and at the most.
-    fn dense_bytes(&self) -> DenseBytes;
+    /// The count of dense copies of base weights, on the device and on the way to it.
+    fn dense(&self) -> &DenseCounter;
 
     /// Allocates `len` zeros, drawn from the arena under the name `what`.
     ///

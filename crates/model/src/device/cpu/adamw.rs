@@ -9,7 +9,13 @@ use super::rows::TASK_FLOATS;
 use crate::device::AdamWUpdate;
 
 /// One AdamW update of `weights` and both moments.
-pub(super) fn update(update: &AdamWUpdate, gradient: &[f32], weights: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+pub(super) fn update(
+    update: &AdamWUpdate,
+    gradient: &[f32],
+    weights: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+) {
     weights
         .par_chunks_mut(TASK_FLOATS)
         .zip(m.par_chunks_mut(TASK_FLOATS))

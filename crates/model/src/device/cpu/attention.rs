@@ -104,7 +104,14 @@ fn forward_block(
     for (first_key, n_keys) in blocks(visible(segment, first + n - 1)) {
         let k = inputs.key_rows(inputs.k, head / inputs.group(), segment.first_key + first_key, n_keys);
         let v = inputs.key_rows(inputs.v, head / inputs.group(), segment.first_key + first_key, n_keys);
-        multiply(inputs.scale(), q, k.t(), Write::Set, MatMut::new(&mut scores, n, n_keys, BLOCK), Threads::One);
+        multiply(
+            inputs.scale(),
+            q,
+            k.t(),
+            Write::Set,
+            MatMut::new(&mut scores, n, n_keys, BLOCK),
+            Threads::One,
+        );
         for i in 0..n {
             let seen = visible(segment, first + i).saturating_sub(first_key).min(n_keys);
             let correction = softmax_row(&mut scores[i * BLOCK..][..n_keys], seen, &mut max[i], &mut sum[i]);

@@ -131,7 +131,13 @@ pub(super) fn exp(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5·2²³ leaves the rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = if x > HIGHEST { HIGHEST } else if x < LOWEST { LOWEST } else { x };
+    let clamped = if x > HIGHEST {
+        HIGHEST
+    } else if x < LOWEST {
+        LOWEST
+    } else {
+        x
+    };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;

@@ -1,7 +1,6 @@
 //! Host memory behind the CPU device: buffers drawn from the arena, blocks, and the one dense tile.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::block::{self, BlockType};
@@ -9,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::arena::{Arena, Drawn};
-use crate::device::{BlockMatrix, Buffer, DenseBytes, View, ViewMut};
+use crate::device::{BlockMatrix, Buffer, DenseCopy, DenseCounter, View, ViewMut};
 
 /// Elements of one type in host memory.
 #[derive(Debug)]
@@ -94,24 +93,22 @@ impl BlockMatrix for HostBlocks {
 /// Floats of the one tile that base weights are unpacked into: 1 MiB, so that it stays in the second-level cache.
 pub const TILE_FLOATS: usize = 256 * 1024;
 
-/// The one place where base weights are dense: a tile that every linear op reuses, and the count of what it holds.
+/// The one place where base weights are dense: a tile that every linear op reuses.
 #[derive(Debug)]
 pub(super) struct DenseTile {
     tile: Mutex<Vec<f32>>,
-    live: AtomicU64,
-    peak: AtomicU64,
+    counter: DenseCounter,
     _drawn: Drawn,
 }
 
 impl DenseTile {
     pub(super) fn new(arena: &Arena) -> Result<Self> {
         let drawn = arena.draw("tile of dense weights", 4 * TILE_FLOATS as u64)?;
-        let tile = Mutex::new(vec![0.0; TILE_FLOATS]);
-        Ok(Self { tile, live: AtomicU64::new(0), peak: AtomicU64::new(0), _drawn: drawn })
+        Ok(Self { tile: Mutex::new(vec![0.0; TILE_FLOATS]), counter: DenseCounter::default(), _drawn: drawn })
     }
 
-    pub(super) fn bytes(&self) -> DenseBytes {
-        DenseBytes { live: self.live.load(Ordering::Acquire), peak: self.peak.load(Ordering::Acquire) }
+    pub(super) fn counter(&self) -> &DenseCounter {
+        &self.counter
     }
 
     /// How many rows of `cols` columns the tile holds, in whole groups of 16 where it can.
@@ -120,25 +117,18 @@ impl DenseTile {
         if rows > 16 { rows - rows % 16 } else { rows }
     }
 
-    /// Unpacks rows into the tile; they are dense, and counted, until the returned guard is dropped.
+    /// Unpacks rows into the tile; they are dense, and counted, until the result is dropped.
     pub(super) fn unpack(&self, weights: &HostBlocks, rows: Range<usize>) -> Result<DenseRows<'_>> {
         let cols = weights.cols;
         let mut tile = self.tile.lock().unwrap_or_else(PoisonError::into_inner);
         let len = rows.len() * cols;
-        if tile.len() < len {
-            return Err(super::shape("linear", "row of weights", len, tile.len()));
-        }
-        let bytes = 4 * len as u64;
-        let live = self.live.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        self.peak.fetch_max(live, Ordering::AcqRel);
+        let copy = self.counter.count(4 * len as u64);
         let chunk = (UNPACK_FLOATS / cols).max(1);
-        let guard = |tile| DenseRows { tile, len, bytes, counter: &self.live };
-        let unpacked = tile[..len].par_chunks_mut(chunk * cols).enumerate().try_for_each(|(i, out)| {
+        tile[..len].par_chunks_mut(chunk * cols).enumerate().try_for_each(|(i, out)| {
             let first = rows.start + i * chunk;
             weights.decode(first..first + out.len() / cols, out)
-        });
-        let dense = guard(tile);
-        unpacked.map(|()| dense)
+        })?;
+        Ok(DenseRows { tile, len, _copy: copy })
     }
 }
 
@@ -149,18 +139,11 @@ const UNPACK_FLOATS: usize = 16 * 1024;
 pub(super) struct DenseRows<'a> {
     tile: MutexGuard<'a, Vec<f32>>,
     len: usize,
-    bytes: u64,
-    counter: &'a AtomicU64,
+    _copy: DenseCopy,
 }
 
 impl DenseRows<'_> {
     pub(super) fn floats(&self) -> &[f32] {
         &self.tile[..self.len]
-    }
-}
-
-impl Drop for DenseRows<'_> {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

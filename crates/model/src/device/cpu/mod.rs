@@ -23,8 +23,8 @@ use std::sync::Arc;
 use formats::BlockType;
 
 use super::{
-    AdamWUpdate, BlockMatrix, DenseBytes, Device, Heads, Matrix, MatrixMut, Operand, Rotation, Segment, View,
-    ViewMut, Write,
+    AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Matrix, MatrixMut, Operand, Rotation, Segment,
+    View, ViewMut, Write,
 };
 use crate::arena::Arena;
 use crate::{Error, Result};
@@ -83,7 +83,20 @@ fn check_ids(op: &'static str, what: &'static str, ids: &[u32], limit: usize) ->
     }
 }
 
-fn check_segments(op: &'static str, segments: &[Segment], n_queries: usize, n_keys: usize) -> Result<()> {
+/// Which rows of a batch the tasks of an op write, and so must not share.
+#[derive(PartialEq, Eq)]
+enum Written {
+    Queries,
+    QueriesAndKeys,
+}
+
+fn check_segments(
+    op: &'static str,
+    segments: &[Segment],
+    n_queries: usize,
+    n_keys: usize,
+    written: Written,
+) -> Result<()> {
     for segment in segments {
         if segment.first_query + segment.n_queries > n_queries {
             return Err(shape(op, "segment's queries", segment.first_query + segment.n_queries, n_queries));
@@ -92,10 +105,9 @@ fn check_segments(op: &'static str, segments: &[Segment], n_queries: usize, n_ke
             return Err(shape(op, "segment's keys", segment.first_key + segment.n_keys, n_keys));
         }
     }
-    // Tasks write their segments' rows at the same time.
     let apart = segments.windows(2).all(|pair| {
         pair[0].first_query + pair[0].n_queries <= pair[1].first_query
-            && pair[0].first_key + pair[0].n_keys <= pair[1].first_key
+            && (written == Written::Queries || pair[0].first_key + pair[0].n_keys <= pair[1].first_key)
     });
     if apart { Ok(()) } else { Err(shape(op, "ordered disjoint segments", 0, segments.len())) }
 }
@@ -109,8 +121,8 @@ impl Device for Cpu {
         &self.0.arena
     }
 
-    fn dense_bytes(&self) -> DenseBytes {
-        self.0.tile.bytes()
+    fn dense(&self) -> &DenseCounter {
+        self.0.tile.counter()
     }
 
     fn alloc(&self, what: &str, len: usize) -> Result<Self::Buffer> {
@@ -252,8 +264,12 @@ impl Device for Cpu {
         d_up: FloatsMut<'_>,
     ) -> Result<()> {
         let n = gate.len();
-        let sizes =
-            [("up", up.len(), n), ("d_out", d_out.len(), n), ("d_gate", d_gate.len(), n), ("d_up", d_up.len(), n)];
+        let sizes = [
+            ("up", up.len(), n),
+            ("d_out", d_out.len(), n),
+            ("d_gate", d_gate.len(), n),
+            ("d_up", d_up.len(), n),
+        ];
         check("swiglu_backward", sizes)?;
         swiglu::backward(slice(gate), slice(up), slice(d_out), slice_mut(d_gate), slice_mut(d_up));
         Ok(())
@@ -283,7 +299,10 @@ impl Device for Cpu {
     ) -> Result<()> {
         check_rows("linear_backward", &rows, weights)?;
         let n = d_x.len() / weights.cols();
-        check("linear_backward", [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())])?;
+        check(
+            "linear_backward",
+            [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())],
+        )?;
         linear::backward(&self.0.tile, slice(d_y), weights, rows, write, slice_mut(d_x))
     }
 
@@ -297,7 +316,8 @@ impl Device for Cpu {
         write: Write,
         c: MatrixMut<'_, Self::Buffer>,
     ) -> Result<()> {
-        let oriented = |rows, cols, operand| if operand == Operand::Plain { (rows, cols) } else { (cols, rows) };
+        let oriented =
+            |rows, cols, operand| if operand == Operand::Plain { (rows, cols) } else { (cols, rows) };
         let (m, k) = oriented(a.rows, a.cols, a_as);
         let (b_rows, n) = oriented(b.rows, b.cols, b_as);
         check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
@@ -320,7 +340,7 @@ impl Device for Cpu {
     ) -> Result<()> {
         let (n, n_keys) = attention_rows("attention", heads, q, k, v)?;
         check("attention", [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
-        check_segments("attention", segments, n, n_keys)?;
+        check_segments("attention", segments, n, n_keys, Written::Queries)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
         Ok(())
@@ -345,7 +365,7 @@ impl Device for Cpu {
         check(op, [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
         check(op, [("d_out", d_out.len(), q.len()), ("d_q", d_q.len(), q.len())])?;
         check(op, [("d_k", d_k.len(), k.len()), ("d_v", d_v.len(), v.len())])?;
-        check_segments(op, segments, n, n_keys)?;
+        check_segments(op, segments, n, n_keys, Written::QueriesAndKeys)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
         attention::backward(inputs, segments, outputs, slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
@@ -410,7 +430,13 @@ impl Device for Cpu {
         let n = gradient.len();
         check("adamw", [("weights", weights.len(), n), ("first moment", first_moment.len(), n)])?;
         check("adamw", [("second moment", second_moment.len(), n)])?;
-        adamw::update(update, slice(gradient), slice_mut(weights), slice_mut(first_moment), slice_mut(second_moment));
+        adamw::update(
+            update,
+            slice(gradient),
+            slice_mut(weights),
+            slice_mut(first_moment),
+            slice_mut(second_moment),
+        );
         Ok(())
     }
 }

@@ -8,7 +8,14 @@ use super::isa::multiversion;
 use super::rows::task_rows;
 
 /// x (n, n_heads·head_dim), cos and sin (positions, head_dim / 2); `sign` is -1 for the backward rotation.
-pub(super) fn rotate(x: &mut [f32], width: usize, head_dim: usize, positions: &[u32], table: Table<'_>, sign: f32) {
+pub(super) fn rotate(
+    x: &mut [f32],
+    width: usize,
+    head_dim: usize,
+    positions: &[u32],
+    table: Table<'_>,
+    sign: f32,
+) {
     let task = task_rows(width);
     x.par_chunks_mut(task * width)
         .zip(positions.par_chunks(task))
