@@ -1,10 +1,12 @@
 //! Validation loss, and exact match of greedy answers.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use formats::observe::Observer;
-use model::generate::{Capacity, Generator, SamplerOptions};
+use model::generate::{Capacity, Generator, Progress, Request, SamplerOptions};
 use model::{Adapter, Base, Batch, Device, LossSum, TrainStep};
 use text::Tokenizer;
 
@@ -81,44 +83,56 @@ impl Examination<'_> {
     /// What the model meets.
     pub fn ask<D: Device>(
         &self,
-        base: &Base<D>,
+        base: &Arc<Base<D>>,
         adapter: Option<&Adapter<D>>,
         observer: &mut dyn Observer<Event>,
         cancel: &AtomicBool,
     ) -> Result<Option<ExactMatch>> {
         let Some(capacity) = self.capacity() else { return Ok(None) };
         let weights = if adapter.is_some() { Weights::Adapter } else { Weights::Base };
-        let (started, total) = (Instant::now(), self.questions.len());
-        let mut generator = Generator::new(base, capacity)?;
-        let (mut matched, mut done) = (0, 0);
-        for group in self.questions.chunks(SIDE_BY_SIDE) {
-            if cancel.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            let prompts: Vec<_> = group.iter().map(|question| question.prompt.clone()).collect();
-            let answers = generator.generate_batch(
-                adapter,
-                &prompts,
-                self.stop,
-                &SamplerOptions::GREEDY,
-                self.max_new_tokens,
-            )?;
-            for (question, answer) in group.iter().zip(answers) {
-                let answer = self.tokenizer.decode(&answer.ids);
-                let is_match = answer.trim() == question.expected.trim();
-                matched += usize::from(is_match && done < self.n_exact_match);
-                if done < self.n_samples {
-                    observer.observe(sample(weights, question, answer));
-                }
-                done += 1;
-            }
-            observer.observe(Event::Answering { weights, done, total });
+        let started = Instant::now();
+        let mut generator = Generator::new(base.clone(), adapter.map(Adapter::options), capacity)?;
+        let answers = self.answers(&mut generator, adapter, weights, observer, cancel)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let total = self.questions.len();
+        observer.observe(Event::Answering { weights, done: total, total });
+        for (question, answer) in self.questions.iter().zip(&answers).take(self.n_samples) {
+            observer.observe(sample(weights, question, answer.clone()));
         }
         if self.n_exact_match == 0 {
             return Ok(None);
         }
+        let counted = self.questions.iter().zip(&answers).take(self.n_exact_match);
+        let matched = counted.filter(|(question, answer)| answer.trim() == question.expected.trim()).count();
         let seconds = started.elapsed().as_secs_f64();
         Ok(Some(ExactMatch { weights, matched, rows: self.n_exact_match, seconds }))
+    }
+
+    /// The greedy answer to each question.
+    fn answers<D: Device>(
+        &self,
+        generator: &mut Generator<D>,
+        adapter: Option<&Adapter<D>>,
+        weights: Weights,
+        observer: &mut dyn Observer<Event>,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<String>> {
+        let prompts: Vec<&[u32]> = self.questions.iter().map(|question| question.prompt.as_slice()).collect();
+        let request =
+            Request { stop: self.stop, sampler: SamplerOptions::GREEDY, max_new_tokens: self.max_new_tokens };
+        let total = prompts.len();
+        let mut on_progress = |progress| {
+            if let Progress::Prompt { sequence, .. } = progress {
+                // Questions begin in order, and all but those side by side have ended.
+                let done = (sequence + 1).saturating_sub(SIDE_BY_SIDE);
+                observer.observe(Event::Answering { weights, done, total });
+            }
+            if cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let answers = generator.generate_batch(adapter, &prompts, &request, &mut on_progress)?;
+        Ok(answers.iter().map(|answer| self.tokenizer.decode(&answer.ids)).collect())
     }
 }
 

@@ -217,7 +217,7 @@ impl Run<'_> {
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.
-    fn examine_base<D: Device>(&mut self, base: &Base<D>, mut state: State) -> Result<Option<State>> {
+    fn examine_base<D: Device>(&mut self, base: &Arc<Base<D>>, mut state: State) -> Result<Option<State>> {
         if state.base_exact_match.is_none() {
             state.base_exact_match = self.examination.ask(base, None, self.observer, self.cancel)?;
             if self.cancel.load(Ordering::Relaxed) {
@@ -239,7 +239,7 @@ impl Run<'_> {
     }
 
     /// Exact match with the adapter, then the figures of the run; with these it counts as finished.
-    fn conclude<D: Device>(mut self, base: &Base<D>, mut ended: Ended<D>) -> Result<Outcome> {
+    fn conclude<D: Device>(mut self, base: &Arc<Base<D>>, mut ended: Ended<D>) -> Result<Outcome> {
         let figures = self.examination.ask(base, Some(&ended.adapter), self.observer, self.cancel)?;
         if self.cancel.load(Ordering::Relaxed) {
             return self.interrupt(ended);
