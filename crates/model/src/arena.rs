@@ -22,7 +22,11 @@ struct Account {
 impl Arena {
     /// An account of at most `capacity_bytes`.
     pub fn new(capacity_bytes: u64) -> Self {
-        Self(Arc::new(Account { capacity_bytes, used_bytes: AtomicU64::new(0), peak_bytes: AtomicU64::new(0) }))
+        Self(Arc::new(Account {
+            capacity_bytes,
+            used_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
+        }))
     }
 
     /// An account without a cap, for tests and tools that plan nothing.

@@ -140,6 +140,11 @@ impl<'a, B> ViewMut<'a, B> {
         self.len == 0
     }
 
+    /// The same range, for reading what was written.
+    pub fn into_view(self) -> View<'a, B> {
+        View { buffer: self.buffer, start: self.start, len: self.len }
+    }
+
     /// The same range for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, B> {
         ViewMut { buffer: self.buffer, start: self.start, len: self.len }

@@ -96,8 +96,9 @@ impl Layout {
     /// Places the factors of rank `rank` for the `targets` of a model.
     pub fn new(config: &ModelConfig, rank: usize, targets: &[Role]) -> Self {
         let mut len = 0;
-        let stacks =
-            (0..config.n_layers).map(|_| Group::ALL.map(|g| stack(config, rank, targets, g, &mut len))).collect();
+        let stacks = (0..config.n_layers)
+            .map(|_| Group::ALL.map(|g| stack(config, rank, targets, g, &mut len)))
+            .collect();
         Self { stacks, len }
     }
 

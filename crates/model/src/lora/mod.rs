@@ -55,7 +55,9 @@ impl LoraOptions {
         }
         match self.targets.iter().find(|role| !role.is_linear()) {
             Some(role) => Err(invalid("target", format!("{role:?}"), "a linear layer")),
-            None if self.targets.is_empty() => Err(invalid("target list", "empty", "at least one linear layer")),
+            None if self.targets.is_empty() => {
+                Err(invalid("target list", "empty", "at least one linear layer"))
+            }
             None => Ok(()),
         }
     }

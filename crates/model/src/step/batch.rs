@@ -49,11 +49,14 @@ impl Batch<'_> {
     /// [`Error::InvalidBatch`].
     pub fn check(&self, max_tokens: usize, vocab_size: usize) -> Result<()> {
         let n = self.tokens.len();
-        let invalid = |what, found: String, expected: String| Err(Error::InvalidBatch { what, found, expected });
+        let invalid =
+            |what, found: String, expected: String| Err(Error::InvalidBatch { what, found, expected });
         if n == 0 || n > max_tokens {
             return invalid("number of tokens", n.to_string(), format!("1 to {max_tokens}"));
         }
-        for (what, len) in [("number of targets", self.targets.len()), ("number of positions", self.positions.len())] {
+        for (what, len) in
+            [("number of targets", self.targets.len()), ("number of positions", self.positions.len())]
+        {
             if len != n {
                 return invalid(what, len.to_string(), n.to_string());
             }
@@ -70,7 +73,11 @@ impl Batch<'_> {
         let starts = self.sequence_starts;
         let ascending = starts.windows(2).all(|pair| pair[0] < pair[1]);
         if starts.first() != Some(&0) || !ascending || starts.last().is_some_and(|&last| last >= n) {
-            return invalid("list of sequence starts", format!("{starts:?}"), format!("0, ascending, below {n}"));
+            return invalid(
+                "list of sequence starts",
+                format!("{starts:?}"),
+                format!("0, ascending, below {n}"),
+            );
         }
         Ok(())
     }

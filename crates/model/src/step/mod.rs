@@ -3,34 +3,66 @@
 //! Forward keeps each layer's input; backward goes from the last layer to the first, runs a layer's forward again
 //! from that input, and turns the gradient of its output into the gradient of its input, adding up the adapter's
 //! gradients on the way. The last `kept_layers` keep their activations instead and are not run again.
-//! All memory is drawn at construction; a step allocates nothing.
+//! All memory is drawn at construction; a step draws nothing.
 
+mod attention;
 mod batch;
+mod mlp;
+mod pass;
 mod plan;
+mod workspace;
 
 pub use batch::{Batch, IGNORE, LossSum};
 pub use plan::StepPlan;
+pub(crate) use workspace::LossTiles;
+pub use workspace::{Room, workspace_bytes};
 
 use std::sync::Arc;
 
-use crate::Result;
 use crate::base::Base;
-use crate::device::Device;
+use crate::device::{Buffer, Device, Segment};
 use crate::lora::{Adapter, Gradients, LoraOptions};
+use crate::loss::{Loss, LossHost};
+use crate::{Error, Result};
+use pass::{Pass, rows, rows_mut};
+use workspace::{Allocate, Workspace};
 
 /// The workspace of a micro-step over one base, reused for every batch.
 pub struct TrainStep<D: Device> {
     base: Arc<Base<D>>,
+    plan: StepPlan,
+    rank: usize,
+    workspace: Workspace<D::Buffer, D::Indices>,
+    loss_host: LossHost,
+    segments: Vec<Segment>,
 }
 
 impl<D: Device> TrainStep<D> {
-    /// Draws all memory that a batch of up to `plan.max_tokens` needs.
+    /// Draws all memory that a batch of up to `plan.max_tokens` needs, with room for adapters of up to `lora`'s rank.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfMemory`].
-    pub fn new(base: Arc<Base<D>>, lora: &LoraOptions, plan: StepPlan) -> Result<Self> {
-        let _ = (lora, plan);
-        Ok(Self { base })
+    /// [`Error::OutOfMemory`], [`Error::InvalidBatch`] for a plan of nothing.
+    pub fn new(base: Arc<Base<D>>, lora: Option<&LoraOptions>, plan: StepPlan) -> Result<Self> {
+        plan.check()?;
+        let config = &base.config;
+        let mut workspace = Workspace::build(config, lora, &plan, &mut Draw(&base.device))?;
+        let (cos, sin) = config.rope.tables(config.head_dim, plan.max_tokens);
+        base.device.upload(&cos, workspace.cos.all_mut())?;
+        base.device.upload(&sin, workspace.sin.all_mut())?;
+        let loss_host = LossHost::new(plan.max_tokens, plan.loss_tile_tokens);
+        let segments = Vec::with_capacity(plan.max_tokens);
+        let rank = lora.map_or(0, |lora| lora.rank);
+        Ok(Self { base, plan, rank, workspace, loss_host, segments })
+    }
+
+    /// The base it runs on.
+    pub fn base(&self) -> &Arc<Base<D>> {
+        &self.base
+    }
+
+    /// The plan it was built for.
+    pub fn plan(&self) -> &StepPlan {
+        &self.plan
     }
 
     /// The loss of a batch, and loss_scale · d(sum of the loss)/d(adapter) added to `gradients`.
@@ -39,7 +71,7 @@ impl<D: Device> TrainStep<D> {
     /// the mean loss over the true number of target tokens.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidBatch`].
+    /// [`Error::InvalidBatch`], [`Error::InvalidAdapter`] for a rank without room.
     pub fn forward_backward(
         &mut self,
         adapter: &Adapter<D>,
@@ -47,16 +79,125 @@ impl<D: Device> TrainStep<D> {
         gradients: &mut Gradients<D>,
         loss_scale: f32,
     ) -> Result<LossSum> {
-        let _ = (adapter, batch, gradients, loss_scale, &self.base);
-        todo!()
+        self.begin(Some(adapter), batch)?;
+        self.forward(Some(adapter), batch)?;
+        let loss = self.loss(batch, Some(loss_scale))?;
+        self.backward(adapter, batch, gradients)?;
+        Ok(loss)
     }
 
     /// The loss of a batch alone, with the adapter or without.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidBatch`].
+    /// As [`TrainStep::forward_backward`].
     pub fn evaluate(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<LossSum> {
-        let _ = (adapter, batch);
-        todo!()
+        self.begin(adapter, batch)?;
+        self.forward(adapter, batch)?;
+        self.loss(batch, None)
+    }
+
+    /// Checks the batch and brings it to the device.
+    fn begin(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
+        batch.check(self.plan.max_tokens, self.base.config.vocab_size)?;
+        self.check_adapter(adapter)?;
+        self.segments.clear();
+        self.segments.extend(batch.segments());
+        let (device, workspace, n) = (&self.base.device, &mut self.workspace, batch.tokens.len());
+        device.upload_indices(batch.tokens, workspace.tokens.first_mut(n))?;
+        device.upload_indices(batch.positions, workspace.positions.first_mut(n))
+    }
+
+    fn check_adapter(&self, adapter: Option<&Adapter<D>>) -> Result<()> {
+        let Some(adapter) = adapter else { return Ok(()) };
+        let invalid = |what: &str, found: usize, expected: String| {
+            Err(Error::InvalidAdapter { what: what.to_owned(), found: found.to_string(), expected })
+        };
+        let (rank, n_layers) = (adapter.options().rank, adapter.layout().n_layers());
+        if rank > self.rank {
+            return invalid("rank", rank, format!("at most {}", self.rank));
+        }
+        if n_layers != self.base.config.n_layers {
+            return invalid("number of layers", n_layers, self.base.config.n_layers.to_string());
+        }
+        Ok(())
+    }
+
+    /// All layers, first to last; leaves each layer's input.
+    fn forward(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
+        let (n, c) = (batch.tokens.len(), self.base.config.hidden);
+        let Workspace { streams, activations, tokens, positions, cos, sin, .. } = &mut self.workspace;
+        activations.iter_mut().for_each(|set| set.forget());
+        let pass = Pass {
+            base: &self.base,
+            adapter,
+            n,
+            segments: &self.segments,
+            positions: positions.first(n),
+            cos: cos.all(),
+            sin: sin.all(),
+        };
+        pass.device().embed(&pass.base.embedding, tokens.first(n), rows_mut(&mut streams[0], c, 0, n))?;
+        for index in 0..pass.config().n_layers {
+            let (inputs, outputs) = streams.split_at_mut(index + 1);
+            let set = &mut activations[self.plan.activation_set(pass.config(), index)];
+            pass.attention_forward(index, rows(&inputs[index], c, 0, n), set)?;
+            pass.mlp_forward(index, set, &mut outputs[0])?;
+        }
+        Ok(())
+    }
+
+    /// The loss from the last stream; with a scale also the gradient of that stream.
+    fn loss(&mut self, batch: &Batch<'_>, scale: Option<f32>) -> Result<LossSum> {
+        let (n, c, n_layers) = (batch.tokens.len(), self.base.config.hidden, self.base.config.n_layers);
+        let Workspace { streams, deltas, loss, .. } = &mut self.workspace;
+        let backward = scale.map(|scale| (scale, rows_mut(&mut deltas.stream, c, 0, n)));
+        let loss = Loss { base: &self.base, tiles: loss, host: &mut self.loss_host };
+        loss.run(batch, rows(&streams[n_layers], c, 0, n), backward)
+    }
+
+    /// All layers, last to first: each runs again unless its activations are still there, then backward.
+    fn backward(
+        &mut self,
+        adapter: &Adapter<D>,
+        batch: &Batch<'_>,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
+        let (n, c) = (batch.tokens.len(), self.base.config.hidden);
+        let Workspace { streams, activations, deltas, positions, cos, sin, .. } = &mut self.workspace;
+        let pass = Pass {
+            base: &self.base,
+            adapter: Some(adapter),
+            n,
+            segments: &self.segments,
+            positions: positions.first(n),
+            cos: cos.all(),
+            sin: sin.all(),
+        };
+        for index in (0..pass.config().n_layers).rev() {
+            let x = rows(&streams[index], c, 0, n);
+            let set = &mut activations[self.plan.activation_set(pass.config(), index)];
+            if set.holds_attention != Some(index) {
+                pass.attention_forward(index, x, set)?;
+            }
+            pass.mlp_backward(index, set, deltas, gradients)?;
+            pass.attention_backward(index, x, set, deltas, gradients)?;
+        }
+        Ok(())
+    }
+}
+
+/// Draws memory from a device.
+struct Draw<'a, D>(&'a D);
+
+impl<D: Device> Allocate for Draw<'_, D> {
+    type Floats = D::Buffer;
+    type Indices = D::Indices;
+
+    fn floats(&mut self, room: Room, len: usize) -> Result<D::Buffer> {
+        self.0.alloc(room.name(), len)
+    }
+
+    fn indices(&mut self, room: Room, len: usize) -> Result<D::Indices> {
+        self.0.alloc_indices(room.name(), len)
     }
 }

@@ -1,6 +1,7 @@
 //! How large a step's workspace is, tile by tile: the numbers that the memory table adds up and the step draws.
 
 use crate::config::ModelConfig;
+use crate::{Error, Result};
 
 /// Sizes of a step's workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,5 +28,22 @@ impl StepPlan {
             loss_tile_vocab: config.vocab_size.min(4096),
             kept_layers: 0,
         }
+    }
+
+    /// Which set of activations a layer uses: its own if kept, else the one that the others share.
+    pub(super) fn activation_set(&self, config: &ModelConfig, layer_index: usize) -> usize {
+        let kept = self.kept_layers.min(config.n_layers);
+        let first_kept = config.n_layers - kept;
+        if layer_index >= first_kept { layer_index - first_kept } else { kept }
+    }
+
+    /// Refuses a plan in which nothing fits.
+    pub(super) fn check(&self) -> Result<()> {
+        let sizes = [self.max_tokens, self.mlp_tile_tokens, self.loss_tile_tokens, self.loss_tile_vocab];
+        if sizes.contains(&0) {
+            let (found, expected) = (format!("{self:?}"), "no size of 0".to_owned());
+            return Err(Error::InvalidBatch { what: "plan", found, expected });
+        }
+        Ok(())
     }
 }

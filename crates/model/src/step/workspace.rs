@@ -1,0 +1,329 @@
+//! All memory of a step, in one place: what is drawn and what the plan counts are the same lines of code.
+
+use super::plan::StepPlan;
+use crate::Result;
+use crate::config::ModelConfig;
+use crate::lora::LoraOptions;
+
+/// What a layer's forward leaves for its backward. T rows of the batch, M of them in the MLP's part.
+pub(super) struct Activations<B> {
+    /// Output of the norm before attention (T, C).
+    pub attn_in: B,
+    /// Projected queries before their norm (T, H·D), in families that have one.
+    pub q_raw: Option<B>,
+    /// Projected keys before their norm (T, K·D).
+    pub k_raw: Option<B>,
+    /// Rotated queries (T, H·D).
+    pub q: B,
+    /// Rotated keys (T, K·D).
+    pub k: B,
+    /// Values (T, K·D).
+    pub v: B,
+    /// Output of the attention (T, H·D).
+    pub attn: B,
+    /// Log-sum-exp of its scores (T, H).
+    pub lse: B,
+    /// The stream after attention (T, C).
+    pub mid: B,
+    /// x·Aᵀ of q, k, v (T, 3R).
+    pub u_qkv: B,
+    /// x·Aᵀ of o (T, R).
+    pub u_o: B,
+    /// Of the MLP.
+    pub mlp: MlpActivations<B>,
+    /// The layer whose attention these are of.
+    pub holds_attention: Option<usize>,
+    /// The layer whose MLP these are of; a layer that took more than one tile leaves none.
+    pub holds_mlp: Option<usize>,
+}
+
+/// What the MLP's forward leaves for its backward, for one tile of M tokens.
+pub(super) struct MlpActivations<B> {
+    /// Output of the norm before the MLP (M, C).
+    pub mlp_in: B,
+    /// (M, F)
+    pub gate: B,
+    /// (M, F)
+    pub up: B,
+    /// silu(gate) · up (M, F).
+    pub act: B,
+    /// x·Aᵀ of gate and up (M, 2R).
+    pub u_gate_up: B,
+    /// x·Aᵀ of down (M, R).
+    pub u_down: B,
+    /// M
+    pub tile_tokens: usize,
+}
+
+/// Gradients of activations.
+pub(super) struct Deltas<B> {
+    /// Of the residual stream (T, C): goes through all layers in place.
+    pub stream: B,
+    /// Of a norm's output (T, C).
+    pub normed: B,
+    /// Of the attention's output, then of the queries before their norm (T, H·D).
+    pub attn: B,
+    /// (T, H·D)
+    pub q: B,
+    /// (T, K·D)
+    pub k: B,
+    /// (T, K·D)
+    pub v: B,
+    /// Of the keys before their norm (T, K·D).
+    pub k_raw: Option<B>,
+    /// Of x·Aᵀ of any group (T, 3R).
+    pub u: B,
+    /// (M, F)
+    pub act: B,
+    /// (M, F)
+    pub gate: B,
+    /// (M, F)
+    pub up: B,
+}
+
+/// Memory of the loss: L target rows by a tile of the vocabulary.
+pub(crate) struct LossTiles<B, I> {
+    /// Row of each target in the batch (T).
+    pub rows: I,
+    /// Target ids (T).
+    pub targets: I,
+    /// The stream at target rows (L, C), then its gradient.
+    pub hidden: B,
+    /// Output of the last norm (L, C).
+    pub normed: B,
+    /// Its gradient (L, C).
+    pub d_normed: B,
+    /// (L, tile of the vocabulary)
+    pub logits: B,
+    /// Running maximum, sum, and logit of the target (L).
+    pub max: B,
+    /// See `max`.
+    pub sum: B,
+    /// See `max`.
+    pub target_logit: B,
+    /// L
+    pub tile_tokens: usize,
+    /// Vocabulary entries of a tile.
+    pub tile_vocab: usize,
+}
+
+/// All memory of a step.
+pub(super) struct Workspace<B, I> {
+    /// The stream before each layer and after the last (T, C).
+    pub streams: Vec<B>,
+    /// Of the kept layers, then, unless all are kept, one that the others share.
+    pub activations: Vec<Activations<B>>,
+    pub deltas: Deltas<B>,
+    pub loss: LossTiles<B, I>,
+    pub tokens: I,
+    pub positions: I,
+    /// Rotary tables (T, D/2).
+    pub cos: B,
+    /// See `cos`.
+    pub sin: B,
+}
+
+/// Draws or counts memory.
+pub(super) trait Allocate {
+    type Floats;
+    type Indices;
+
+    fn floats(&mut self, room: Room, len: usize) -> Result<Self::Floats>;
+    fn indices(&mut self, room: Room, len: usize) -> Result<Self::Indices>;
+}
+
+/// A line of the memory table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// The stream before each layer.
+    LayerInputs,
+    /// Activations of kept layers and of the layer that runs again.
+    Activations,
+    /// Gradients of activations.
+    Deltas,
+    /// Tiles of logits.
+    Loss,
+    /// Ids, positions, rotary tables.
+    Positions,
+}
+
+impl Room {
+    /// All rooms.
+    pub const ALL: [Room; 5] =
+        [Room::LayerInputs, Room::Activations, Room::Deltas, Room::Loss, Room::Positions];
+
+    /// What the memory table and errors call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Room::LayerInputs => "layer inputs",
+            Room::Activations => "activations",
+            Room::Deltas => "gradients of activations",
+            Room::Loss => "loss tiles",
+            Room::Positions => "ids and rotary tables",
+        }
+    }
+}
+
+/// Widths that all sizes follow from.
+#[derive(Clone, Copy)]
+struct Sizes<'a> {
+    config: &'a ModelConfig,
+    rank: usize,
+    plan: &'a StepPlan,
+}
+
+impl Sizes<'_> {
+    fn q_width(&self) -> usize {
+        self.config.n_heads * self.config.head_dim
+    }
+
+    fn kv_width(&self) -> usize {
+        self.config.n_kv_heads * self.config.head_dim
+    }
+}
+
+impl<B, I> Workspace<B, I> {
+    /// Draws (or counts) everything that a plan asks for.
+    pub(super) fn build(
+        config: &ModelConfig,
+        lora: Option<&LoraOptions>,
+        plan: &StepPlan,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Self> {
+        let sizes = Sizes { config, rank: lora.map_or(0, |lora| lora.rank), plan };
+        let (t, c) = (plan.max_tokens, config.hidden);
+        let kept = plan.kept_layers.min(config.n_layers);
+        let mut activations = Vec::with_capacity(kept + 1);
+        for index in 0..kept + usize::from(kept < config.n_layers) {
+            let tile_tokens = if index < kept { t } else { plan.mlp_tile_tokens };
+            activations.push(Activations::build(sizes, tile_tokens, allocator)?);
+        }
+        let streams = (0..=config.n_layers).map(|_| allocator.floats(Room::LayerInputs, t * c));
+        let streams = streams.collect::<Result<_>>()?;
+        Ok(Workspace {
+            streams,
+            activations,
+            deltas: Deltas::build(sizes, allocator)?,
+            loss: LossTiles::build(sizes, allocator)?,
+            tokens: allocator.indices(Room::Positions, t)?,
+            positions: allocator.indices(Room::Positions, t)?,
+            cos: allocator.floats(Room::Positions, t * config.head_dim / 2)?,
+            sin: allocator.floats(Room::Positions, t * config.head_dim / 2)?,
+        })
+    }
+}
+
+impl<B> Activations<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        tile_tokens: usize,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Self> {
+        let Sizes { config, rank, plan } = sizes;
+        let (c, f, t, m) = (config.hidden, config.intermediate, plan.max_tokens, tile_tokens);
+        let (q, kv) = (sizes.q_width(), sizes.kv_width());
+        let mut floats = |len| allocator.floats(Room::Activations, len);
+        Ok(Activations {
+            attn_in: floats(t * c)?,
+            q_raw: config.qk_norm.then(|| floats(t * q)).transpose()?,
+            k_raw: config.qk_norm.then(|| floats(t * kv)).transpose()?,
+            q: floats(t * q)?,
+            k: floats(t * kv)?,
+            v: floats(t * kv)?,
+            attn: floats(t * q)?,
+            lse: floats(t * config.n_heads)?,
+            mid: floats(t * c)?,
+            u_qkv: floats(t * 3 * rank)?,
+            u_o: floats(t * rank)?,
+            mlp: MlpActivations {
+                mlp_in: floats(m * c)?,
+                gate: floats(m * f)?,
+                up: floats(m * f)?,
+                act: floats(m * f)?,
+                u_gate_up: floats(m * 2 * rank)?,
+                u_down: floats(m * rank)?,
+                tile_tokens: m,
+            },
+            holds_attention: None,
+            holds_mlp: None,
+        })
+    }
+}
+
+impl<B> Deltas<B> {
+    fn build<I>(sizes: Sizes<'_>, allocator: &mut dyn Allocate<Floats = B, Indices = I>) -> Result<Self> {
+        let Sizes { config, rank, plan } = sizes;
+        let (c, t) = (config.hidden, plan.max_tokens);
+        let (q, kv, mlp) = (sizes.q_width(), sizes.kv_width(), plan.mlp_tile_tokens * config.intermediate);
+        let mut floats = |len| allocator.floats(Room::Deltas, len);
+        Ok(Deltas {
+            stream: floats(t * c)?,
+            normed: floats(t * c)?,
+            attn: floats(t * q)?,
+            q: floats(t * q)?,
+            k: floats(t * kv)?,
+            v: floats(t * kv)?,
+            k_raw: config.qk_norm.then(|| floats(t * kv)).transpose()?,
+            u: floats(t * 3 * rank)?,
+            act: floats(mlp)?,
+            gate: floats(mlp)?,
+            up: floats(mlp)?,
+        })
+    }
+}
+
+impl<B, I> LossTiles<B, I> {
+    fn build(sizes: Sizes<'_>, allocator: &mut dyn Allocate<Floats = B, Indices = I>) -> Result<Self> {
+        let (c, plan) = (sizes.config.hidden, sizes.plan);
+        let (l, v) = (plan.loss_tile_tokens, plan.loss_tile_vocab);
+        let (rows, targets) = (
+            allocator.indices(Room::Loss, plan.max_tokens)?,
+            allocator.indices(Room::Loss, plan.max_tokens)?,
+        );
+        let mut floats = |len| allocator.floats(Room::Loss, len);
+        Ok(LossTiles {
+            rows,
+            targets,
+            hidden: floats(l * c)?,
+            normed: floats(l * c)?,
+            d_normed: floats(l * c)?,
+            logits: floats(l * v)?,
+            max: floats(l)?,
+            sum: floats(l)?,
+            target_logit: floats(l)?,
+            tile_tokens: l,
+            tile_vocab: v,
+        })
+    }
+}
+
+/// Adds up instead of drawing.
+struct Count([u64; Room::ALL.len()]);
+
+impl Allocate for Count {
+    type Floats = ();
+    type Indices = ();
+
+    fn floats(&mut self, room: Room, len: usize) -> Result<()> {
+        self.0[room as usize] += 4 * len as u64;
+        Ok(())
+    }
+
+    fn indices(&mut self, room: Room, len: usize) -> Result<()> {
+        self.floats(room, len)
+    }
+}
+
+/// Bytes that [`super::TrainStep::new`] draws, room by room.
+///
+/// # Errors
+/// None today: counting allocates nothing.
+pub fn workspace_bytes(
+    config: &ModelConfig,
+    lora: Option<&LoraOptions>,
+    plan: &StepPlan,
+) -> Result<[(Room, u64); Room::ALL.len()]> {
+    let mut count = Count([0; Room::ALL.len()]);
+    Workspace::build(config, lora, plan, &mut count)?;
+    Ok(Room::ALL.map(|room| (room, count.0[room as usize])))
+}
