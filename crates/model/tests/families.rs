@@ -1,0 +1,196 @@
+//! The tables of tensors against the names and shapes of published checkpoints, and configurations gone wrong.
+
+mod shared;
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use formats::TensorSource;
+use formats::config::HfConfig;
+use formats::gguf::Metadata;
+use model::config::{ModelConfig, RopeScaling, gguf_metadata};
+use model::family::{self, Naming};
+use shared::shared;
+
+/// Names and shapes without weights.
+#[derive(Clone)]
+struct Shapes(HashMap<String, Vec<usize>>);
+
+impl Shapes {
+    fn of(config: &ModelConfig, naming: Naming) -> Shapes {
+        Shapes(
+            family::tensors(config).iter().map(|spec| (spec.name(naming).to_owned(), spec.shape())).collect(),
+        )
+    }
+}
+
+impl TensorSource for Shapes {
+    fn tensor_names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).cloned()
+    }
+
+    fn read_rows(&self, name: &str, _: Range<usize>, _: &mut Vec<f32>) -> formats::Result<()> {
+        panic!("{name} was read, but only shapes are known")
+    }
+
+    fn content_hash(&self) -> formats::Result<String> {
+        Ok(String::new())
+    }
+}
+
+fn hf_config(json: &str) -> HfConfig {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), json).unwrap();
+    HfConfig { path: "config.json".into(), ..HfConfig::from_dir(dir.path()).unwrap() }
+}
+
+const TINY_LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-5, "vocab_size": 512, "tie_word_embeddings": true, "max_position_embeddings": 512}"#;
+
+fn tiny_llama() -> ModelConfig {
+    ModelConfig::from_hf(&hf_config(TINY_LLAMA)).unwrap()
+}
+
+/// [`TINY_LLAMA`] with some keys set.
+fn tiny_with(changes: &str) -> String {
+    let mut config: serde_json::Value = serde_json::from_str(TINY_LLAMA).unwrap();
+    let changes: serde_json::Value = serde_json::from_str(changes).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config.to_string()
+}
+
+#[test]
+fn tables_equal_published_checkpoints() {
+    for name in ["Qwen3-0.6B", "Qwen3-4B", "Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"] {
+        let Some(dir) = shared(&format!("assets/models/{name}")) else { return };
+        let config = ModelConfig::from_hf(&HfConfig::from_dir(&dir).unwrap()).unwrap();
+        let listed = std::fs::read_to_string(dir.join("tensors.json")).unwrap();
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let tensor = |entry: &serde_json::Value| {
+            let shape = entry[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+            (entry[0].as_str().unwrap().to_owned(), shape)
+        };
+        let published = Shapes(listed["tensors"].as_array().unwrap().iter().map(tensor).collect());
+        family::check(&config, &published, Naming::Hf).unwrap();
+        let n_bytes = 2 * config.n_weights() as u64;
+        let spare_head = published.0.contains_key("lm_head.weight") && config.tied;
+        let spare_bytes = if spare_head { 2 * (config.vocab_size * config.hidden) as u64 } else { 0 };
+        assert_eq!(n_bytes + spare_bytes, listed["total_bytes"].as_u64().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn gguf_metadata_reads_back() {
+    let scaled = tiny_with(r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 32}"#);
+    let qwen = TINY_LLAMA.replace("LlamaForCausalLM", "Qwen3ForCausalLM").replace("\"llama\"", "\"qwen3\"");
+    for json in [TINY_LLAMA, &scaled, &qwen] {
+        let config = ModelConfig::from_hf(&hf_config(json)).unwrap();
+        let mut metadata: Metadata = gguf_metadata(&config).into_iter().collect();
+        metadata.push("general.architecture", config.family.gguf_architecture());
+        let read = ModelConfig::from_gguf(&metadata, &Shapes::of(&config, Naming::Gguf)).unwrap();
+        assert_eq!(read, config);
+    }
+}
+
+#[test]
+fn llama3_scaling_becomes_a_factor_for_each_frequency() {
+    let json = tiny_with(
+        r#"{"rope_theta": 500000.0, "head_dim": 64, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}"#,
+    );
+    let config = ModelConfig::from_hf(&hf_config(&json)).unwrap();
+    let factors = config.rope.gguf_factors(config.head_dim).unwrap();
+    assert_eq!((factors.len(), factors[0], factors[31]), (32, 1.0, 32.0));
+    let mut from_file = config.rope.clone();
+    from_file.scaling = RopeScaling::Factors(factors);
+    assert_eq!(from_file.inverse_frequencies(64), config.rope.inverse_frequencies(64));
+}
+
+#[test]
+fn a_gguf_row_comes_from_its_head() {
+    let config = tiny_llama();
+    let specs = family::tensors(&config);
+    let keys = specs.iter().find(|spec| spec.gguf == "blk.1.attn_k.weight").unwrap();
+    let rows: Vec<usize> = (0..12).map(|row| keys.hf_row(row)).collect();
+    assert_eq!(rows, [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13]);
+    let values = specs.iter().find(|spec| spec.gguf == "blk.1.attn_v.weight").unwrap();
+    assert_eq!(values.hf_row(5), 5);
+}
+
+#[test]
+fn gguf_order_is_by_layer_then_name() {
+    let mut specs = family::tensors(&tiny_llama());
+    family::sort_for_gguf(&mut specs);
+    let names: Vec<&str> = specs.iter().take(6).map(|spec| spec.gguf.as_str()).collect();
+    let expected =
+        ["output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight", "blk.0.attn_norm.weight"];
+    assert_eq!(names[..4], expected);
+    assert_eq!(specs.last().unwrap().gguf, "blk.1.ffn_up.weight");
+}
+
+#[test]
+fn wrong_configurations_name_file_key_and_what_would_be_right() {
+    let check = |changes: &str, expected: &str| {
+        let error = ModelConfig::from_hf(&hf_config(&tiny_with(changes))).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    };
+    check(
+        r#"{"architectures": ["GemmaForCausalLM"]}"#,
+        "config.json: architecture `GemmaForCausalLM` is not supported (supported: LlamaForCausalLM, Qwen3ForCausalLM)",
+    );
+    check(r#"{"attention_bias": true}"#, "config.json: `attention_bias` is true, supported: false");
+    check(r#"{"hidden_act": "gelu"}"#, "config.json: `hidden_act` is gelu, supported: silu");
+    check(
+        r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#,
+        "config.json: `rope_scaling.rope_type` is yarn, supported: default, linear, llama3",
+    );
+    check(
+        r#"{"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}"#,
+        "config.json: `rope_scaling.low_freq_factor` is missing, expected a positive number",
+    );
+    check(
+        r#"{"num_key_value_heads": 3}"#,
+        "config.json: `num_key_value_heads` is 3, expected a divisor of num_attention_heads 8",
+    );
+    check(r#"{"vocab_size": 20000000}"#, "config.json: `vocab_size` is 20000000, expected 1 to 16777216");
+}
+
+#[test]
+fn wrong_tensors_are_named() {
+    let config = tiny_llama();
+    let right = Shapes::of(&config, Naming::Hf);
+    let check = |change: &dyn Fn(&mut HashMap<String, Vec<usize>>), expected: Option<&str>| {
+        let mut shapes = right.clone();
+        change(&mut shapes.0);
+        let found = family::check(&config, &shapes, Naming::Hf).err().map(|error| error.to_string());
+        assert_eq!(found.as_deref(), expected);
+    };
+    let key = "model.layers.1.self_attn.k_proj.weight";
+    check(&|_| (), None);
+    check(
+        &|shapes| drop(shapes.remove(key)),
+        Some("tensor `model.layers.1.self_attn.k_proj.weight` is missing (1 of 20 tensors are)"),
+    );
+    check(
+        &|shapes| drop(shapes.insert(key.to_owned(), vec![64, 64])),
+        Some("tensor `model.layers.1.self_attn.k_proj.weight` has shape [64, 64], expected [32, 64]"),
+    );
+    check(
+        &|shapes| drop(shapes.insert("model.layers.2.mlp.up_proj.weight".to_owned(), vec![172, 64])),
+        Some(
+            "tensor `model.layers.2.mlp.up_proj.weight` has no place in a LlamaForCausalLM model (1 such tensors)",
+        ),
+    );
+    check(&|shapes| drop(shapes.insert("lm_head.weight".to_owned(), vec![512, 64])), None);
+    check(
+        &|shapes| drop(shapes.insert("lm_head.weight".to_owned(), vec![500, 64])),
+        Some("tensor `lm_head.weight` has shape [500, 64], expected [512, 64]"),
+    );
+}
