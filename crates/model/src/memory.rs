@@ -1,4 +1,17 @@
-//! How many bytes a run takes, from shapes alone: the plan that is printed and the cap of the allocator.
+//! How many bytes a run takes, from shapes alone: the plan that is printed, and the cap of the allocator.
+//!
+//! Nothing is estimated. Each row adds up the sizes that the part itself draws: the step counts its workspace with
+//! the lines of code that allocate it, the generator sizes its buffers by the same function, weights are their
+//! blocks. A test runs all of it under a cap of exactly the total.
+
+use crate::Result;
+use crate::config::ModelConfig;
+use crate::device::cpu::TILE_FLOATS;
+use crate::family;
+use crate::generate::{Capacity, generator_bytes};
+use crate::lora::{Layout, LoraOptions};
+use crate::policy::{self, Quant};
+use crate::step::{StepPlan, workspace_bytes};
 
 /// One row of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +29,76 @@ pub struct MemoryTable {
     pub rows: Vec<MemoryRow>,
 }
 
+/// What is in memory at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Residents<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// How its weights are held.
+    pub quant: Quant,
+    /// The adapter, its gradients and its optimiser; `None` to run the base alone.
+    pub lora: Option<&'a LoraOptions>,
+    /// The training step.
+    pub step: Option<&'a StepPlan>,
+    /// The generator that evaluates by decoding.
+    pub answers: Option<Capacity>,
+}
+
 impl MemoryTable {
     /// Bytes in all: the cap of the allocator.
     pub fn total_bytes(&self) -> u64 {
         self.rows.iter().map(|row| row.bytes).sum()
     }
 
+    /// Bytes of the row of that name, 0 where there is none.
+    pub fn bytes_of(&self, name: &str) -> u64 {
+        self.rows.iter().filter(|row| row.name == name).map(|row| row.bytes).sum()
+    }
+
     fn push(&mut self, name: &'static str, bytes: u64) {
         self.rows.push(MemoryRow { name, bytes });
     }
+}
+
+/// The plan of a run on the host.
+///
+/// # Errors
+/// A block type that cannot hold a row, which the policy's fallbacks exclude.
+pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
+    let Residents { config, quant, lora, step, answers } = *residents;
+    let mut table = MemoryTable::default();
+    table.push("base weights", weights_bytes(config, quant)?);
+    table.push("tile of dense weights", 4 * TILE_FLOATS as u64);
+    if let Some(lora) = lora {
+        let adapter = 4 * Layout::new(config, lora.rank, &lora.targets).len() as u64;
+        table.push("adapter", adapter);
+        if step.is_some() {
+            table.push("adapter gradients", adapter);
+            table.push("AdamW moments", 2 * adapter);
+        }
+    }
+    if let Some(step) = step {
+        for (room, bytes) in workspace_bytes(config, lora, step)? {
+            table.push(room.name(), bytes);
+        }
+    }
+    if let Some(capacity) = answers {
+        let (cache, workspace) = generator_bytes(config, lora, capacity);
+        table.push("key-value cache", cache);
+        table.push("decoding workspace", workspace);
+    }
+    Ok(table)
+}
+
+/// Bytes of a model's blocks and norms, as [`crate::Base::load`] holds them.
+///
+/// # Errors
+/// As [`plan_bytes`].
+pub fn weights_bytes(config: &ModelConfig, quant: Quant) -> Result<u64> {
+    let mut bytes = 0;
+    for spec in family::tensors(config) {
+        let row_bytes = policy::block_type(quant, config, &spec).row_bytes(spec.cols)?;
+        bytes += spec.rows as u64 * row_bytes as u64;
+    }
+    Ok(bytes)
 }
