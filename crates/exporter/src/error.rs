@@ -19,14 +19,17 @@ pub enum Error {
     #[error("another export is writing {}", path.display())]
     Busy { path: PathBuf },
 
-    #[error("no room in {}: the export needs {need_bytes} bytes, {have_bytes} are free", path.display())]
-    DiskFull { path: PathBuf, need_bytes: u64, have_bytes: u64 },
-
     #[error(
         "the adapter {} was trained on another base: it records {expected}, {} is {actual}",
         adapter.display(), base.display()
     )]
     OtherBase { adapter: PathBuf, base: PathBuf, expected: String, actual: String },
+
+    #[error(
+        "the adapter {} was trained with another chat template: it records {expected}, this one is {actual}",
+        adapter.display()
+    )]
+    OtherTemplate { adapter: PathBuf, expected: String, actual: String },
 
     #[error("the adapter {} uses {feature}, which cannot be merged: expected {expected}", path.display())]
     AdapterFeature { path: PathBuf, feature: String, expected: &'static str },
@@ -37,22 +40,18 @@ pub enum Error {
     #[error("tensor `{tensor}` of {} has shape {actual:?}, expected {expected:?}", path.display())]
     Shape { path: PathBuf, tensor: String, expected: Vec<usize>, actual: Vec<usize> },
 
-    #[error("{} has no tensor `{tensor}`", path.display())]
-    MissingTensor { path: PathBuf, tensor: String },
-
-    #[error("{} has a tensor `{tensor}` that a {architecture} model has no place for", path.display())]
-    ForeignTensor { path: PathBuf, tensor: String, architecture: String },
-
     #[error(
         "tensor `{tensor}`, row {row}, column {column} is {value} after merging; {type_name} holds at most ±{limit}"
     )]
     OutOfRange { tensor: String, row: usize, column: usize, value: f32, type_name: &'static str, limit: f32 },
 
-    #[error("the tokenizer of {} has {tokens} tokens, the embedding of the base {rows} rows", path.display())]
-    Vocabulary { path: PathBuf, tokens: usize, rows: usize },
+    #[error("num_ctx is {num_ctx}, expected 1 to {max_positions}, the positions that the base was made for")]
+    Context { num_ctx: usize, max_positions: usize },
 
-    #[error("num_ctx is {num_ctx}, the base was made for {max_positions} positions")]
-    ContextTooLong { num_ctx: usize, max_positions: usize },
+    #[error(
+        "the system prompt has three quotes in a row, or a quote at its end, which no Modelfile can hold"
+    )]
+    System,
 
     #[error("evaluation row {row}: {reason}")]
     EvaluationRow { row: usize, reason: String },
@@ -74,4 +73,24 @@ pub enum Error {
 
     #[error(transparent)]
     Model(#[from] model::Error),
+}
+
+impl Error {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::Busy { .. } => "wait for it to end; a lock that no process holds is no obstacle",
+            Error::OtherBase { .. } => {
+                "see `base_path` in the adapter's tune.json for the base it belongs to"
+            }
+            Error::OtherTemplate { .. } => "export with the chat template that the adapter was trained with",
+            Error::Text(text::Error::VocabularyTooLarge { .. }) => {
+                "tokenizer and base belong to different models, or tokens were added"
+            }
+            Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
+            Error::Refused { .. } => "keep more bits (q5_k_m, q6_k, q8_0), or loosen the limit in the recipe",
+            Error::OutOfRange { .. } => "the training diverged, or the base is damaged: inspect both",
+            _ => return None,
+        })
+    }
 }

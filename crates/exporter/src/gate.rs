@@ -1,8 +1,16 @@
 //! The gate: what an exported file must do in the engine that will serve it.
+//!
+//! It must load; the engine's own template and tokenizer must give the ids of training; answers must end by the
+//! end-of-turn token; and on the held-out rows it must be about as good as the adapter was before quantisation.
 
 use std::path::Path;
+use std::time::Instant;
 
-use text::Message;
+use formats::Observer;
+use text::{ChatTemplate, Message, TrainOn};
+
+use crate::plan::Plan;
+use crate::{Error, Event, GateFigures, Limits, Reference, Request, Result};
 
 /// Why an engine could not do something.
 pub type EngineError = Box<dyn std::error::Error + Send + Sync>;
@@ -48,4 +56,237 @@ pub struct Generation {
     pub ids: Vec<u32>,
     /// Their text without control tokens.
     pub text: String,
+}
+
+/// An answer may take so many times the expected tokens, and so many more, before it counts as endless.
+const MAX_ANSWER: (usize, usize) = (2, 32);
+
+/// Text that every model has seen the like of; its likelihood must be a number.
+const PLAIN_TEXT: &str = "Once upon a time, there was a little house at the edge of the forest.";
+
+/// Loads the file at `path` and measures it.
+///
+/// # Errors
+/// [`Error::Refused`] with the figure that failed, [`Error::Engine`] when the engine cannot use the file.
+pub(crate) fn pass(
+    plan: &Plan,
+    request: &Request,
+    path: &Path,
+    verifier: &dyn Verifier,
+    observer: &mut dyn Observer<Event>,
+) -> Result<GateFigures> {
+    let started = Instant::now();
+    let model = verifier.load(path, request.num_ctx).map_err(engine("load"))?;
+    observer.observe(Event::Loaded { seconds: started.elapsed().as_secs_f64() });
+    let figures = GateFigures { engine: verifier.engine(), ..GateFigures::default() };
+    let mut gate = Gate { plan, num_ctx: request.num_ctx, model, figures, sum_nll: 0.0 };
+    match &plan.template {
+        Some(template) => gate.measure(template, request, observer)?,
+        None => gate.plain_text()?,
+    }
+    let figures = gate.finish(&request.reference);
+    observer.observe(Event::Gate { figures: figures.clone(), adapter: request.reference.adapter });
+    judge(&figures, &request.reference, &request.limits)?;
+    Ok(figures)
+}
+
+struct Gate<'a> {
+    plan: &'a Plan,
+    num_ctx: usize,
+    model: Box<dyn LoadedModel>,
+    figures: GateFigures,
+    sum_nll: f64,
+}
+
+impl Gate<'_> {
+    fn measure(
+        &mut self,
+        template: &ChatTemplate,
+        request: &Request,
+        observer: &mut dyn Observer<Event>,
+    ) -> Result<()> {
+        self.figures.end_of_turn = Some(text::end_of_turn(&self.plan.tokenizer, template)?);
+        if request.evaluation.is_empty() {
+            self.prompt(template, &[Message::new("user", "Hello! What is 2 + 3?")])?;
+            return self.plain_text();
+        }
+        for (index, messages) in request.evaluation.iter().enumerate() {
+            let n_rows = request.evaluation.len();
+            let (is_exact, stopped) = self.row(template, index, messages)?;
+            observer.observe(Event::GateRow { index, n_rows, is_exact, stopped });
+        }
+        Ok(())
+    }
+
+    /// Answers one row and scores the expected answer.
+    fn row(&mut self, template: &ChatTemplate, index: usize, messages: &[Message]) -> Result<(bool, bool)> {
+        let (answer, question) = messages.split_last().expect("the plan refuses empty rows");
+        let prompt = self.prompt(template, question)?;
+        let encoded = text::encode_conversation(&self.plan.tokenizer, template, messages, TrainOn::Last)?;
+        let n_targets = encoded.is_target.iter().filter(|&&is_target| is_target).count();
+        let room = self.num_ctx.saturating_sub(prompt.len().max(encoded.ids.len()));
+        if room == 0 {
+            let reason = format!("it has {} tokens, num_ctx is {}", encoded.ids.len(), self.num_ctx);
+            return Err(Error::EvaluationRow { row: index, reason });
+        }
+        let room = self.num_ctx - prompt.len();
+        let max_new_tokens = room.min(n_targets * MAX_ANSWER.0 + MAX_ANSWER.1);
+        let generation = self.model.generate(&prompt, max_new_tokens).map_err(engine("generate with"))?;
+        let stopped = generation.ids.last() == self.figures.end_of_turn.as_ref();
+        let is_exact = generation.text.trim() == answer.content.trim();
+        self.figures.n_rows += 1;
+        self.figures.n_exact += usize::from(is_exact);
+        self.figures.n_stopped += usize::from(stopped);
+        self.score(&encoded.ids, &encoded.is_target)?;
+        Ok((is_exact, stopped))
+    }
+
+    /// The ids of a prompt; the engine's must be the same.
+    fn prompt(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+        let expected = text::encode_prompt(&self.plan.tokenizer, template, messages)?;
+        let found = self.model.prompt_ids(messages).map_err(engine("render and tokenise with"))?;
+        if found == expected {
+            return Ok(expected);
+        }
+        let at = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
+        let around = |ids: &[u32]| format!("{:?}", &ids[at.min(ids.len())..(at + 4).min(ids.len())]);
+        Err(Error::Refused {
+            reason: format!(
+                "the engine's ids of a chat differ from those of training from token {at} on: {} against {}",
+                around(&found),
+                around(&expected),
+            ),
+        })
+    }
+
+    /// Without a chat: the likelihood of plain text must at least be a number.
+    fn plain_text(&mut self) -> Result<()> {
+        let tokenizer = &self.plan.tokenizer;
+        let mut ids: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
+        ids.extend(tokenizer.encode(PLAIN_TEXT));
+        ids.truncate(self.num_ctx);
+        let mut is_target = vec![true; ids.len()];
+        is_target.iter_mut().take(1).for_each(|first| *first = false);
+        self.score(&ids, &is_target)
+    }
+
+    fn score(&mut self, ids: &[u32], is_target: &[bool]) -> Result<()> {
+        let sum = self.model.sum_nll(ids, is_target).map_err(engine("score with"))?;
+        if !sum.is_finite() {
+            return Err(Error::Refused {
+                reason: format!("the likelihood of {} tokens is {sum}", ids.len()),
+            });
+        }
+        self.sum_nll += sum;
+        self.figures.n_target_tokens += is_target.iter().filter(|&&is_target| is_target).count();
+        Ok(())
+    }
+
+    fn finish(mut self, reference: &Reference) -> GateFigures {
+        let n = self.figures.n_target_tokens;
+        self.figures.mean_nll = (n > 0).then(|| self.sum_nll / n as f64);
+        self.figures.retained = retained(self.figures.mean_nll, reference);
+        self.figures
+    }
+}
+
+/// How much of the adapter's improvement of the mean NLL is left; `None` where one of the three is not known or
+/// the adapter improved nothing.
+fn retained(mean_nll: Option<f64>, reference: &Reference) -> Option<f64> {
+    let base = reference.base?.mean_nll?;
+    let adapter = reference.adapter?.mean_nll?;
+    (base > adapter).then_some((base - mean_nll?) / (base - adapter))
+}
+
+fn judge(figures: &GateFigures, reference: &Reference, limits: &Limits) -> Result<()> {
+    let refuse = |reason| Err(Error::Refused { reason });
+    let share = |n: usize| n as f64 / figures.n_rows as f64;
+    let (n_exact, n_rows) = (figures.n_exact, figures.n_rows);
+    let adapter = reference.adapter.and_then(|adapter| adapter.exact_share());
+    if let (Some(limit), Some(adapter), 1..) = (limits.max_exact_drop_points, adapter, n_rows) {
+        let drop = 100.0 * (adapter - share(n_exact));
+        // Shares are quotients: 2 points exactly may come out a hair above.
+        if drop > limit + 1e-9 {
+            return refuse(format!(
+                "exact match {:.1} % ({n_exact} of {n_rows}) is {drop:.1} points below the adapter's {:.1} %, \
+                 allowed are {limit}",
+                100.0 * share(n_exact),
+                100.0 * adapter,
+            ));
+        }
+    }
+    if let (Some(least), 1..) = (limits.min_stopped_share, n_rows)
+        && share(figures.n_stopped) < least
+    {
+        return refuse(format!(
+            "{} of {n_rows} answers end by the end-of-turn token, at least {:.0} % must",
+            figures.n_stopped,
+            100.0 * least,
+        ));
+    }
+    match (limits.min_retained, figures.retained) {
+        (Some(least), Some(retained)) if retained < least => refuse(format!(
+            "{:.1} % of the adapter's gain is retained, at least {:.1} % must be",
+            100.0 * retained,
+            100.0 * least,
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn engine(action: &'static str) -> impl FnOnce(EngineError) -> Error {
+    move |source| Error::Engine { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Figures;
+
+    fn judged(exact: usize, stopped: usize, adapter_exact: usize, limits: Limits) -> String {
+        let figures =
+            GateFigures { n_rows: 200, n_exact: exact, n_stopped: stopped, ..GateFigures::default() };
+        let adapter = Figures { n_rows: 200, n_exact: adapter_exact, mean_nll: None };
+        let reference = Reference { base: None, adapter: Some(adapter) };
+        judge(&figures, &reference, &limits).map_or_else(|error| error.to_string(), |()| "passed".to_owned())
+    }
+
+    #[test]
+    fn the_limits_are_inclusive() {
+        assert_eq!(judged(180, 200, 180, Limits::default()), "passed");
+        assert_eq!(judged(176, 200, 180, Limits::default()), "passed");
+        assert_eq!(judged(190, 180, 180, Limits::default()), "passed");
+        assert_eq!(judged(0, 0, 200, Limits::NONE), "passed");
+    }
+
+    #[test]
+    fn a_refusal_names_the_figure() {
+        let too_few = judged(175, 200, 180, Limits::default());
+        assert_eq!(
+            too_few,
+            "the gate refused the export: exact match 87.5 % (175 of 200) is 2.5 points below the adapter's \
+             90.0 %, allowed are 2"
+        );
+        let endless = judged(180, 179, 180, Limits::default());
+        assert_eq!(
+            endless,
+            "the gate refused the export: 179 of 200 answers end by the end-of-turn token, at least 90 % must"
+        );
+    }
+
+    #[test]
+    fn retained_is_the_share_of_the_gain() {
+        let of = |base, adapter| {
+            let figures = |mean_nll| Some(Figures { n_rows: 1, n_exact: 0, mean_nll });
+            Reference { base: figures(base), adapter: figures(adapter) }
+        };
+        assert_eq!(retained(Some(1.0), &of(Some(3.0), Some(1.0))), Some(1.0));
+        assert_eq!(retained(Some(1.5), &of(Some(3.0), Some(1.0))), Some(0.75));
+        assert_eq!(retained(Some(1.5), &of(Some(1.0), Some(1.0))), None);
+        assert_eq!(retained(None, &of(Some(3.0), Some(1.0))), None);
+        let figures = GateFigures { n_rows: 1, retained: Some(0.5), ..GateFigures::default() };
+        let limits = Limits { min_retained: Some(0.8), ..Limits::NONE };
+        let error = judge(&figures, &Reference::default(), &limits).unwrap_err().to_string();
+        assert!(error.contains("50.0 % of the adapter's gain is retained, at least 80.0 %"), "{error}");
+    }
 }

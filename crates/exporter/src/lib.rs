@@ -8,12 +8,20 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod error;
 mod event;
 mod export;
 mod gate;
+mod merge;
+mod metadata;
+mod modelfile;
+mod pending;
+mod plan;
+mod read_back;
 mod receipt;
 mod request;
+mod write;
 
 pub use error::{Error, Result};
 pub use event::Event;

@@ -1,10 +1,15 @@
 //! `receipt.json`: what an export made, of what, how large, and what it reached.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Limits, Provenance, Reference};
+use crate::{Error, Limits, Provenance, Reference, Result};
+
+/// The version of the layout that this program writes.
+pub(crate) const VERSION: u32 = 1;
+
+const NAME: &str = "receipt.json";
 
 /// The record of one export. Written last, so its presence says that the export is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,7 +52,7 @@ pub struct Receipt {
     pub tune_version: String,
     /// When the export finished, in seconds since 1970.
     pub finished_unix_s: u64,
-    /// Whether the Modelfile has a template of its own or leaves the file's.
+    /// The Modelfile's template: `go` (its own), `jinja` (the file's is to be used) or `none`.
     pub modelfile_template: String,
 }
 
@@ -73,6 +78,9 @@ pub struct Sources {
     pub adapter: Option<PathBuf>,
     /// Its weights.
     pub adapter_blake3: Option<String>,
+    /// Whether the adapter records the base it was trained on (and it is this one); false for an adapter made
+    /// elsewhere, of which only the shapes could be checked.
+    pub adapter_base_checked: Option<bool>,
     /// `tokenizer.json`.
     pub tokenizer_blake3: String,
     /// The source of the chat template.
@@ -113,4 +121,26 @@ pub struct Times {
     pub gate_s: f64,
     /// All of it.
     pub total_s: f64,
+}
+
+/// Writes the receipt of an export whose file and Modelfile stand.
+pub(crate) fn write(output: &Path, receipt: &Receipt) -> Result<()> {
+    let file = receipt.file.file_name().map(PathBuf::from).unwrap_or_default();
+    let path = output.join(NAME);
+    let relative = Receipt { file, ..receipt.clone() };
+    let mut text = serde_json::to_string_pretty(&relative)
+        .map_err(|source| formats::Error::Json { path: path.clone(), source })?;
+    text.push('\n');
+    Ok(formats::atomic::write_bytes(&path, text.as_bytes())?)
+}
+
+/// Removes an older receipt, which must not speak for the file that is about to replace its own.
+pub(crate) fn remove(output: &Path) -> Result<()> {
+    let path = output.join(NAME);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Io { path, action: "remove", source })
+        }
+        _ => Ok(()),
+    }
 }

@@ -37,6 +37,13 @@ pub struct Request {
     pub provenance: Provenance,
 }
 
+impl Request {
+    /// The name of the file that is to appear in the output directory.
+    pub fn file_name(&self) -> String {
+        format!("{}-{}.gguf", self.name, self.quant.name())
+    }
+}
+
 /// Which chat template the file carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Template {

@@ -1,0 +1,139 @@
+//! Reading an adapter for a merge: refuses what a plain sum of products cannot express, and another base.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as Recorded};
+use formats::{TensorSource, hash};
+use model::family::TensorSpec;
+use serde_json::Value;
+
+use crate::merge::Update;
+use crate::{Error, Result};
+
+/// An adapter that fits its base.
+pub(crate) struct Adapter {
+    /// By module.
+    pub(crate) updates: HashMap<String, Update>,
+    /// Its `tune.json`, where it has one; the base that it names is this one.
+    pub(crate) recorded: Option<Recorded>,
+    /// Of its weights.
+    pub(crate) blake3: String,
+}
+
+/// Reads an adapter and fits it to the linears of a base.
+///
+/// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
+pub(crate) fn read(dir: &Path, specs: &[TensorSpec], base: &dyn TensorSource) -> Result<Adapter> {
+    let files = formats::adapter::read_adapter(dir)?;
+    check_features(dir, &files.config)?;
+    for pair in &files.tensors {
+        check_pair(dir, pair, specs)?;
+    }
+    check_base(dir, &files, base)?;
+    let config = &files.config;
+    let updates = files.tensors.into_iter().map(|pair| {
+        let scale = scale(config, pair.r);
+        (pair.module.clone(), Update::new(pair, scale))
+    });
+    let blake3 = hash::blake3_file(&dir.join("adapter_model.safetensors"))?;
+    Ok(Adapter { updates: updates.collect(), recorded: files.tune, blake3 })
+}
+
+/// alpha / R, or alpha / sqrt(R) where the adapter was trained rank-stabilised (arXiv:2312.03732).
+fn scale(config: &AdapterConfig, rank: usize) -> f32 {
+    let rank = rank as f64;
+    (config.lora_alpha / if config.use_rslora { rank.sqrt() } else { rank }) as f32
+}
+
+/// Each feature that would be lost in silence: the key, whether a value means it is off, what is expected.
+type Feature = (&'static str, fn(&Value) -> bool, &'static str);
+
+const FEATURES: [Feature; 10] = [
+    ("use_dora", is_off, "false"),
+    ("alpha_pattern", is_off, "none"),
+    ("modules_to_save", is_off, "none"),
+    ("fan_in_fan_out", is_off, "false"),
+    ("layer_replication", is_off, "none"),
+    ("lora_bias", is_off, "false"),
+    ("trainable_token_indices", is_off, "none"),
+    ("target_parameters", is_off, "none"),
+    ("use_qalora", is_off, "false"),
+    ("init_lora_weights", keeps_base, "one that leaves the base's weights as they are"),
+];
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
+    }
+}
+
+/// PiSSA, OLoRA and CorDA subtract their start from the base, LoftQ trains on another one.
+fn keeps_base(value: &Value) -> bool {
+    let Some(name) = value.as_str() else { return true };
+    !["pissa", "olora", "corda", "loftq"].iter().any(|changes| name.starts_with(changes))
+}
+
+fn check_features(dir: &Path, config: &AdapterConfig) -> Result<()> {
+    let refuse = |feature: String, expected| {
+        Err(Error::AdapterFeature { path: dir.join("adapter_config.json"), feature, expected })
+    };
+    if config.peft_type != "LORA" {
+        return refuse(format!("peft_type {}", config.peft_type), "LORA");
+    }
+    if !matches!(config.bias.as_str(), "" | "none") {
+        return refuse(format!("bias {}", config.bias), "none");
+    }
+    for (key, is_fine, expected) in FEATURES {
+        match config.extra.get(key) {
+            Some(value) if !is_fine(value) => return refuse(format!("{key} = {value}"), expected),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_pair(dir: &Path, pair: &AdapterTensor, specs: &[TensorSpec]) -> Result<()> {
+    let spec = specs.iter().find(|spec| spec.module() == pair.module && !spec.role.is_norm());
+    let Some(spec) = spec else {
+        return Err(Error::NoSuchModule { path: dir.to_owned(), module: pair.module.clone() });
+    };
+    let shapes = [
+        ("lora_A", vec![pair.r, pair.in_features], vec![pair.r, spec.cols]),
+        ("lora_B", vec![pair.out_features, pair.r], vec![spec.rows, pair.r]),
+    ];
+    for (part, actual, expected) in shapes {
+        if actual != expected {
+            let tensor = format!("base_model.model.{}.{part}.weight", pair.module);
+            return Err(Error::Shape { path: dir.to_owned(), tensor, expected, actual });
+        }
+    }
+    Ok(())
+}
+
+impl Adapter {
+    /// Whether the adapter names the base it was trained on.
+    pub(crate) fn names_base(&self) -> bool {
+        self.recorded.as_ref().is_some_and(|recorded| !recorded.base_blake3.is_empty())
+    }
+}
+
+/// A same-shape wrong base would merge without complaint and give a model that is neither.
+fn check_base(dir: &Path, files: &AdapterFiles, base: &dyn TensorSource) -> Result<()> {
+    let Some(recorded) = files.tune.as_ref().filter(|tune| !tune.base_blake3.is_empty()) else {
+        return Ok(());
+    };
+    let actual = base.content_hash()?;
+    if recorded.base_blake3 == actual {
+        return Ok(());
+    }
+    Err(Error::OtherBase {
+        adapter: dir.to_owned(),
+        base: base.label(),
+        expected: recorded.base_blake3.clone(),
+        actual,
+    })
+}

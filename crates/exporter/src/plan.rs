@@ -1,0 +1,322 @@
+//! Everything about an export that is settled before its first byte is written.
+
+use std::path::PathBuf;
+
+use formats::checkpoint::Checkpoint;
+use formats::config::{GenerationConfig, HfConfig};
+use formats::gguf::{Metadata, Planned, file_bytes};
+use formats::{BlockType, TensorSource, hash};
+use model::config::RopeScaling;
+use model::family::{self, Naming, TensorSpec};
+use model::{ModelConfig, policy};
+use text::{ChatTemplate, Message, Tokenizer};
+
+use crate::adapter::{self, Adapter};
+use crate::merge::Update;
+use crate::metadata::{Parts, metadata};
+use crate::modelfile;
+use crate::{Error, Provenance, Request, Result, Sources, Template, TypeCount};
+
+/// What is to be written, and the open sources it is made from.
+pub(crate) struct Plan {
+    /// Where the file is to stand.
+    pub(crate) file: PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) base: Checkpoint,
+    /// In the order of the file.
+    pub(crate) tensors: Vec<PlannedTensor>,
+    pub(crate) metadata: Metadata,
+    pub(crate) file_bytes: u64,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+    /// The caller's, completed by the adapter's record.
+    pub(crate) provenance: Provenance,
+    pub(crate) sources: Sources,
+}
+
+/// A tensor of the file.
+pub(crate) struct PlannedTensor {
+    /// Name in the file.
+    pub(crate) name: String,
+    pub(crate) ty: BlockType,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) content: Content,
+}
+
+/// Where the values of a tensor come from.
+pub(crate) enum Content {
+    /// A tensor of the base, with what the adapter adds to it.
+    Weight { spec: TensorSpec, update: Option<Update> },
+    /// Values that follow from the configuration.
+    Computed(Vec<f32>),
+}
+
+impl PlannedTensor {
+    pub(crate) fn is_merged(&self) -> bool {
+        matches!(&self.content, Content::Weight { update: Some(_), .. })
+    }
+
+    pub(crate) fn row_bytes(&self) -> Result<usize> {
+        Ok(self.ty.row_bytes(self.cols)?)
+    }
+
+    /// Name, shape in ggml's order, type.
+    pub(crate) fn entry(&self) -> Planned {
+        let is_vector = match &self.content {
+            Content::Weight { spec, .. } => spec.role.is_norm(),
+            Content::Computed(_) => true,
+        };
+        let shape = if is_vector { vec![self.cols as u64] } else { vec![self.cols as u64, self.rows as u64] };
+        (self.name.clone(), shape, self.ty)
+    }
+}
+
+impl Plan {
+    /// Opens and checks all inputs; cheap checks first, hashes of large files last.
+    pub(crate) fn new(request: &Request) -> Result<Plan> {
+        check_name(&request.name)?;
+        check_system(request.system.as_deref())?;
+        check_evaluation(&request.evaluation)?;
+        let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
+        check_context(request, &config)?;
+        let tokenizer = Tokenizer::from_dir(&request.tokenizer)?;
+        let vocabulary = tokenizer.gguf_metadata(config.vocab_size)?;
+        let template = template(request, &tokenizer)?;
+        let base = Checkpoint::open(&request.base)?;
+        family::check(&config, &base, Naming::Hf)?;
+        let mut specs = family::tensors(&config);
+        family::sort_for_gguf(&mut specs);
+        let adapter = request.adapter.as_deref().map(|dir| adapter::read(dir, &specs, &base)).transpose()?;
+        check_template(request, adapter.as_ref(), template.as_ref())?;
+        let provenance = provenance(request, adapter.as_ref());
+        let sources = sources(request, &base, adapter.as_ref(), template.as_ref())?;
+        let tensors = planned_tensors(request, &config, specs, adapter);
+        let metadata = metadata(
+            request,
+            Parts {
+                provenance: &provenance,
+                config: &config,
+                generation: GenerationConfig::from_dir(&request.base)?.as_ref(),
+                n_parameters: n_parameters(&tensors),
+                vocabulary,
+                template: template.as_ref().map(ChatTemplate::source),
+                hashes: recorded_hashes(&provenance, &sources),
+            },
+        );
+        let entries: Vec<Planned> = tensors.iter().map(PlannedTensor::entry).collect();
+        let file_bytes = file_bytes(&metadata, &entries)?;
+        let file = request.output.join(request.file_name());
+        Ok(Plan {
+            file,
+            config,
+            base,
+            tensors,
+            metadata,
+            file_bytes,
+            tokenizer,
+            template,
+            provenance,
+            sources,
+        })
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Planned> {
+        self.tensors.iter().map(PlannedTensor::entry).collect()
+    }
+
+    pub(crate) fn n_parameters(&self) -> u64 {
+        n_parameters(&self.tensors)
+    }
+
+    /// Bytes of the tensors alone.
+    fn tensor_bytes(&self) -> Result<u64> {
+        self.tensors.iter().map(|tensor| Ok(tensor.rows as u64 * tensor.row_bytes()? as u64)).sum()
+    }
+
+    /// Mean bits of a parameter.
+    pub(crate) fn bits_per_weight(&self) -> Result<f64> {
+        Ok(8.0 * self.tensor_bytes()? as f64 / self.n_parameters() as f64)
+    }
+
+    /// Tensors and bytes of each type that occurs.
+    pub(crate) fn type_counts(&self) -> Result<Vec<TypeCount>> {
+        let mut counts: Vec<TypeCount> = Vec::new();
+        for ty in BlockType::ALL {
+            let of_type: Vec<_> = self.tensors.iter().filter(|tensor| tensor.ty == ty).collect();
+            let bytes = of_type.iter().map(|tensor| Ok(tensor.rows as u64 * tensor.row_bytes()? as u64));
+            let bytes = bytes.sum::<Result<u64>>()?;
+            if !of_type.is_empty() {
+                counts.push(TypeCount { type_name: ty.name().to_owned(), n_tensors: of_type.len(), bytes });
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn n_parameters(tensors: &[PlannedTensor]) -> u64 {
+    tensors.iter().map(|tensor| tensor.rows as u64 * tensor.cols as u64).sum()
+}
+
+fn planned_tensors(
+    request: &Request,
+    config: &ModelConfig,
+    specs: Vec<TensorSpec>,
+    adapter: Option<Adapter>,
+) -> Vec<PlannedTensor> {
+    let types = policy::block_types(request.quant, config, &specs);
+    let mut updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
+    let weights = specs.into_iter().zip(types).map(|(spec, ty)| PlannedTensor {
+        name: spec.gguf.clone(),
+        ty,
+        rows: spec.rows,
+        cols: spec.cols,
+        content: Content::Weight { update: updates.remove(spec.module()), spec },
+    });
+    let mut tensors: Vec<PlannedTensor> = weights.collect();
+    if let Some(factors) = rotary_factors(config) {
+        // Tensors outside the layers come first, by name.
+        let at = tensors.iter().take_while(|tensor| is_before(tensor, ROTARY_FACTORS)).count();
+        let (rows, cols, name) = (1, factors.len(), ROTARY_FACTORS.to_owned());
+        let content = Content::Computed(factors);
+        tensors.insert(at, PlannedTensor { name, ty: BlockType::F32, rows, cols, content });
+    }
+    tensors
+}
+
+const ROTARY_FACTORS: &str = "rope_freqs.weight";
+
+fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
+    let in_layer = matches!(&tensor.content, Content::Weight { spec, .. } if spec.layer.is_some());
+    !in_layer && tensor.name.as_str() < name
+}
+
+/// A linear scaling is a key of the metadata; every other one is a tensor of factors.
+fn rotary_factors(config: &ModelConfig) -> Option<Vec<f32>> {
+    match config.rope.scaling {
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+        _ => config.rope.factors(config.head_dim),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
+    if name.is_empty() || name.len() > 100 {
+        return refuse("it must have 1 to 100 characters");
+    }
+    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        return refuse("it must start with a letter or digit");
+    }
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+        return refuse("only letters, digits, `-`, `_` and `.` are allowed");
+    }
+    Ok(())
+}
+
+fn check_system(system: Option<&str>) -> Result<()> {
+    if system.is_none_or(modelfile::can_be_quoted) { Ok(()) } else { Err(Error::System) }
+}
+
+/// Each row must end with the answer that is expected, and ask for it before.
+fn check_evaluation(rows: &[Vec<Message>]) -> Result<()> {
+    for (row, messages) in rows.iter().enumerate() {
+        let reason = match messages.split_last() {
+            None => "it is empty",
+            Some((last, _)) if last.role != "assistant" => "its last message is not the assistant's",
+            Some((_, [])) => "nothing stands before the assistant's message",
+            Some((last, _)) if last.content.is_empty() => "the expected answer is empty",
+            Some(_) => continue,
+        };
+        return Err(Error::EvaluationRow { row, reason: reason.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_context(request: &Request, config: &ModelConfig) -> Result<()> {
+    let (num_ctx, max_positions) = (request.num_ctx, config.max_positions);
+    if (1..=max_positions).contains(&num_ctx) {
+        return Ok(());
+    }
+    Err(Error::Context { num_ctx, max_positions })
+}
+
+fn template(request: &Request, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+    let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
+    let template = match &request.template {
+        Template::FromTokenizer => match ChatTemplate::from_dir(&request.tokenizer, tokenizer) {
+            Err(text::Error::NoTemplate { .. }) => None,
+            other => Some(other?),
+        },
+        Template::Source(source) => {
+            Some(ChatTemplate::from_source(source, &text_of(tokenizer.bos()), &text_of(tokenizer.eos()))?)
+        }
+    };
+    if template.is_none() && !request.evaluation.is_empty() {
+        let reason = "there is no chat template to render it with".to_owned();
+        return Err(Error::EvaluationRow { row: 0, reason });
+    }
+    Ok(template)
+}
+
+fn sources(
+    request: &Request,
+    base: &Checkpoint,
+    adapter: Option<&Adapter>,
+    template: Option<&ChatTemplate>,
+) -> Result<Sources> {
+    Ok(Sources {
+        base: request.base.clone(),
+        base_blake3: base.content_hash()?,
+        adapter: request.adapter.clone(),
+        adapter_blake3: adapter.map(|adapter| adapter.blake3.clone()),
+        adapter_base_checked: adapter.map(Adapter::names_base),
+        tokenizer_blake3: hash::blake3_file(&request.tokenizer.join("tokenizer.json"))?,
+        template_blake3: template.map(template_blake3),
+    })
+}
+
+/// What the caller says about the origin, and where it is silent what the adapter records.
+fn provenance(request: &Request, adapter: Option<&Adapter>) -> Provenance {
+    let mut provenance = request.provenance.clone();
+    if let Some(recorded) = adapter.and_then(|adapter| adapter.recorded.as_ref()) {
+        let known = |hash: &String| Some(hash.clone()).filter(|hash| !hash.is_empty());
+        provenance.recipe_blake3 = provenance.recipe_blake3.or_else(|| known(&recorded.recipe_blake3));
+        provenance.dataset_blake3 = provenance.dataset_blake3.or_else(|| known(&recorded.dataset_blake3));
+        provenance.steps = provenance.steps.or(Some(recorded.steps).filter(|&steps| steps > 0));
+    }
+    provenance
+}
+
+/// An adapter served with another template than it was trained with babbles and never stops.
+fn check_template(
+    request: &Request,
+    adapter: Option<&Adapter>,
+    template: Option<&ChatTemplate>,
+) -> Result<()> {
+    let (Some(dir), Some(recorded)) =
+        (&request.adapter, adapter.and_then(|adapter| adapter.recorded.as_ref()))
+    else {
+        return Ok(());
+    };
+    let actual = template.map(template_blake3).unwrap_or_default();
+    if recorded.template_blake3.is_empty() || recorded.template_blake3 == actual {
+        return Ok(());
+    }
+    let expected = recorded.template_blake3.clone();
+    Err(Error::OtherTemplate { adapter: dir.clone(), expected, actual })
+}
+
+fn template_blake3(template: &ChatTemplate) -> String {
+    hash::blake3_bytes(template.source().as_bytes())
+}
+
+/// The hashes that go into the file itself; a name has its value where there is one.
+fn recorded_hashes(provenance: &Provenance, sources: &Sources) -> Vec<(&'static str, String)> {
+    let keys = [
+        ("base", Some(sources.base_blake3.clone())),
+        ("adapter", sources.adapter_blake3.clone()),
+        ("recipe", provenance.recipe_blake3.clone()),
+        ("dataset", provenance.dataset_blake3.clone()),
+    ];
+    keys.into_iter().filter_map(|(name, hash)| Some((name, hash?))).collect()
+}

@@ -1,0 +1,220 @@
+//! Tiny models with random weights, made by the tests themselves in the layout of Hugging Face.
+
+use std::path::{Path, PathBuf};
+
+use formats::TensorSource;
+use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as Recorded, write_adapter};
+use formats::checkpoint::{Checkpoint, Data, write_safetensors};
+use formats::config::HfConfig;
+use model::ModelConfig;
+use model::family::{self, TensorSpec};
+use serde_json::{Value, json};
+
+/// Plain ChatML.
+pub const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}\
+                          <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A directory with a base, and room beside it.
+pub struct Tiny {
+    pub dir: tempfile::TempDir,
+}
+
+impl Tiny {
+    /// Qwen3, tied, rows that are whole K-blocks except those of `ffn_down` in `F`: all types of Q4_K_M.
+    pub fn qwen3() -> Tiny {
+        Tiny::new(json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "max_position_embeddings": 256, "tie_word_embeddings": true, "vocab_size": 272,
+            "attention_bias": false, "torch_dtype": "bfloat16",
+        }))
+    }
+
+    /// Llama with a head of its own, scaled rotation, and rows that are no multiple of 256 (64) nor of 32 (172).
+    pub fn llama() -> Tiny {
+        Tiny::new(json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "max_position_embeddings": 256, "tie_word_embeddings": false, "vocab_size": 259,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+        }))
+    }
+
+    /// A base of this configuration.
+    pub fn new(config: Value) -> Tiny {
+        let tiny = Tiny { dir: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(tiny.base()).unwrap();
+        write_json(&tiny.base().join("config.json"), &config);
+        write_tokenizer(&tiny.base());
+        tiny.write_weights(1);
+        tiny
+    }
+
+    pub fn base(&self) -> PathBuf {
+        self.dir.path().join("base")
+    }
+
+    pub fn adapter(&self) -> PathBuf {
+        self.dir.path().join("adapter")
+    }
+
+    pub fn output(&self) -> PathBuf {
+        self.dir.path().join("export")
+    }
+
+    pub fn config(&self) -> ModelConfig {
+        ModelConfig::from_hf(&HfConfig::from_dir(&self.base()).unwrap()).unwrap()
+    }
+
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        family::tensors(&self.config())
+    }
+
+    /// Fresh weights of the same shapes.
+    pub fn write_weights(&self, seed: u64) {
+        self.write_changed(seed, |_, _| {});
+    }
+
+    /// Weights, each tensor changed before it is written.
+    pub fn write_changed(&self, seed: u64, change: impl Fn(&TensorSpec, &mut [f32])) {
+        let mut random = Random(seed);
+        let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = self
+            .specs()
+            .iter()
+            .map(|spec| {
+                let (mean, spread) = if spec.role.is_norm() { (1.0, 0.1) } else { (0.0, 0.05) };
+                let mut values: Vec<f32> = (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
+                change(spec, &mut values);
+                (spec.hf.clone(), spec.shape(), values)
+            })
+            .collect();
+        let data: Vec<_> =
+            tensors.iter().map(|(name, shape, v)| (name.clone(), shape.clone(), Data::Bf16(v))).collect();
+        write_safetensors(&self.base().join("model.safetensors"), &data).unwrap();
+    }
+
+    /// An adapter of rank 4 over all linears, trained on this base, changed before it is written.
+    pub fn write_adapter(&self, change: impl FnOnce(&mut AdapterFiles)) {
+        let mut random = Random(7);
+        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| 0.1 * random.bell()).collect() };
+        let r = 4;
+        let linears = self.specs().into_iter().filter(|spec| spec.role.is_linear());
+        let tensors = linears.map(|spec| AdapterTensor {
+            module: spec.module().to_owned(),
+            a: values(r * spec.cols),
+            b: values(spec.rows * r),
+            r,
+            in_features: spec.cols,
+            out_features: spec.rows,
+        });
+        let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let mut files = AdapterFiles {
+            config: AdapterConfig {
+                peft_type: "LORA".into(),
+                task_type: Some("CAUSAL_LM".into()),
+                base_model_name_or_path: None,
+                r,
+                lora_alpha: 8.0,
+                lora_dropout: 0.0,
+                target_modules: names.map(str::to_owned).to_vec(),
+                use_rslora: false,
+                bias: "none".into(),
+                extra: serde_json::Map::new(),
+            },
+            tune: Some(Recorded {
+                base_blake3: Checkpoint::open(&self.base()).unwrap().content_hash().unwrap(),
+                base_path: self.base().display().to_string(),
+                template_blake3: formats::hash::blake3_bytes(CHATML.as_bytes()),
+                dataset_blake3: "d".repeat(64),
+                steps: 12,
+                ..Recorded::default()
+            }),
+            tensors: tensors.collect(),
+        };
+        change(&mut files);
+        write_adapter(&self.adapter(), &files).unwrap();
+    }
+}
+
+/// Deterministic numbers; the sum of four uniform ones is bell-shaped enough.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    pub fn bell(&mut self) -> f32 {
+        let uniform = |bits: u64| bits as f32 / (1u64 << 31) as f32 - 0.5;
+        (0..4).map(|_| uniform(self.next())).sum::<f32>() * 1.7
+    }
+}
+
+fn write_json(path: &Path, value: &Value) {
+    std::fs::write(path, value.to_string()).unwrap();
+}
+
+/// Byte-level BPE of 256 bytes and three control tokens, cut up as Qwen2 does.
+fn write_tokenizer(dir: &Path) {
+    let mut vocabulary = serde_json::Map::new();
+    for (id, symbol) in byte_symbols().into_iter().enumerate() {
+        vocabulary.insert(symbol.to_string(), json!(id));
+    }
+    let specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+    let added: Vec<Value> = specials
+        .iter()
+        .enumerate()
+        .map(|(i, content)| {
+            json!({"id": 256 + i, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    let pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\
+                   \\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+                            "use_regex": false});
+    let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    write_json(
+        &dir.join("tokenizer.json"),
+        &json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+                      "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false,
+                      "vocab": vocabulary, "merges": []},
+        }),
+    );
+    let decoder: serde_json::Map<String, Value> =
+        added.iter().map(|token| (token["id"].to_string(), token.clone())).collect();
+    write_json(
+        &dir.join("tokenizer_config.json"),
+        &json!({
+            "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": false, "bos_token": null,
+            "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML,
+            "model_max_length": 256, "added_tokens_decoder": decoder,
+        }),
+    );
+}
+
+/// The printable character that stands for each byte, as GPT-2 chose them.
+fn byte_symbols() -> Vec<char> {
+    let is_printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256;
+    (0..256u32)
+        .map(|byte| {
+            let code = if is_printable(byte) {
+                byte
+            } else {
+                next += 1;
+                next - 1
+            };
+            char::from_u32(code).unwrap()
+        })
+        .collect()
+}
