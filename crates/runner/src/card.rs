@@ -24,7 +24,7 @@ pub struct ExpertCard {
     pub sha256: Option<String>,
     /// Length of the file.
     pub file_bytes: u64,
-    /// Last change of the file, seconds since 1970: a file unchanged in both need not be hashed again.
+    /// Last change of the file, nanoseconds since 1970: a file unchanged in both need not be hashed again.
     pub file_modified: u64,
     /// `general.architecture`.
     pub architecture: String,
@@ -285,8 +285,8 @@ impl ExpertCard {
 fn stamp(path: &Path) -> Result<(u64, u64)> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
     let modified = metadata.modified().map_err(Error::io(path))?;
-    let seconds = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    Ok((metadata.len(), seconds))
+    let age = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok((metadata.len(), u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)))
 }
 
 /// Checks tokenizer and template: special ids are there, a conversation renders, a turn has its end. Gives the

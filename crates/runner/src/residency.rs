@@ -84,8 +84,8 @@ impl Residency {
         self.n_loads
     }
 
-    /// The expert, loaded: kept if it is resident under the very same card, else what is resident is unloaded
-    /// first, free memory measured, and the expert refused if it does not fit. Also how long the load took.
+    /// The expert, loaded: kept if its file is resident under the same load options, else what is resident is
+    /// unloaded first, free memory measured, and the expert refused if it does not fit. Also how long the load took.
     ///
     /// # Errors
     /// [`crate::Error::DoesNotFit`], [`crate::Error::FileChanged`], [`crate::Error::Load`], [`crate::Error::Cancelled`].
@@ -95,8 +95,12 @@ impl Residency {
         cancelled: &dyn Fn() -> bool,
         observer: &mut dyn Observer<ResidencyEvent>,
     ) -> Result<(&mut dyn Loaded, Duration)> {
-        if self.resident.as_ref().is_some_and(|resident| resident.card() == card) {
-            return self.kept();
+        let same = |resident: &dyn Loaded| {
+            let held = resident.card();
+            (&held.file, &held.blake3, &held.load) == (&card.file, &card.blake3, &card.load)
+        };
+        if self.resident.as_deref().is_some_and(same) {
+            return self.kept(card);
         }
         self.clear(observer)?;
         card.check_file()?;
@@ -124,8 +128,9 @@ impl Residency {
         Ok((self.resident.insert(loaded).as_mut(), took))
     }
 
-    fn kept(&mut self) -> Result<(&mut dyn Loaded, Duration)> {
+    fn kept(&mut self, card: &ExpertCard) -> Result<(&mut dyn Loaded, Duration)> {
         let resident = self.resident.as_mut().expect("the caller saw that one is resident");
+        resident.switch_to(card);
         Ok((resident.as_mut(), Duration::ZERO))
     }
 

@@ -72,6 +72,10 @@ pub trait Loaded: Send {
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated>;
 
+    /// Takes on another card of the same file and load options: system message, stop texts and sampling change
+    /// without a reload.
+    fn switch_to(&mut self, card: &ExpertCard);
+
     /// What it takes.
     fn memory(&self) -> ExpertMemory;
 

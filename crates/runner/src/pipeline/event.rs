@@ -93,7 +93,7 @@ pub enum Event {
 }
 
 /// One item of one step, as the journal keeps it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ItemResult {
     /// The step.
     pub step: String,

@@ -2,10 +2,15 @@
 
 pub mod check;
 pub mod event;
+pub mod journal;
+mod rules;
 pub mod run;
+mod schema;
 pub mod spec;
+mod template;
 
 pub use check::Pipeline;
 pub use event::{Event, ItemResult};
-pub use run::{Outcome, RunOptions, run};
+pub use journal::{RunRecord, RunSummary, history, read_run};
+pub use run::{Afterwards, Outcome, RunOptions, run};
 pub use spec::PipelineSpec;

@@ -10,6 +10,7 @@ mod stop;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+pub(crate) use sampler::check_schema;
 pub(crate) use session::check_vocabulary;
 pub use session::{Session, SessionOptions};
 use text::{DecodeStream, Message, Tokenizer};
@@ -127,6 +128,10 @@ impl Loaded for LoadedLlama {
         let (text, finish, output_tokens) = self.decode(request, total, chooser, sink)?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
+    }
+
+    fn switch_to(&mut self, card: &ExpertCard) {
+        self.card = card.clone();
     }
 
     fn memory(&self) -> ExpertMemory {

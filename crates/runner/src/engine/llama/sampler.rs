@@ -164,6 +164,14 @@ fn candidate(id: u32, logit: f32) -> Candidate {
     Candidate { id: i32::try_from(id).unwrap_or(i32::MAX), logit, p: 0.0 }
 }
 
+/// Checks that llama.cpp can hold an answer to a schema.
+///
+/// # Errors
+/// [`Error::Schema`].
+pub(crate) fn check_schema(schema: &serde_json::Value) -> Result<()> {
+    grammar_text(&Form::Schema(schema.clone())).map(|_| ())
+}
+
 /// Schemas over this are refused: a grammar grows with them.
 const SCHEMA_BYTES: usize = 256 * 1024;
 

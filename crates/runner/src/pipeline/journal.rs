@@ -1,0 +1,389 @@
+//! A run on disk: an append-only journal with a checksum a line, and one content-addressed artefact an item.
+//!
+//!     runs/<id>/journal.jsonl            what was begun, each item done, the end
+//!     runs/<id>/artefacts/<blake3>       the input and every output, named by what they hold
+//!
+//! An artefact is on disk before the line that names it, so a line means the item is done.
+
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use formats::journal::{self, Journal};
+use formats::{atomic, hash};
+use serde::{Deserialize, Serialize};
+
+use super::event::ItemResult;
+use crate::{Error, Result};
+
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+enum Line {
+    /// The first line.
+    Begun(Begun),
+    /// An item is done.
+    Item(Item),
+    /// Every item is done.
+    Ended(Ended),
+}
+
+/// What a run was begun with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// [`super::Pipeline::hash`].
+    pub pipeline_blake3: String,
+    /// The input, an artefact.
+    pub input: String,
+    /// The values of the params.
+    pub params: serde_json::Map<String, serde_json::Value>,
+    /// Names of the steps.
+    pub steps: Vec<String>,
+    /// When, seconds since 1970.
+    pub at: u64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When, seconds since 1970.
+    pub at: u64,
+    /// Wall time of the process that ended it.
+    pub ms: f64,
+    /// Loads of that process.
+    pub n_loads: u64,
+    /// Items a check objected to.
+    pub n_objected: usize,
+}
+
+/// An item without its output, which the artefact holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Item {
+    #[serde(flatten)]
+    result: ItemResult,
+}
+
+/// A run open for writing; the journal's lock keeps every other process out meanwhile.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub run: String,
+    pub directory: PathBuf,
+    journal: Journal,
+    committed: HashMap<(String, usize), ItemResult>,
+}
+
+impl Record {
+    /// Begins a run under a new id.
+    pub(super) fn begin(runs: &Path, begun: &Begun, input: &str) -> Result<Self> {
+        std::fs::create_dir_all(runs).map_err(Error::io(runs))?;
+        let run = new_id(runs, &begun.pipeline)?;
+        let directory = runs.join(&run);
+        write_artefact(&directory, input)?;
+        let (_, mut journal) = Journal::open::<Line>(&directory.join("journal.jsonl"))?;
+        journal.append(&Line::Begun(begun.clone()))?;
+        Ok(Self { run, directory, journal, committed: HashMap::new() })
+    }
+
+    /// Opens a run to go on with it: it must have been begun with the very same pipeline, input and params.
+    pub(super) fn resume(runs: &Path, run: &str, begun: &Begun) -> Result<Self> {
+        let directory = runs.join(run);
+        let refuse = |reason: &str| Error::Resume { path: directory.clone(), reason: reason.to_owned() };
+        if !is_id(run) || !directory.is_dir() {
+            return Err(refuse("there is no such run"));
+        }
+        let (lines, journal) = Journal::open::<Line>(&directory.join("journal.jsonl"))?;
+        let mut lines = lines.into_iter();
+        let Some(Line::Begun(before)) = lines.next() else {
+            return Err(refuse("its journal has no beginning"));
+        };
+        let same = [
+            ("the pipeline or one of its experts", before.pipeline_blake3 == begun.pipeline_blake3),
+            ("the input", before.input == begun.input),
+            ("a param", before.params == begun.params),
+        ];
+        if let Some((what, _)) = same.iter().find(|(_, same)| !same) {
+            return Err(refuse(&format!("{what} is not what it was begun with")));
+        }
+        let mut committed = HashMap::new();
+        for line in lines {
+            if let Line::Item(Item { mut result }) = line {
+                result.output = read_artefact(&directory, &result.artefact)?;
+                result.resumed = true;
+                committed.insert((result.step.clone(), result.item), result);
+            }
+        }
+        Ok(Self { run: run.to_owned(), directory, journal, committed })
+    }
+
+    /// How many items were found.
+    pub(super) fn n_committed(&self) -> usize {
+        self.committed.len()
+    }
+
+    /// An item found from before.
+    pub(super) fn committed(&self, step: &str, item: usize) -> Option<&ItemResult> {
+        self.committed.get(&(step.to_owned(), item))
+    }
+
+    /// Makes an item durable: artefact first, then its line. Fills in the artefact's name.
+    pub(super) fn commit(&mut self, result: &mut ItemResult) -> Result<()> {
+        result.artefact = write_artefact(&self.directory, &result.output)?;
+        let stored = ItemResult { output: String::new(), ..result.clone() };
+        Ok(self.journal.append(&Line::Item(Item { result: stored }))?)
+    }
+
+    /// Writes the last line.
+    pub(super) fn end(&mut self, ended: Ended) -> Result<()> {
+        Ok(self.journal.append(&Line::Ended(ended))?)
+    }
+}
+
+/// A run as history shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunSummary {
+    /// Its id.
+    pub run: String,
+    /// How it was begun.
+    pub begun: Begun,
+    /// How it ended, if it did.
+    pub ended: Option<Ended>,
+    /// Whether a process has it open.
+    pub is_running: bool,
+    /// Items done.
+    pub n_items: usize,
+}
+
+/// A run with all it gave.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunRecord {
+    /// As in the history.
+    #[serde(flatten)]
+    pub summary: RunSummary,
+    /// Its input.
+    pub input: String,
+    /// Items in the order they were done.
+    pub results: Vec<ItemResult>,
+}
+
+/// The newest runs, newest first; directories that hold no readable run are passed over.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn history(runs: &Path, most: usize) -> Result<Vec<RunSummary>> {
+    let entries = match std::fs::read_dir(runs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(runs)(error)),
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| is_id(name)).collect();
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(names
+        .iter()
+        .filter_map(|name| read_lines(runs, name).ok().map(|(summary, _)| summary))
+        .take(most)
+        .collect())
+}
+
+/// One run with its outputs.
+///
+/// # Errors
+/// There is no such run, or a file of it is damaged.
+pub fn read_run(runs: &Path, run: &str) -> Result<RunRecord> {
+    let (summary, mut results) = read_lines(runs, run)?;
+    let directory = runs.join(run);
+    for result in &mut results {
+        result.output = read_artefact(&directory, &result.artefact)?;
+    }
+    let input = read_artefact(&directory, &summary.begun.input)?;
+    Ok(RunRecord { summary, input, results })
+}
+
+fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>)> {
+    let directory = runs.join(run);
+    let refuse = |reason: &str| Error::Resume { path: directory.clone(), reason: reason.to_owned() };
+    if !is_id(run) || !directory.is_dir() {
+        return Err(refuse("there is no such run"));
+    }
+    let path = directory.join("journal.jsonl");
+    let lines: Vec<Line> = journal::read(&path)?;
+    let mut lines = lines.into_iter();
+    let Some(Line::Begun(begun)) = lines.next() else { return Err(refuse("its journal has no beginning")) };
+    let (mut results, mut ended) = (Vec::new(), None);
+    for line in lines {
+        match line {
+            Line::Item(item) => results.push(item.result),
+            Line::Ended(end) => ended = Some(end),
+            Line::Begun(_) => return Err(refuse("its journal begins twice")),
+        }
+    }
+    let (run, n_items, is_running) = (run.to_owned(), results.len(), is_open(&path));
+    Ok((RunSummary { run, begun, ended, is_running, n_items }, results))
+}
+
+/// Whether a process has a journal open: it holds a lock on it.
+fn is_open(journal: &Path) -> bool {
+    let locked = File::open(journal).map(|file| file.try_lock_shared());
+    matches!(locked, Ok(Err(TryLockError::WouldBlock)))
+}
+
+fn write_artefact(directory: &Path, text: &str) -> Result<String> {
+    let name = hash::blake3_bytes(text.as_bytes());
+    let artefacts = directory.join("artefacts");
+    std::fs::create_dir_all(&artefacts).map_err(Error::io(&artefacts))?;
+    let path = artefacts.join(&name);
+    if !path.exists() {
+        atomic::write_bytes(&path, text.as_bytes())?;
+    }
+    Ok(name)
+}
+
+fn read_artefact(directory: &Path, name: &str) -> Result<String> {
+    let refuse = |reason: String| Error::Resume { path: directory.to_owned(), reason };
+    let named_well = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !named_well {
+        return Err(refuse(format!("`{name}` is no artefact's name")));
+    }
+    let path = directory.join("artefacts").join(name);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    if hash::blake3_bytes(text.as_bytes()) != name {
+        return Err(refuse(format!("artefact {name} does not hold what its name says")));
+    }
+    Ok(text)
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}
+
+/// Ids sort by time: `20261121-013000-a1b2c3`.
+fn new_id(runs: &Path, pipeline: &str) -> Result<String> {
+    for attempt in 0_u32..100 {
+        let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seed = format!("{pipeline} {} {} {attempt}", age.as_nanos(), std::process::id());
+        let id = format!("{}-{}", stamp(age.as_secs()), &hash::blake3_bytes(seed.as_bytes())[..6]);
+        match std::fs::create_dir(runs.join(&id)) {
+            Ok(()) => return Ok(id),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(runs.join(id))(error)),
+        }
+    }
+    Err(Error::Resume { path: runs.to_owned(), reason: "no free name for a new run was found".to_owned() })
+}
+
+fn is_id(name: &str) -> bool {
+    let shape = |(i, byte): (usize, u8)| match i {
+        8 | 15 => byte == b'-',
+        16.. => byte.is_ascii_hexdigit(),
+        _ => byte.is_ascii_digit(),
+    };
+    name.len() == 22 && name.bytes().enumerate().all(shape)
+}
+
+/// UTC as `YYYYMMDD-hhmmss`.
+fn stamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// The Gregorian date of a day counted from 1970-01-01; years are counted from March so that a leap day is last.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day_of_month = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + carry, month, day_of_month)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_dates_and_nothing_else_is_one() {
+        assert_eq!(stamp(0), "19700101-000000");
+        assert_eq!(stamp(951_826_154), "20000229-120914");
+        assert_eq!(stamp(1_795_224_600), "20261121-013000");
+        assert!(is_id("20261121-013000-a1b2c3"));
+        assert!(!is_id("../../etc/passwd-abcdef") && !is_id("20261121-013000-a1b2c/"));
+    }
+
+    fn begun() -> Begun {
+        Begun {
+            pipeline: "p".to_owned(),
+            pipeline_blake3: "1".to_owned(),
+            input: hash::blake3_bytes(b"in"),
+            params: serde_json::Map::new(),
+            steps: vec!["a".to_owned()],
+            at: 1,
+        }
+    }
+
+    fn result(item: usize) -> ItemResult {
+        ItemResult { step: "a".to_owned(), item, output: format!("out {item}"), ..ItemResult::default() }
+    }
+
+    #[test]
+    fn what_was_committed_is_found_again() {
+        let runs = tempfile::tempdir().unwrap();
+        let mut record = Record::begin(runs.path(), &begun(), "in").unwrap();
+        let run = record.run.clone();
+        record.commit(&mut result(0)).unwrap();
+        record.commit(&mut result(1)).unwrap();
+        assert!(
+            Record::resume(runs.path(), &run, &begun()).unwrap_err().to_string().contains("another process")
+        );
+        assert!(read_run(runs.path(), &run).unwrap().summary.is_running);
+        drop(record);
+
+        let mut record = Record::resume(runs.path(), &run, &begun()).unwrap();
+        assert_eq!(record.n_committed(), 2);
+        assert_eq!(record.committed("a", 1).unwrap().output, "out 1");
+        assert!(record.committed("a", 2).is_none());
+        record.end(Ended { at: 2, ms: 3.0, n_loads: 1, n_objected: 0 }).unwrap();
+        drop(record);
+
+        let read = read_run(runs.path(), &run).unwrap();
+        assert_eq!((read.input.as_str(), read.results.len(), read.summary.is_running), ("in", 2, false));
+        assert_eq!(history(runs.path(), 10).unwrap()[0].ended.unwrap().n_loads, 1);
+    }
+
+    #[test]
+    fn another_pipeline_input_or_param_is_refused() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = Record::begin(runs.path(), &begun(), "in").unwrap().run;
+        let other = Begun { pipeline_blake3: "2".to_owned(), ..begun() };
+        let error = Record::resume(runs.path(), &run, &other).unwrap_err().to_string();
+        assert!(
+            error.contains("the pipeline or one of its experts is not what it was begun with"),
+            "{error}"
+        );
+        let mut other = begun();
+        other.params.insert("x".to_owned(), 1.into());
+        assert!(Record::resume(runs.path(), &run, &other).unwrap_err().to_string().contains("a param"));
+        assert!(
+            Record::resume(runs.path(), "../x", &begun()).unwrap_err().to_string().contains("no such run")
+        );
+    }
+
+    #[test]
+    fn a_changed_artefact_is_noticed() {
+        let runs = tempfile::tempdir().unwrap();
+        let mut record = Record::begin(runs.path(), &begun(), "in").unwrap();
+        let mut done = result(0);
+        record.commit(&mut done).unwrap();
+        std::fs::write(record.directory.join("artefacts").join(&done.artefact), "forged").unwrap();
+        let run = record.run.clone();
+        drop(record);
+        let error = Record::resume(runs.path(), &run, &begun()).unwrap_err().to_string();
+        assert!(error.contains("does not hold what its name says"), "{error}");
+    }
+}
