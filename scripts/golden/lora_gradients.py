@@ -183,7 +183,7 @@ def run(model, config, case):
         gradients[name] = dict(norm=flat.norm().item(), sum=flat.sum().item(),
                                samples=[float(f"{x:.9g}") for x in samples.tolist()])
     print(f"  {case}: loss {loss / n_targets:.6f} over {n_targets} targets")
-    return dict(lengths=lengths, tokens_head=ids[:4], n_targets=n_targets, loss=loss / n_targets, gradients=gradients)
+    return dict(lengths=lengths, masked_every=masked_every, tokens_head=ids[:4], n_targets=n_targets, loss=loss / n_targets, gradients=gradients)
 
 
 def main():

@@ -1,0 +1,168 @@
+//! Norm, rope, gated product, rows and softmax tiles of the CPU device against f64 and finite differences.
+
+mod numeric;
+
+use model::device::{Buffer, Device, Rotation, Write};
+use numeric::*;
+
+fn rms_norm(x: &[f64], gain: &[f32], eps: f64) -> Vec<f64> {
+    let normed = |row: &[f64]| {
+        let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+        let r = 1.0 / (mean + eps).sqrt();
+        row.iter().zip(gain).map(|(x, &g)| x * r * f64::from(g)).collect::<Vec<_>>()
+    };
+    x.chunks(gain.len()).flat_map(normed).collect()
+}
+
+#[test]
+fn rms_norm_and_its_backward() {
+    const EPS: f32 = 1e-3;
+    let (cpu, mut random) = (cpu(), Random(1));
+    for cols in [1, 5, 16, 64, 300] {
+        let n = 3 * cols;
+        let (x, gain, d_y, before) = (random.values(n), random.values(cols), random.values(n), random.values(n));
+        let (x_d, gain_d, d_y_d) = (on_device(&cpu, &x), on_device(&cpu, &gain), on_device(&cpu, &d_y));
+        let mut y = on_device(&cpu, &vec![f32::NAN; n]);
+        cpu.rms_norm(x_d.all(), gain_d.all(), EPS, y.all_mut()).unwrap();
+        let eps = f64::from(EPS);
+        assert_close("y", &on_host(&cpu, &y), &rms_norm(&wide(&x), &gain, eps), TOLERANCE);
+
+        let mut d_x = on_device(&cpu, &vec![f32::NAN; n]);
+        cpu.rms_norm_backward(x_d.all(), gain_d.all(), EPS, d_y_d.all(), Write::Set, d_x.all_mut()).unwrap();
+        let gradient = on_host(&cpu, &d_x);
+        assert_gradient("d_x", |x| dot(&rms_norm(x, &gain, eps), &d_y), &x, &gradient, 60);
+
+        let mut sum = on_device(&cpu, &before);
+        cpu.rms_norm_backward(x_d.all(), gain_d.all(), EPS, d_y_d.all(), Write::Add, sum.all_mut()).unwrap();
+        let expected: Vec<f64> =
+            gradient.iter().zip(&before).map(|(g, b)| f64::from(*g) + f64::from(*b)).collect();
+        assert_close("added d_x", &on_host(&cpu, &sum), &expected, TOLERANCE);
+    }
+}
+
+fn rope(x: &[f64], heads: usize, d: usize, positions: &[u32], theta: f64, sign: f64) -> Vec<f64> {
+    let mut y = x.to_vec();
+    for (row, &position) in positions.iter().enumerate() {
+        for head in 0..heads {
+            for i in 0..d / 2 {
+                let angle = sign * f64::from(position) * theta.powf(-2.0 * i as f64 / d as f64);
+                let (low, high) = (row * heads * d + head * d + i, row * heads * d + head * d + d / 2 + i);
+                y[low] = x[low] * angle.cos() - x[high] * angle.sin();
+                y[high] = x[high] * angle.cos() + x[low] * angle.sin();
+            }
+        }
+    }
+    y
+}
+
+#[test]
+fn rope_turns_and_turns_back() {
+    const THETA: f64 = 100.0;
+    let (cpu, mut random) = (cpu(), Random(2));
+    let (heads, d, positions) = (3, 10, [0u32, 1, 2, 0, 7]);
+    let table = |f: fn(f64) -> f64| -> Vec<f32> {
+        let angle = |p: usize, i: usize| p as f64 * THETA.powf(-2.0 * i as f64 / d as f64);
+        (0..8).flat_map(|p| (0..d / 2).map(move |i| f(angle(p, i)) as f32)).collect()
+    };
+    let (cos, sin) = (on_device(&cpu, &table(f64::cos)), on_device(&cpu, &table(f64::sin)));
+    let x = random.values(positions.len() * heads * d);
+    let d_y = random.values(x.len());
+    let at = indices(&cpu, &positions);
+    let turn = |values: &[f32], rotation| {
+        let mut buffer = on_device(&cpu, values);
+        cpu.rope(buffer.all_mut(), heads, d, at.all(), cos.all(), sin.all(), rotation).unwrap();
+        on_host(&cpu, &buffer)
+    };
+    let y = turn(&x, Rotation::Forward);
+    assert_close("y", &y, &rope(&wide(&x), heads, d, &positions, THETA, 1.0), TOLERANCE);
+    assert_close("back", &turn(&y, Rotation::Backward), &wide(&x), TOLERANCE);
+    let loss = |x: &[f64]| dot(&rope(x, heads, d, &positions, THETA, 1.0), &d_y);
+    assert_gradient("d_x", loss, &x, &turn(&d_y, Rotation::Backward), 60);
+    let short = cpu.rope(on_device(&cpu, &x).all_mut(), heads, d, at.all(), cos.first(10), sin.first(10), Rotation::Forward);
+    assert_eq!(short.unwrap_err().to_string(), "rope: position is 2, expected below 2");
+}
+
+#[test]
+fn swiglu_and_its_backward() {
+    let (cpu, mut random) = (cpu(), Random(3));
+    let n = 101;
+    let gate: Vec<f32> = random.values(n).iter().map(|x| 9.0 * x).collect();
+    let (up, d_out) = (random.values(n), random.values(n));
+    let silu = |z: f64| z / (1.0 + (-z).exp());
+    let product = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect::<Vec<_>>();
+    let (gate_d, up_d, d_out_d) = (on_device(&cpu, &gate), on_device(&cpu, &up), on_device(&cpu, &d_out));
+    let (mut out, mut d_gate, mut d_up) =
+        (on_device(&cpu, &gate), on_device(&cpu, &gate), on_device(&cpu, &gate));
+    cpu.swiglu(gate_d.all(), up_d.all(), out.all_mut()).unwrap();
+    assert_close("out", &on_host(&cpu, &out), &product(&wide(&gate), &wide(&up)), TOLERANCE);
+    cpu.swiglu_backward(gate_d.all(), up_d.all(), d_out_d.all(), d_gate.all_mut(), d_up.all_mut()).unwrap();
+    let loss = |x: &[f64]| dot(&product(x, &wide(&up)), &d_out);
+    assert_gradient("d_gate", loss, &gate, &on_host(&cpu, &d_gate), n);
+    let loss = |x: &[f64]| dot(&product(&wide(&gate), x), &d_out);
+    assert_gradient("d_up", loss, &up, &on_host(&cpu, &d_up), n);
+}
+
+#[test]
+fn rows_are_gathered_scattered_and_added() {
+    let cpu = cpu();
+    let x = on_device(&cpu, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    let rows = indices(&cpu, &[2, 0]);
+    let mut picked = on_device(&cpu, &[0.0; 4]);
+    cpu.gather_rows(x.all(), 2, rows.all(), picked.all_mut()).unwrap();
+    assert_eq!(on_host(&cpu, &picked), [4.0, 5.0, 0.0, 1.0]);
+    let mut spread = on_device(&cpu, &[9.0; 6]);
+    cpu.scatter_rows(picked.all(), 2, rows.all(), spread.all_mut()).unwrap();
+    assert_eq!(on_host(&cpu, &spread), [0.0, 1.0, 9.0, 9.0, 4.0, 5.0]);
+    cpu.add(x.all(), spread.all_mut()).unwrap();
+    assert_eq!(on_host(&cpu, &spread), [0.0, 2.0, 11.0, 12.0, 8.0, 10.0]);
+    let far = indices(&cpu, &[3, 0]);
+    assert!(cpu.gather_rows(x.all(), 2, far.all(), picked.all_mut()).is_err());
+}
+
+/// Mean-free cross-entropy: Σ scale · (ln Σ exp(logits) - logit of the target).
+fn cross_entropy(logits: &[f64], targets: &[u32], scale: f64) -> f64 {
+    let width = logits.len() / targets.len();
+    let nll = |(row, &target): (&[f64], &u32)| {
+        let max = row.iter().fold(f64::MIN, |a, &b| a.max(b));
+        max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - row[target as usize]
+    };
+    scale * logits.chunks(width).zip(targets).map(nll).sum::<f64>()
+}
+
+#[test]
+fn softmax_over_tiles_is_the_softmax_over_all() {
+    const SCALE: f32 = 0.25;
+    let (cpu, mut random) = (cpu(), Random(4));
+    let (m, vocab, targets) = (3, 50, [7u32, 49, 20]);
+    let logits: Vec<f32> = random.values(m * vocab).iter().map(|x| 20.0 * x).collect();
+    for tile in [50, 17, 1] {
+        let ids = indices(&cpu, &targets);
+        let mut max = on_device(&cpu, &[f32::NEG_INFINITY; 3]);
+        let (mut sum, mut target_logit) = (on_device(&cpu, &[0.0; 3]), on_device(&cpu, &[0.0; 3]));
+        let part = |first: usize, width: usize| -> Vec<f32> {
+            logits.chunks(vocab).flat_map(|row| row[first..first + width].to_vec()).collect()
+        };
+        let tiles: Vec<(usize, usize)> =
+            (0..vocab).step_by(tile).map(|first| (first, tile.min(vocab - first))).collect();
+        for &(first, width) in &tiles {
+            let logits = on_device(&cpu, &part(first, width));
+            let (max, sum) = (max.all_mut(), sum.all_mut());
+            cpu.softmax_fold(logits.all(), first, ids.all(), max, sum, target_logit.all_mut()).unwrap();
+        }
+        let (m_, s_, t_) = (on_host(&cpu, &max), on_host(&cpu, &sum), on_host(&cpu, &target_logit));
+        let nll: f64 = (0..3).map(|i| f64::from(m_[i]) + f64::from(s_[i]).ln() - f64::from(t_[i])).sum();
+        let expected = cross_entropy(&wide(&logits), &targets, 1.0);
+        assert!((nll / expected - 1.0).abs() < 1e-6, "{nll} against {expected}");
+
+        let mut gradient = vec![0.0; m * vocab];
+        for &(first, width) in &tiles {
+            let mut d_logits = on_device(&cpu, &part(first, width));
+            cpu.softmax_backward(d_logits.all_mut(), first, ids.all(), max.all(), sum.all(), SCALE).unwrap();
+            for (row, values) in on_host(&cpu, &d_logits).chunks(width).enumerate() {
+                gradient[row * vocab + first..row * vocab + first + width].copy_from_slice(values);
+            }
+        }
+        let loss = |x: &[f64]| cross_entropy(x, &targets, f64::from(SCALE));
+        assert_gradient("d_logits", loss, &logits, &gradient, m * vocab);
+    }
+}

@@ -1,0 +1,97 @@
+//! Weights that no file holds: hashed from a tensor's name and the element's index, the same in
+//! `scripts/golden/lora_gradients.py`.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use formats::TensorSource;
+use formats::adapter::AdapterTensor;
+use formats::source::rows_and_cols;
+use model::ModelConfig;
+use model::family;
+use model::lora::LoraOptions;
+
+/// FNV-1a.
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+/// SplitMix64 of a name at an index.
+fn hash(seed: u64, index: u64) -> u64 {
+    let mut z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(seed);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Elements of a tensor, uniform in offset ± scale.
+fn values(name: &str, indices: Range<usize>, scale: f32, offset: f32) -> impl Iterator<Item = f32> {
+    let seed = name_hash(name);
+    indices.map(move |index| {
+        let unit = (hash(seed, index as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        offset + unit * scale
+    })
+}
+
+/// Token ids of a packed batch.
+pub fn tokens(case: &str, n: usize, vocab_size: usize) -> Vec<u32> {
+    let seed = name_hash(&format!("{case}.tokens"));
+    (0..n as u64).map(|i| (hash(seed, i) % vocab_size as u64) as u32).collect()
+}
+
+/// A checkpoint that is computed when it is read.
+pub struct HashedCheckpoint {
+    shapes: HashMap<String, Vec<usize>>,
+}
+
+impl HashedCheckpoint {
+    pub fn new(config: &ModelConfig) -> Self {
+        let shapes = family::tensors(config).iter().map(|spec| (spec.hf.clone(), spec.shape())).collect();
+        HashedCheckpoint { shapes }
+    }
+}
+
+impl TensorSource for HashedCheckpoint {
+    fn tensor_names(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.get(name).cloned()
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> formats::Result<()> {
+        let (_, cols) = rows_and_cols(&self.shapes[name]);
+        let (scale, offset) = match name {
+            _ if name.ends_with("norm.weight") => (0.25, 1.0),
+            _ if name.contains("embed_tokens") => (0.125, 0.0),
+            _ => ((3.0 / cols as f64).sqrt() as f32, 0.0),
+        };
+        out.clear();
+        out.extend(values(name, rows.start * cols..rows.end * cols, scale, offset));
+        Ok(())
+    }
+
+    fn content_hash(&self) -> formats::Result<String> {
+        Ok("hashed".to_owned())
+    }
+}
+
+/// An adapter whose A and B are both far from zero.
+pub fn adapter(config: &ModelConfig, options: &LoraOptions) -> Vec<AdapterTensor> {
+    let specs = family::tensors(config).into_iter().filter(|spec| options.targets.contains(&spec.role));
+    let tensor = |spec: family::TensorSpec| {
+        let name = |factor: &str| format!("base_model.model.{}.lora_{factor}.weight", spec.module());
+        let (r, in_features, out_features) = (options.rank, spec.cols, spec.rows);
+        let a_scale = (1.0 / (in_features as f64).sqrt()) as f32;
+        AdapterTensor {
+            module: spec.module().to_owned(),
+            a: values(&name("A"), 0..r * in_features, a_scale, 0.0).collect(),
+            b: values(&name("B"), 0..out_features * r, 1.0 / 32.0, 0.0).collect(),
+            r,
+            in_features,
+            out_features,
+        }
+    };
+    specs.map(tensor).collect()
+}
