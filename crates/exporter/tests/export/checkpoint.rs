@@ -16,11 +16,26 @@ pub const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.ro
 
 /// A directory with a base, and room beside it.
 pub struct Tiny {
-    pub dir: tempfile::TempDir,
+    pub dir: Directory,
+}
+
+/// Removed at the end, or another process's.
+pub enum Directory {
+    Own(tempfile::TempDir),
+    Lent(PathBuf),
+}
+
+impl Directory {
+    pub fn path(&self) -> &Path {
+        match self {
+            Directory::Own(dir) => dir.path(),
+            Directory::Lent(path) => path,
+        }
+    }
 }
 
 impl Tiny {
-    /// Qwen3, tied, rows that are whole K-blocks except those of `ffn_down` in `F`: all types of Q4_K_M.
+    /// Qwen3, tied, rows that are whole K-blocks: the types of Q4_K_M proper.
     pub fn qwen3() -> Tiny {
         Tiny::new(json!({
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
@@ -45,12 +60,17 @@ impl Tiny {
 
     /// A base of this configuration.
     pub fn new(config: Value) -> Tiny {
-        let tiny = Tiny { dir: tempfile::tempdir().unwrap() };
+        let tiny = Tiny { dir: Directory::Own(tempfile::tempdir().unwrap()) };
         std::fs::create_dir(tiny.base()).unwrap();
         write_json(&tiny.base().join("config.json"), &config);
         write_tokenizer(&tiny.base());
         tiny.write_weights(1);
         tiny
+    }
+
+    /// What another process has made.
+    pub fn in_directory(path: &Path) -> Tiny {
+        Tiny { dir: Directory::Lent(path.to_owned()) }
     }
 
     pub fn base(&self) -> PathBuf {
@@ -86,7 +106,8 @@ impl Tiny {
             .iter()
             .map(|spec| {
                 let (mean, spread) = if spec.role.is_norm() { (1.0, 0.1) } else { (0.0, 0.05) };
-                let mut values: Vec<f32> = (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
+                let mut values: Vec<f32> =
+                    (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
                 change(spec, &mut values);
                 (spec.hf.clone(), spec.shape(), values)
             })
@@ -177,7 +198,8 @@ fn write_tokenizer(dir: &Path) {
                    \\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
                             "use_regex": false});
-    let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let split =
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     write_json(
         &dir.join("tokenizer.json"),
         &json!({

@@ -43,7 +43,10 @@ impl Verifier for FakeEngine {
         if self.fault == Fault::DoesNotLoad {
             return Err("unknown architecture".into());
         }
-        assert!(file.extension().is_some_and(|extension| extension == "tmp"), "the gate came after the rename");
+        assert!(
+            file.extension().is_some_and(|extension| extension == "tmp"),
+            "the gate came after the rename"
+        );
         let reader = formats::gguf::Reader::open(file)?;
         let tokenizer = Tokenizer::from_gguf(reader.metadata())?;
         let source = reader.metadata().get_str("tokenizer.chat_template").ok_or("no template")?;

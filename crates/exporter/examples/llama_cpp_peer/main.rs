@@ -1,0 +1,158 @@
+//! Compares an export with what llama.cpp's converter and quantiser make of the same checkpoint.
+//!
+//!     llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR
+//!
+//! CONVERTED.gguf is the converter's 16- or 32-bit file of CHECKPOINT. Prints each key whose value or place differs,
+//! each tensor whose type or bytes differ, and both times; exits with 1 where a tensor differs or a key that is not
+//! among the known differences. `scripts/check/export_peer.sh` makes the inputs and calls this.
+
+mod quantise;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use exporter::{
+    EngineError, Generation, Limits, LoadedModel, Provenance, Reference, Request, Template, Verifier, export,
+};
+use formats::gguf::{Reader, Value};
+use formats::observe::Silent;
+use model::policy::Quant;
+use text::Message;
+
+/// Keys that differ by intention, and why.
+const KNOWN: [(&str, &str); 6] = [
+    ("general.name", "ours is the expert's name, the converter's is made from the directory's name"),
+    ("general.basename", "guessed by the converter from the directory's name"),
+    ("general.finetune", "guessed by the converter from the directory's name"),
+    ("general.version", "guessed by the converter from the directory's name"),
+    ("general.size_label", "the converter prefers a size that it finds in the directory's name"),
+    ("tune.base_blake3", "ours: which base the file was made from"),
+];
+
+fn main() {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [checkpoint, converted, quant, out_dir] = &arguments[..] else {
+        eprintln!("usage: llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR");
+        std::process::exit(2);
+    };
+    let quant = Quant::parse(&quant.to_string_lossy()).expect("a known quantisation");
+    let ours = exported(checkpoint, quant, out_dir);
+    let started = Instant::now();
+    let theirs = out_dir.join("llama_cpp.gguf");
+    quantise::quantise(converted, &theirs, quant.file_type());
+    println!("llama-quantize {:.2} s (after the converter)", started.elapsed().as_secs_f64());
+    let (ours, theirs) = (Reader::open(&ours).expect("our file"), Reader::open(&theirs).expect("their file"));
+    let n_keys = differing_keys(&ours, &theirs);
+    let n_tensors = differing_tensors(&ours, &theirs);
+    println!("{quant}: {n_tensors} of {} tensors differ, {n_keys} unexpected keys", theirs.tensors().len());
+    std::process::exit(i32::from(n_keys + n_tensors > 0));
+}
+
+fn exported(checkpoint: &Path, quant: Quant, out_dir: &Path) -> PathBuf {
+    let request = Request {
+        base: checkpoint.to_owned(),
+        adapter: None,
+        quant,
+        output: out_dir.to_owned(),
+        name: "peer".into(),
+        tokenizer: checkpoint.to_owned(),
+        template: Template::FromTokenizer,
+        num_ctx: 256,
+        system: None,
+        evaluation: Vec::new(),
+        reference: Reference::default(),
+        limits: Limits::NONE,
+        provenance: Provenance::default(),
+    };
+    let receipt = export(&request, &NoEngine, &mut Silent).expect("our export");
+    println!("ours {:.2} s: {:?}", receipt.times.total_s, receipt.times);
+    receipt.file
+}
+
+fn differing_keys(ours: &Reader, theirs: &Reader) -> usize {
+    let is_known = |key: &str| KNOWN.iter().find(|(known, _)| *known == key);
+    let mut n = 0;
+    let mut differs = |key: &str, what: String| match is_known(key) {
+        Some((_, reason)) => println!("  known: {key}: {what} ({reason})"),
+        None => {
+            println!("  DIFFERS: {key}: {what}");
+            n += 1;
+        }
+    };
+    for (key, value) in theirs.metadata().entries() {
+        match ours.metadata().get(key) {
+            None => differs(key, format!("theirs only: {}", short(value))),
+            Some(found) if found != value => {
+                differs(key, format!("{} against {}", short(found), short(value)))
+            }
+            Some(_) => {}
+        }
+    }
+    for (key, value) in ours.metadata().entries() {
+        if theirs.metadata().get(key).is_none() {
+            differs(key, format!("ours only: {}", short(value)));
+        }
+    }
+    let shared = |of: &Reader, other: &Reader| -> Vec<String> {
+        let keys = of.metadata().entries().iter().map(|(key, _)| key.clone());
+        keys.filter(|key| other.metadata().get(key).is_some()).collect()
+    };
+    let (a, b) = (shared(ours, theirs), shared(theirs, ours));
+    if let Some((found, expected)) = a.iter().zip(&b).find(|(found, expected)| found != expected) {
+        differs("order", format!("{found} where {expected} is expected"));
+    }
+    n
+}
+
+fn differing_tensors(ours: &Reader, theirs: &Reader) -> usize {
+    let order = |file: &Reader| file.tensors().iter().map(|t| (t.name.clone(), t.offset)).collect::<Vec<_>>();
+    let mut n = 0;
+    if order(ours) != order(theirs) {
+        println!("  DIFFERS: order or places of the tensors");
+        n += 1;
+    }
+    for tensor in theirs.tensors() {
+        let found = ours.tensor(&tensor.name);
+        let is_equal = found.is_some_and(|found| found == tensor && ours.data(found) == theirs.data(tensor));
+        if !is_equal {
+            let found = found.map_or("absent".to_owned(), |found| format!("{:?} {}", found.shape, found.ty));
+            println!("  DIFFERS: {}: {found} against {:?} {}", tensor.name, tensor.shape, tensor.ty);
+            n += 1;
+        }
+    }
+    n
+}
+
+fn short(value: &Value) -> String {
+    let text = format!("{value:?}");
+    text.chars().take(80).collect()
+}
+
+/// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is.
+struct NoEngine;
+
+impl Verifier for NoEngine {
+    fn engine(&self) -> String {
+        "none".into()
+    }
+
+    fn load(&self, _file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
+        Ok(Box::new(NoModel))
+    }
+}
+
+struct NoModel;
+
+impl LoadedModel for NoModel {
+    fn prompt_ids(&mut self, _messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        Err("there is no engine".into())
+    }
+
+    fn generate(&mut self, _prompt: &[u32], _max_new_tokens: usize) -> Result<Generation, EngineError> {
+        Err("there is no engine".into())
+    }
+
+    fn sum_nll(&mut self, _ids: &[u32], _is_target: &[bool]) -> Result<f64, EngineError> {
+        Ok(0.0)
+    }
+}

@@ -1,0 +1,204 @@
+//! Everything that ends an export, each with its reason, and nothing left behind.
+
+use exporter::{Error, Template};
+use model::policy::Quant;
+use text::Message;
+
+use crate::checkpoint::Tiny;
+use crate::engine::{FakeEngine, Fault};
+use crate::{export, exported, names, refused, request};
+
+fn message(tiny: &Tiny, change: impl FnOnce(&mut exporter::Request)) -> String {
+    let mut request = request(tiny, Quant::Q4KM);
+    change(&mut request);
+    let message = refused(&request, &FakeEngine::sound()).to_string();
+    message.replace(&tiny.dir.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn unknown_quantisations_are_refused_with_the_valid_ones() {
+    let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"
+    );
+}
+
+#[test]
+fn names_that_are_no_file_names() {
+    let tiny = Tiny::qwen3();
+    for name in ["", "../x", "a/b", ".hidden", "a b", &"x".repeat(101)] {
+        let error = message(&tiny, |request| request.name = name.to_owned());
+        assert!(error.starts_with(&format!("the name `{name}` cannot name a file: ")), "{error}");
+    }
+}
+
+#[test]
+fn an_adapter_of_another_base() {
+    let tiny = Tiny::qwen3();
+    tiny.write_adapter(|_| {});
+    tiny.write_weights(2);
+    let error = message(&tiny, |_| {});
+    assert!(error.starts_with("the adapter DIR/adapter was trained on another base: it records "), "{error}");
+}
+
+#[test]
+fn an_adapter_of_another_template() {
+    let tiny = Tiny::qwen3();
+    tiny.write_adapter(|_| {});
+    let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}";
+    let error = message(&tiny, |request| request.template = Template::Source(source.into()));
+    assert!(error.starts_with("the adapter DIR/adapter was trained with another chat template"), "{error}");
+}
+
+#[test]
+fn an_adapter_with_wrong_shapes_or_modules() {
+    let tiny = Tiny::qwen3();
+    tiny.write_adapter(|files| {
+        let pair = &mut files.tensors[0];
+        pair.out_features /= 2;
+        pair.b.truncate(pair.out_features * pair.r);
+    });
+    let error = message(&tiny, |_| {});
+    assert!(
+        error.contains(".lora_B.weight` of DIR/adapter has shape [128, 4], expected [256, 4]"),
+        "{error}"
+    );
+    tiny.write_adapter(|files| files.tensors[0].module = "model.layers.9.self_attn.q_proj".into());
+    let error = message(&tiny, |_| {});
+    assert!(
+        error.contains("changes `model.layers.9.self_attn.q_proj`, which the base does not have"),
+        "{error}"
+    );
+}
+
+#[test]
+fn adapters_whose_meaning_a_merge_would_lose() {
+    let tiny = Tiny::qwen3();
+    let cases = [
+        ("use_dora", serde_json::json!(true)),
+        ("modules_to_save", serde_json::json!(["lm_head"])),
+        ("alpha_pattern", serde_json::json!({"q_proj": 4})),
+        ("fan_in_fan_out", serde_json::json!(true)),
+        ("init_lora_weights", serde_json::json!("pissa_niter_4")),
+    ];
+    for (key, value) in cases {
+        tiny.write_adapter(|files| {
+            files.config.extra.insert(key.to_owned(), value.clone());
+        });
+        let error = message(&tiny, |_| {});
+        let expected =
+            format!("the adapter DIR/adapter/adapter_config.json uses {key} = {value}, which cannot be");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    tiny.write_adapter(|files| files.config.bias = "all".into());
+    assert!(message(&tiny, |_| {}).contains("uses bias all"));
+    tiny.write_adapter(|files| files.config.peft_type = "IA3".into());
+    assert!(message(&tiny, |_| {}).contains("peft_type IA3") || message(&tiny, |_| {}).contains("IA3"));
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let tiny = Tiny::qwen3();
+    tiny.write_changed(1, |spec, values| {
+        if spec.gguf == "blk.1.ffn_up.weight" {
+            values[3 * 256 + 7] = f32::NAN;
+        }
+    });
+    let error = message(&tiny, |_| {});
+    assert_eq!(
+        error,
+        "tensor `blk.1.ffn_up.weight`, row 3, column 7 is NaN after merging; Q4_K holds at most ±65504"
+    );
+    tiny.write_weights(1);
+    tiny.write_adapter(|files| files.tensors[2].b[0] = f32::INFINITY);
+    let error = message(&tiny, |_| {});
+    assert!(error.contains("after merging"), "{error}");
+}
+
+#[test]
+fn bases_that_are_missing_cut_short_or_of_another_shape() {
+    let tiny = Tiny::qwen3();
+    let error = message(&tiny, |request| request.base = "/nowhere".into());
+    assert!(error.contains("/nowhere/config.json"), "{error}");
+    let weights = tiny.base().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() - 1000]).unwrap();
+    let error = message(&tiny, |_| {});
+    assert!(error.contains("DIR/base/model.safetensors"), "{error}");
+    std::fs::write(&weights, bytes).unwrap();
+    let config = tiny.base().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"intermediate_size\":512", "\"intermediate_size\":768")).unwrap();
+    let error = message(&tiny, |_| {});
+    assert!(error.contains("has shape [512, 256], expected [768, 256]"), "{error}");
+}
+
+#[test]
+fn tokenizers_that_do_not_fit_the_embedding() {
+    let config = |rows: usize| {
+        serde_json::json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "max_position_embeddings": 256, "tie_word_embeddings": true, "vocab_size": rows,
+        })
+    };
+    let error = message(&Tiny::new(config(258)), |_| {});
+    assert!(error.contains("has ids up to 258, the model has 258 rows of embedding"), "{error}");
+}
+
+#[test]
+fn evaluation_rows_and_contexts_that_cannot_be_used() {
+    let tiny = Tiny::qwen3();
+    let rows = [
+        (vec![], "evaluation row 0: it is empty"),
+        (vec![Message::new("user", "x")], "evaluation row 0: its last message is not the assistant's"),
+        (
+            vec![Message::new("assistant", "x")],
+            "evaluation row 0: nothing stands before the assistant's message",
+        ),
+    ];
+    for (row, expected) in rows {
+        assert_eq!(message(&tiny, |request| request.evaluation[0] = row), expected);
+    }
+    let long = vec![Message::new("user", "x ".repeat(100)), Message::new("assistant", "y")];
+    let error = message(&tiny, |request| request.evaluation[1] = long);
+    assert!(error.starts_with("evaluation row 1: it has 2"), "{error}");
+    let error = message(&tiny, |request| request.num_ctx = 512);
+    assert_eq!(error, "num_ctx is 512, expected 1 to 256, the positions that the base was made for");
+    let error = message(&tiny, |request| request.system = Some("say \"\"\" now".into()));
+    assert!(error.contains("three quotes"), "{error}");
+}
+
+#[test]
+fn what_the_engine_finds_ends_the_export() {
+    let tiny = Tiny::qwen3();
+    tiny.write_adapter(|_| {});
+    let cases = [
+        (Fault::DoesNotLoad, "the engine cannot load the exported file: unknown architecture"),
+        (Fault::OtherIds, "the engine's ids of a chat differ from those of training from token 3 on: "),
+        (Fault::OtherAnswers, "exact match 0.0 % (0 of 2) is 100.0 points below the adapter's 100.0 %"),
+        (Fault::NeverStops, "0 of 2 answers end by the end-of-turn token, at least 90 % must"),
+        (Fault::NotANumber, "tokens is NaN"),
+    ];
+    for (fault, expected) in cases {
+        let error = refused(&request(&tiny, Quant::Q4KM), &FakeEngine::with(fault)).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_refused_export_leaves_an_older_one_as_it_was() {
+    let tiny = Tiny::qwen3();
+    tiny.write_adapter(|_| {});
+    let (receipt, _) = exported(&request(&tiny, Quant::Q4KM));
+    let before = std::fs::read(tiny.output().join("receipt.json")).unwrap();
+    tiny.write_adapter(|files| files.config.lora_alpha = 4.0);
+    let engine = FakeEngine::with(Fault::OtherAnswers);
+    let error = export(&request(&tiny, Quant::Q4KM), &engine, &mut formats::observe::Silent).unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }));
+    assert_eq!(formats::hash::blake3_file(&receipt.file).unwrap(), receipt.blake3);
+    assert_eq!(std::fs::read(tiny.output().join("receipt.json")).unwrap(), before);
+    assert_eq!(names(&tiny.output()), ["Modelfile", "receipt.json", "tiny-q4_k_m.gguf"]);
+}

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Compares our exports with llama.cpp's converter + quantiser: every tensor's bytes, every key.
+#
+#   scripts/check/export_peer.sh [WORK_DIR]        about 10 minutes, 6 GB of disk, 3 GB of memory
+#
+# Needs what the project itself does not, and skips with a message where something is absent:
+#   $PYTHON        python with torch, transformers, sentencepiece, safetensors, gguf, pyyaml (default: python3)
+#   $LLAMA_CPP     a llama.cpp source tree with convert_hf_to_gguf.py, such as the one inside the Python package:
+#                    pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
+#   $TUNE_SHARED   the folder with lm/stories260K-hf and models/ (default: ../shared/assets)
+# The quantiser is the one inside llama-cpp-sys-2, which the tests link anyway. Last run: see the end of this file.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+python=${PYTHON:-python3}
+shared=${TUNE_SHARED:-$PWD/../shared/assets}
+synthesise=${shared%/}/../tools/synth_checkpoint.py
+work=${1:-$(mktemp -d)}
+
+skip() { echo "skipped  $1"; exit 0; }
+[ -n "${LLAMA_CPP:-}" ] || skip "LLAMA_CPP does not name a llama.cpp source tree"
+[ -f "$LLAMA_CPP/convert_hf_to_gguf.py" ] || skip "$LLAMA_CPP has no convert_hf_to_gguf.py"
+[ -d "$shared/models" ] || skip "$shared has no models"
+[ -f "$synthesise" ] || skip "$synthesise is absent"
+"$python" -c 'import torch, transformers, sentencepiece, safetensors, yaml' 2>/dev/null ||
+  skip "$python lacks one of torch, transformers, sentencepiece, safetensors, pyyaml"
+
+mkdir -p "$work"
+cargo build --release --quiet -p exporter --example llama_cpp_peer
+peer=${CARGO_TARGET_DIR:-target}/release/examples/llama_cpp_peer
+failed=0
+
+# convert NAME TYPE: the converter's file of $work/NAME
+convert() {
+  PYTHONPATH="$LLAMA_CPP/gguf-py" "$python" "$LLAMA_CPP/convert_hf_to_gguf.py" "$work/$1" --outtype "$2" \
+    --outfile "$work/$1.gguf" >"$work/$1.log" 2>&1 || { tail "$work/$1.log"; exit 1; }
+}
+
+# compare NAME QUANT...
+compare() {
+  local name=$1; shift
+  for quant in "$@"; do
+    echo "== $name $quant"
+    "$peer" "$work/$name" "$work/$name.gguf" "$quant" "$work/out-$name" || failed=1
+  done
+  rm -rf "$work/out-$name" "$work/$name.gguf"
+}
+
+# A checkpoint of published layout, two layers, random weights. A head that is shipped although it is tied is left
+# out first: transformers does not write one, and we drop it where the converter keeps it as a second embedding.
+two_layers() {
+  mkdir -p "$work/layout"
+  cp -L "$shared/models/$1/"* "$work/layout/"
+  "$python" - "$work/layout" <<'PY'
+import json, sys
+config = json.load(open(sys.argv[1] + "/config.json"))
+path = sys.argv[1] + "/tensors.json"
+tensors = json.load(open(path))
+if config.get("tie_word_embeddings"):
+    tensors["tensors"] = [t for t in tensors["tensors"] if t[0] != "lm_head.weight"]
+json.dump(tensors, open(path, "w"))
+PY
+  "$python" "$synthesise" "$work/layout" "$work/$2" --layers 2
+  rm -rf "$work/layout"
+}
+
+cp -rL "$shared/lm/stories260K-hf" "$work/stories" && chmod -R u+w "$work/stories"
+convert stories f32
+compare stories q4_k_m q5_k_m q6_k q8_0 q4_0 f16
+
+two_layers Qwen3-0.6B qwen
+convert qwen bf16
+compare qwen q4_k_m q8_0 f16
+rm -rf "$work/qwen"
+
+two_layers Llama-3.2-1B-Instruct llama
+convert llama bf16
+compare llama q4_k_m q8_0 f16
+rm -rf "$work/llama"
+
+[ $failed = 0 ] && echo "passed   every tensor equal, every difference of keys known" || echo "FAILED"
+exit $failed
