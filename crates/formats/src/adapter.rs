@@ -189,8 +189,13 @@ fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
     if config.bias != "none" {
         return refused("bias", "`none`", format!("`{}`", config.bias));
     }
-    const UNSUPPORTED: [&str; 9] = [
+    const UNSUPPORTED: [&str; 14] = [
         "use_dora",
+        "use_bdlora",
+        "use_qalora",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
         "lora_bias",
         "modules_to_save",
         "rank_pattern",
@@ -208,7 +213,14 @@ fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
             Some(other) => return refused(key, "absent or empty (it is not supported)", other.to_string()),
         }
     }
-    Ok(())
+    // These have changed the base's weights too: on the published base the adapter is another one.
+    const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+    match config.extra.get("init_lora_weights").and_then(Value::as_str) {
+        Some(init) if CHANGES_BASE.iter().any(|name| init.starts_with(name)) => {
+            refused("init_lora_weights", "one that leaves the base as it is", format!("`{init}`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_pairs(file: &SafetensorsFile, r: usize) -> Result<Vec<AdapterTensor>> {
