@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use expect_test::{Expect, expect};
-use formats::adapter::{
-    AdapterConfig, AdapterFiles, AdapterTensor, Provenance, read_adapter, write_adapter,
-};
+use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance, read_adapter, write_adapter};
 use formats::checkpoint::{Data, write_safetensors};
 use serde_json::{Value, json};
 

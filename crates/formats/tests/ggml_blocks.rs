@@ -131,7 +131,15 @@ fn ggml_encode(ty: BlockType, weights: &[f32], importance: Option<&[f32]>) -> Ve
     // SAFETY: the pointers are to whole rows of weights, to as many encoded rows, and to one row of importance.
     let written = unsafe {
         let out = blocks.as_mut_ptr().cast::<c_void>();
-        ggml::ggml_quantize_chunk(ggml_type(ty), weights.as_ptr(), out, 0, rows as i64, COLS as i64, importance)
+        ggml::ggml_quantize_chunk(
+            ggml_type(ty),
+            weights.as_ptr(),
+            out,
+            0,
+            rows as i64,
+            COLS as i64,
+            importance,
+        )
     };
     assert_eq!(written, blocks.len());
     blocks

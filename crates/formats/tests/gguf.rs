@@ -175,7 +175,9 @@ fn more_tensors_than_the_file_can_hold() {
     let huge = patched(8, &u64::MAX.to_le_bytes());
     let error = refuse(
         &huge,
-        &expect!["x.gguf ends too early: the tensor directory needs 18446744073709551615 bytes, 373 are left"],
+        &expect![
+            "x.gguf ends too early: the tensor directory needs 18446744073709551615 bytes, 373 are left"
+        ],
     );
     assert!(matches!(error, Error::Truncated { .. }));
 }
@@ -240,9 +242,8 @@ fn an_unknown_value_type() {
 #[test]
 fn a_boolean_that_is_neither() {
     let at = find(b"add_bos_token") + "add_bos_token".len() + 4;
-    let expected = expect![
-        "x.gguf: the value of `tokenizer.ggml.add_bos_token` is 2, expected a boolean, 0 or 1"
-    ];
+    let expected =
+        expect!["x.gguf: the value of `tokenizer.ggml.add_bos_token` is 2, expected a boolean, 0 or 1"];
     refuse(&patched(at, &[2]), &expected);
 }
 
@@ -357,9 +358,8 @@ fn too_many_dimensions() {
 
 #[test]
 fn a_type_that_is_not_ours() {
-    let expected = expect![
-        "x.gguf: tensor `token_embd.weight` has type IQ2_XXS, which this program does not read"
-    ];
+    let expected =
+        expect!["x.gguf: tensor `token_embd.weight` has type IQ2_XXS, which this program does not read"];
     refuse(&patched(after_name() + 20, &16u32.to_le_bytes()), &expected);
 }
 
@@ -398,15 +398,16 @@ fn tensors_over_each_other() {
     let at = find(b"output_norm.weight") + "output_norm.weight".len() + 4 + 8 + 4;
     let error = refuse(
         &patched(at, &32u64.to_le_bytes()),
-        &expect!["x.gguf: tensors `token_embd.weight` and `output_norm.weight` overlap at byte 32 of the data"],
+        &expect![
+            "x.gguf: tensors `token_embd.weight` and `output_norm.weight` overlap at byte 32 of the data"
+        ],
     );
     assert!(matches!(error, Error::Overlap { .. }));
 }
 
 #[test]
 fn a_tensor_twice() {
-    let tensors =
-        [("a".to_owned(), vec![8], BlockType::F32), ("b".to_owned(), vec![8], BlockType::F32)];
+    let tensors = [("a".to_owned(), vec![8], BlockType::F32), ("b".to_owned(), vec![8], BlockType::F32)];
     let mut file = written(&Metadata::new(), &tensors, &[vec![0; 32], vec![0; 32]]);
     let at = file.iter().rposition(|&byte| byte == b'b').unwrap();
     file[at] = b'a';
@@ -445,8 +446,10 @@ fn the_writer_refuses_what_no_reader_takes() {
 fn the_writer_keeps_to_the_plan() {
     let (metadata, tensors, data) = sample();
     let mut writer = Writer::begin(Vec::new(), &metadata, &tensors).unwrap();
-    expect!["`a tensor of 7 bytes` is written where the plan has 204 more bytes of tensor `token_embd.weight`"]
-        .assert_eq(&writer.write_tensor(&[0; 7]).unwrap_err().to_string());
+    expect![
+        "`a tensor of 7 bytes` is written where the plan has 204 more bytes of tensor `token_embd.weight`"
+    ]
+    .assert_eq(&writer.write_tensor(&[0; 7]).unwrap_err().to_string());
     writer.write_part(&data[0][..100]).unwrap();
     writer.write_part(&data[0][100..]).unwrap();
     expect!["`the end of the file` is written where the plan has tensor `output_norm.weight` of 20 bytes"]

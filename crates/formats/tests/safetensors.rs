@@ -199,9 +199,7 @@ fn a_key_twice() {
     assert!(matches!(error, Error::Duplicate { .. }));
     refuse(
         &file(r#"{"t":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}"#, 4),
-        &expect![
-            "x.safetensors is not valid JSON: the key `shape` occurs twice at line 1 column 43"
-        ],
+        &expect!["x.safetensors is not valid JSON: the key `shape` occurs twice at line 1 column 43"],
     );
     refuse(
         &file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0),
@@ -227,7 +225,10 @@ fn a_header_longer_than_the_file() {
         &expect!["x.safetensors ends too early: the header needs 9 bytes, 2 are left"],
     );
     assert!(matches!(error, Error::Truncated { .. }));
-    refuse(b"abc", &expect!["x.safetensors ends too early: the length of the header needs 8 bytes, 3 are left"]);
+    refuse(
+        b"abc",
+        &expect!["x.safetensors ends too early: the length of the header needs 8 bytes, 3 are left"],
+    );
 }
 
 #[test]
@@ -247,8 +248,7 @@ fn a_truncated_file() {
 
 #[test]
 fn offsets_that_run_backwards() {
-    let (error, _) =
-        open(&file(r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}"#, 8)).unwrap_err();
+    let (error, _) = open(&file(r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}"#, 8)).unwrap_err();
     assert!(matches!(error, Error::OutOfFile { .. }));
 }
 
@@ -259,11 +259,9 @@ fn dimensions_that_wrap() {
         &expect!["x.safetensors: the size of tensor `t` overflows: shape [4294967296, 4294967296]"],
     );
     assert!(matches!(error, Error::SizeOverflow { .. }));
-    let (error, _) = open(&file(
-        r#"{"t":{"dtype":"F32","shape":[0,18446744073709551615,3],"data_offsets":[0,0]}}"#,
-        0,
-    ))
-    .unwrap_err();
+    let (error, _) =
+        open(&file(r#"{"t":{"dtype":"F32","shape":[0,18446744073709551615,3],"data_offsets":[0,0]}}"#, 0))
+            .unwrap_err();
     assert!(matches!(error, Error::SizeOverflow { .. }));
 }
 
@@ -314,7 +312,8 @@ fn entries_of_the_wrong_kind() {
         &file(r#"{"t":{"format":"pt"}}"#, 0),
         &expect!["x.safetensors: tensor `t` is without them, expected dtype, shape and data_offsets"],
     );
-    let (error, _) = open(&file(r#"{"t":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4)).unwrap_err();
+    let (error, _) =
+        open(&file(r#"{"t":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4)).unwrap_err();
     assert!(matches!(error, Error::Json { .. }));
 }
 

@@ -1,17 +1,30 @@
 //! How much each weight of a group counts in a search.
 
+use super::lanes::{LANES, Lane, each, rows};
+
 /// Without a matrix: the root mean square of the group plus the weight's magnitude.
-pub(super) fn from_weights<const N: usize>(x: &[f32; N]) -> [f32; N] {
-    let root_mean_square = (sum_of_squares(x) / N as f32).sqrt();
-    x.map(|x| root_mean_square + x.abs())
+#[inline(always)]
+pub(super) fn from_weights<const N: usize>(x: &[Lane; N]) -> [Lane; N] {
+    let mut sums = [0.0; LANES];
+    for x in x {
+        sums = each(|k| sums[k] + x[k] * x[k]);
+    }
+    let root_mean_square = each(|k| (sums[k] / N as f32).sqrt());
+    rows(x, |x| each(|k| root_mean_square[k] + x[k].abs()))
 }
 
 /// With a matrix: the column's importance · sqrt(variance + x²).
-pub(super) fn from_matrix<const N: usize>(x: &[f32; N], columns: &[f32; N], variance: f32) -> [f32; N] {
-    std::array::from_fn(|i| columns[i] * (variance + x[i] * x[i]).sqrt())
+#[inline(always)]
+pub(super) fn from_matrix<const N: usize>(x: &[Lane; N], columns: &[Lane; N], variance: f32) -> [Lane; N] {
+    let mut counts = [[0.0; LANES]; N];
+    for ((count, x), column) in counts.iter_mut().zip(x).zip(columns) {
+        *count = each(|k| column[k] * (variance + x[k] * x[k]).sqrt());
+    }
+    counts
 }
 
 /// Σx², summed in order.
+#[inline(always)]
 pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     let mut sum = 0.0;
     for x in x {
@@ -21,6 +34,7 @@ pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
 }
 
 /// The mean square of a row, which the 32-weight formats use as its variance.
+#[inline(always)]
 pub(super) fn mean_square(row: &[f32]) -> f32 {
     sum_of_squares(row) / row.len() as f32
 }

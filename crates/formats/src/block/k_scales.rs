@@ -1,11 +1,13 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::search::{ClampThenRound, RoundThenClamp, Trials, affine, positive};
+use super::lanes::{LANES, each, transpose};
+use super::scale_search::positive;
+use super::search::{ClampThenRound, RoundThenClamp, Trials, WEIGHTED_TRIALS, affine};
 use super::{float16, importance, rounding::nearest};
 
-/// Groups in a block.
-pub(super) const GROUPS: usize = 8;
+/// Groups in a block: one a lane.
+pub(super) const GROUPS: usize = LANES;
 
 /// Scales and minima of a block as found, and the codes of the search.
 pub(super) struct Scales {
@@ -19,13 +21,11 @@ pub(super) struct Scales {
 }
 
 /// Finds scales and codes without importance: each group's own search, then 63 levels of the largest.
+#[inline(always)]
 pub(super) fn find(x: &[[f32; 32]; GROUPS], levels: u8, trials: Trials) -> Scales {
-    let (mut scales, mut mins) = ([0.0; GROUPS], [0.0; GROUPS]);
-    let mut codes = [[0; 32]; GROUPS];
-    for (j, x) in x.iter().enumerate() {
-        let counts = importance::from_weights(x);
-        (scales[j], mins[j]) = affine::<RoundThenClamp, 32>(x, &counts, levels, trials, &mut codes[j]);
-    }
+    let lanes = transpose(x);
+    let counts = importance::from_weights(&lanes);
+    let (scales, mins, codes) = affine::<RoundThenClamp, 32>(&lanes, &counts, levels, trials);
     let (max_scale, six_bit_scales) = to_six_bits(&scales);
     let (max_min, six_bit_mins) = to_six_bits(&mins);
     let packed = pack(&six_bit_scales, &six_bit_mins);
@@ -34,23 +34,21 @@ pub(super) fn find(x: &[[f32; 32]; GROUPS], levels: u8, trials: Trials) -> Scale
 }
 
 /// Finds scales and codes with the importance of the columns; scales and minima get a search of their own.
+#[inline(always)]
 pub(super) fn find_weighted(
     x: &[[f32; 32]; GROUPS],
     columns: &[[f32; 32]; GROUPS],
     levels: u8,
     limit_scales: fn(u8) -> u8,
 ) -> Scales {
-    const TRIALS: Trials = Trials { first: -0.9, delta: 0.05, last: 36 };
+    let lanes = transpose(x);
     let variance = 2.0 * importance::sum_of_squares(x.as_flattened()) / 256.0;
-    let (mut scales, mut mins, mut totals) = ([0.0; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
-    let mut codes = [[0; 32]; GROUPS];
-    for (j, x) in x.iter().enumerate() {
-        let counts = importance::from_matrix(x, &columns[j], variance);
-        for count in &counts {
-            totals[j] += count;
-        }
-        (scales[j], mins[j]) = affine::<ClampThenRound, 32>(x, &counts, levels, TRIALS, &mut codes[j]);
+    let counts = importance::from_matrix(&lanes, &transpose(columns), variance);
+    let mut totals = [0.0; GROUPS];
+    for counts in &counts {
+        totals = each(|k| totals[k] + counts[k]);
     }
+    let (scales, mins, codes) = affine::<ClampThenRound, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
     let (mut six_bit_scales, mut six_bit_mins) = ([0; GROUPS], [0; GROUPS]);
     let scale = positive(&scales, &totals, 63, &mut six_bit_scales);
     let min_scale = positive(&mins, &totals, 63, &mut six_bit_mins);
@@ -59,6 +57,7 @@ pub(super) fn find_weighted(
 }
 
 /// The largest value (0 if none is positive), and each value as that many 63rds of it.
+#[inline(always)]
 fn to_six_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
     let largest = values.iter().fold(0.0, |largest, &value| if value > largest { value } else { largest });
     let factor = if largest > 0.0 { 63.0 / largest } else { 0.0 };
@@ -66,6 +65,7 @@ fn to_six_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
 }
 
 /// The codes that go with the rounded scales; where a group's scale rounds to 0, those of the search stay.
+#[inline(always)]
 fn with_final_codes(x: &[[f32; 32]; GROUPS], levels: u8, mut found: Scales) -> Scales {
     let (d, dm) = (float16::rounded(found.scale), float16::rounded(found.min_scale));
     for (j, x) in x.iter().enumerate() {
@@ -80,6 +80,7 @@ fn with_final_codes(x: &[[f32; 32]; GROUPS], levels: u8, mut found: Scales) -> S
 
 /// Packs eight scales and minima: the first four of each as bytes whose upper two bits hold the upper two
 /// bits of the last four, whose lower four bits share the last four bytes.
+#[inline(always)]
 fn pack(scales: &[u8; GROUPS], mins: &[u8; GROUPS]) -> [u8; 12] {
     let mut packed = [0; 12];
     packed[..4].copy_from_slice(&scales[..4]);
@@ -93,6 +94,7 @@ fn pack(scales: &[u8; GROUPS], mins: &[u8; GROUPS]) -> [u8; 12] {
 }
 
 /// Scale and minimum of group `j`.
+#[inline(always)]
 pub(super) fn unpack(packed: &[u8; 12], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
@@ -112,6 +114,7 @@ pub(super) fn decoded(d: [u8; 2], dm: [u8; 2], packed: &[u8; 12]) -> [(f32, f32)
 }
 
 /// The four low bits of the codes: group 2k in the low halves of bytes 32k.., group 2k + 1 in the high ones.
+#[inline(always)]
 pub(super) fn pack_low_bits(codes: &[[u8; 32]; GROUPS], out: &mut [u8]) {
     for (pair, bytes) in codes.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         *bytes = std::array::from_fn(|i| (pair[0][i] & 15) | (pair[1][i] & 15) << 4);

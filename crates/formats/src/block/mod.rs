@@ -2,11 +2,13 @@
 //!
 //! Layouts and searches follow ggml of llama.cpp (ggml-common.h, ggml-quants.c); encoding gives the same bytes
 //! as `ggml_quantize_chunk` of an x86-64 build without fused multiply-add. One file a format; the searches for
-//! scales that formats share are in [`search`]. This scalar code is the oracle of any faster one.
+//! scales that formats share are in `search`; `dispatch` compiles all of it for wider vectors.
 
+mod dispatch;
 mod float16;
 mod importance;
 mod k_scales;
+mod lanes;
 mod nibbles;
 mod plain;
 mod q4_0;
@@ -18,6 +20,8 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod rounding;
+mod rows;
+mod scale_search;
 mod search;
 
 use rayon::prelude::*;
@@ -176,7 +180,7 @@ pub fn encode(
         return Ok(());
     }
     check_finite(ty, weights, 0)?;
-    encode_checked(ty, weights, cols, imatrix, out);
+    dispatch::encode(ty, weights, cols, imatrix, out);
     Ok(())
 }
 
@@ -200,7 +204,7 @@ pub fn encode_par(
     let chunks = weights.par_chunks(rows * cols).zip(out.par_chunks_mut(rows * row_bytes)).enumerate();
     chunks.try_for_each(|(chunk, (weights, out))| {
         check_finite(ty, weights, chunk * rows * cols)?;
-        encode_checked(ty, weights, cols, imatrix, out);
+        dispatch::encode(ty, weights, cols, imatrix, out);
         Ok(())
     })
 }
@@ -229,22 +233,6 @@ pub fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) -> Result<()> {
 
 /// Weights a thread takes at a time: far above the cost of a task, far below a tensor.
 const PARALLEL_WEIGHTS: usize = 16 * 1024;
-
-fn encode_checked(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    match ty {
-        BlockType::F32 => plain::encode_f32(weights, out),
-        BlockType::F16 => plain::encode_f16(weights, out),
-        BlockType::BF16 => plain::encode_bf16(weights, out),
-        BlockType::Q4_0 => q4_0::encode(weights, cols, imatrix, out),
-        BlockType::Q4_1 => q4_1::encode(weights, cols, imatrix, out),
-        BlockType::Q5_0 => q5_0::encode(weights, cols, imatrix, out),
-        BlockType::Q5_1 => q5_1::encode(weights, cols, imatrix, out),
-        BlockType::Q8_0 => q8_0::encode(weights, out),
-        BlockType::Q4K => q4_k::encode(weights, cols, imatrix, out),
-        BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
-        BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
-    }
-}
 
 fn check_encode(
     ty: BlockType,

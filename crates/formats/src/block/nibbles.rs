@@ -2,16 +2,19 @@
 //! high half; a fifth bit goes to bit j of a 32-bit word.
 
 /// The four low bits of 32 codes.
+#[inline(always)]
 pub(super) fn pack(codes: &[u8; 32]) -> [u8; 16] {
     std::array::from_fn(|j| (codes[j] & 15) | ((codes[j + 16] & 15) << 4))
 }
 
 /// The codes of [`pack`].
+#[inline(always)]
 pub(super) fn unpack(bytes: &[u8; 16]) -> [u8; 32] {
     std::array::from_fn(|j| if j < 16 { bytes[j] & 15 } else { bytes[j - 16] >> 4 })
 }
 
 /// The fifth bit of 32 codes.
+#[inline(always)]
 pub(super) fn pack_fifth(codes: &[u8; 32]) -> [u8; 4] {
     codes
         .iter()
@@ -21,6 +24,7 @@ pub(super) fn pack_fifth(codes: &[u8; 32]) -> [u8; 4] {
 }
 
 /// The codes of [`pack`] and [`pack_fifth`].
+#[inline(always)]
 pub(super) fn unpack_with_fifth(bytes: &[u8; 16], fifth: [u8; 4]) -> [u8; 32] {
     let fifth = u32::from_le_bytes(fifth);
     let low = unpack(bytes);

@@ -2,44 +2,40 @@
 //!
 //! A block: d (f16), m (f16), codes (16 bytes).
 
-use super::search::{ClampThenRound, Trials, affine, range};
-use super::{float16, importance, nibbles, rounding};
+use super::rows::{for_each_batch, for_each_block};
+use super::search::{ClampThenRound, WEIGHTED_TRIALS, affine, range};
+use super::{float16, nibbles, rounding};
 
 pub(super) const BYTES: usize = 20;
 const LEVELS: u8 = 15;
-const TRIALS: Trials = Trials { first: -0.9, delta: 0.05, last: 36 };
 
-pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let Some(columns) = imatrix else {
-        for (x, block) in weights.as_chunks::<32>().0.iter().zip(out.as_chunks_mut().0) {
+#[inline(always)]
+pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    match imatrix {
+        None => for_each_block(weights, out, |x, block| {
             let (scale, min, codes) = plain_codes(x);
             store(scale, min, &codes, block);
-        }
-        return;
-    };
-    let row_bytes = cols / 32 * BYTES;
-    for (row, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
-        let variance = importance::mean_square(row);
-        let groups = row.as_chunks::<32>().0.iter().zip(columns.as_chunks().0);
-        for ((x, columns), block) in groups.zip(out.as_chunks_mut().0) {
-            let mut codes = [0; 32];
-            let counts = importance::from_matrix(x, columns, variance);
-            let (scale, min) = affine::<ClampThenRound, 32>(x, &counts, LEVELS, TRIALS, &mut codes);
-            store(scale, -min, &codes, block);
-        }
+        }),
+        Some(columns) => for_each_batch(weights, columns, out, |x, counts, blocks| {
+            let (scales, mins, codes) = affine::<ClampThenRound, 32>(x, counts, LEVELS, WEIGHTED_TRIALS);
+            for (k, block) in blocks.iter_mut().enumerate() {
+                store(scales[k], -mins[k], &codes[k], block);
+            }
+        }),
     }
 }
 
-/// The least weight gets code 0, the greatest code 15.
+/// The least weight gets code 0, the greatest the last one.
+#[inline(always)]
 fn plain_codes(x: &[f32; 32]) -> (f32, f32, [u8; 32]) {
     let (min, max) = range(x);
     let scale = (max - min) / f32::from(LEVELS);
     let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let codes =
-        x.map(|x| rounding::truncated_byte((x - min) * factor + 0.5).cast_signed().min(15).cast_unsigned());
-    (scale, min, codes)
+    let code = |x: f32| rounding::truncated_byte((x - min) * factor + 0.5).cast_signed().min(15);
+    (scale, min, x.map(|x| code(x).cast_unsigned()))
 }
 
+#[inline(always)]
 fn store(scale: f32, min: f32, codes: &[u8; 32], block: &mut [u8; BYTES]) {
     block[..2].copy_from_slice(&float16::to_bytes(scale));
     block[2..4].copy_from_slice(&float16::to_bytes(min));

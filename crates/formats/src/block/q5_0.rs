@@ -2,43 +2,40 @@
 //!
 //! A block: d (f16), fifth bits (4 bytes), low bits (16 bytes).
 
+use super::rows::{for_each_batch, for_each_block};
 use super::search::{largest_magnitude, symmetric};
-use super::{float16, importance, nibbles, rounding};
+use super::{float16, nibbles, rounding};
 
 pub(super) const BYTES: usize = 22;
 const HALF: i8 = 16;
 
-pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let Some(columns) = imatrix else {
-        for (x, block) in weights.as_chunks::<32>().0.iter().zip(out.as_chunks_mut().0) {
+#[inline(always)]
+pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    match imatrix {
+        None => for_each_block(weights, out, |x, block| {
             let (scale, codes) = plain_codes(x);
             store(scale, &codes, block);
-        }
-        return;
-    };
-    let row_bytes = cols / 32 * BYTES;
-    for (row, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
-        let variance = importance::mean_square(row);
-        let groups = row.as_chunks::<32>().0.iter().zip(columns.as_chunks().0);
-        for ((x, columns), block) in groups.zip(out.as_chunks_mut().0) {
-            let mut codes = [0; 32];
-            let scale = symmetric(x, &importance::from_matrix(x, columns, variance), HALF, &mut codes);
-            store(scale, &codes, block);
-        }
+        }),
+        Some(columns) => for_each_batch(weights, columns, out, |x, counts, blocks| {
+            let (scales, codes) = symmetric(x, counts, HALF);
+            for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
+                store(scale, codes, block);
+            }
+        }),
     }
 }
 
 /// The weight of largest magnitude gets the most negative code.
+#[inline(always)]
 fn plain_codes(x: &[f32; 32]) -> (f32, [u8; 32]) {
     let half = f32::from(HALF);
     let scale = largest_magnitude(x) / -half;
     let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    (
-        scale,
-        x.map(|x| rounding::truncated_byte(x * factor + (half + 0.5)).cast_signed().min(31).cast_unsigned()),
-    )
+    let code = |x: f32| rounding::truncated_byte(x * factor + (half + 0.5)).cast_signed().min(31);
+    (scale, x.map(|x| code(x).cast_unsigned()))
 }
 
+#[inline(always)]
 fn store(scale: f32, codes: &[u8; 32], block: &mut [u8; BYTES]) {
     block[..2].copy_from_slice(&float16::to_bytes(scale));
     block[2..6].copy_from_slice(&nibbles::pack_fifth(codes));

@@ -10,6 +10,7 @@ pub(super) const BYTES: usize = 176;
 const LEVELS: u8 = 31;
 const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
 
+#[inline(always)]
 pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
     let blocks_per_row = cols / K_BLOCK;
     for (i, (x, block)) in super::k_groups(weights).iter().zip(out.as_chunks_mut().0).enumerate() {
@@ -25,6 +26,7 @@ pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out:
     }
 }
 
+#[inline(always)]
 fn store(found: &Scales, block: &mut [u8; BYTES]) {
     block[..2].copy_from_slice(&float16::to_bytes(found.scale));
     block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));

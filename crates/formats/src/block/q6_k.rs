@@ -4,6 +4,7 @@
 //! block has its own 64 + 32 bytes, over four rows of 32 weights: the low bits of rows 0 and 2 share bytes,
 //! so do those of rows 1 and 3; the high bits of all four share one byte.
 
+use super::lanes::{LANES, each, rows, transpose};
 use super::rounding::nearest;
 use super::search::{ZERO_GROUP, symmetric};
 use super::{K_BLOCK, float16};
@@ -15,6 +16,7 @@ const LOW: std::ops::Range<usize> = 0..128;
 const HIGH: std::ops::Range<usize> = 128..192;
 const SCALES: std::ops::Range<usize> = 192..208;
 
+#[inline(always)]
 pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
     let blocks_per_row = cols / K_BLOCK;
     let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
@@ -24,14 +26,21 @@ pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out:
     }
 }
 
+#[inline(always)]
 fn encode_block(x: &[[f32; 16]; GROUPS], columns: Option<&[[f32; 16]; GROUPS]>, block: &mut [u8; BYTES]) {
     let mut codes = [[0; 16]; GROUPS];
     let mut scales = [0.0; GROUPS];
-    for j in 0..GROUPS {
-        let counts = columns.map_or_else(|| x[j].map(|x| x * x), |columns| columns[j]);
-        scales[j] = symmetric(&x[j], &counts, HALF, &mut codes[j]);
+    for (batch, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+        let lanes = transpose(x);
+        let counts = match columns {
+            None => rows(&lanes, |x| each(|k| x[k] * x[k])),
+            Some(columns) => transpose(&columns.as_chunks().0[batch]),
+        };
+        let (batch_scales, batch_codes) = symmetric(&lanes, &counts, HALF);
+        scales[LANES * batch..][..LANES].copy_from_slice(&batch_scales);
+        codes[LANES * batch..][..LANES].copy_from_slice(&batch_codes);
     }
-    let largest = super::search::largest_magnitude(&scales);
+    let largest = largest_scale(&scales);
     if largest.abs() < ZERO_GROUP {
         block.fill(0);
         return;
@@ -50,7 +59,13 @@ fn encode_block(x: &[[f32; 16]; GROUPS], columns: Option<&[[f32; 16]; GROUPS]>, 
     store_codes(codes.as_flattened().as_chunks().0, block);
 }
 
+/// The scale of largest magnitude with its sign, the first of several; one that is NaN does not count.
+fn largest_scale(scales: &[f32; GROUPS]) -> f32 {
+    scales.iter().fold(0.0, |largest: f32, &scale| if largest.abs() < scale.abs() { scale } else { largest })
+}
+
 /// `codes`: eight rows of 32, four for each half of the block.
+#[inline(always)]
 fn store_codes(codes: &[[u8; 32]], block: &mut [u8; BYTES]) {
     for (half, rows) in codes.as_chunks::<4>().0.iter().enumerate() {
         let low = &mut block[LOW][64 * half..][..64];

@@ -2,13 +2,15 @@
 //!
 //! A block: d (f16), codes (32 bytes). Importance is not used.
 
+use super::search::largest_magnitude;
 use super::{float16, rounding};
 
 pub(super) const BYTES: usize = 34;
 
+#[inline(always)]
 pub(super) fn encode(weights: &[f32], out: &mut [u8]) {
     for (x, block) in weights.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-        let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        let largest = largest_magnitude(x).abs();
         let scale = largest / 127.0;
         let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         block[..2].copy_from_slice(&float16::to_bytes(scale));

@@ -1,8 +1,9 @@
 //! The searches for the scale (and minimum) of a group of weights that the formats share.
 //!
-//! All sums run over the weights in order in f32, without fused multiply-add: ggml's bytes depend on each
-//! rounding. Groups are arrays, so that lengths are known to the compiler.
+//! All sums run over a group's weights in order in f32, without fused multiply-add: ggml's bytes depend on
+//! each rounding. Eight groups are searched in step, one a lane; see [`super::lanes`].
 
+use super::lanes::{LANES, Lane, codes_of_groups, each, rows};
 use super::rounding::nearest;
 
 /// Below this a group counts as all zero.
@@ -16,53 +17,76 @@ pub(super) struct Trials {
     pub last: u16,
 }
 
-/// The scale d and codes c in 0..2·`half` which make Σ w·(x - d·(c - half))² small (ggml's `make_qx_quants`).
+/// The trials of every format when there is an importance matrix.
+pub(super) const WEIGHTED_TRIALS: Trials = Trials { first: -0.9, delta: 0.05, last: 36 };
+
+/// Codes of eight groups.
+pub(super) type Codes<const N: usize> = [[u8; N]; LANES];
+
+/// The scale d and codes c in 0..2·`half` of each group which make Σ w·(x - d·(c - half))² small (ggml's
+/// `make_qx_quants`).
 ///
 /// The first trial maps the weight of largest magnitude to the most negative code; 18 more stretch that by
 /// up to ±0.9 codes. For a given set of codes the best scale is Σwxl / Σwl².
-pub(super) fn symmetric<const N: usize>(
-    x: &[f32; N],
-    importance: &[f32; N],
-    half: i8,
-    codes: &mut [u8; N],
-) -> f32 {
-    let largest = largest_magnitude(x);
-    if largest.abs() < ZERO_GROUP {
-        codes.fill(0);
-        return 0.0;
+#[inline(always)]
+pub(super) fn symmetric<const N: usize>(x: &[Lane; N], importance: &[Lane; N], half: i8) -> (Lane, Codes<N>) {
+    let mut largest: Lane = [0.0; LANES];
+    for row in x {
+        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
     }
     let levels = f32::from(half);
-    let fit = |factor: f32| -> ([i32; N], f32, f32) {
-        let half = i32::from(half);
-        let signed = x.map(|x| nearest(factor * x).clamp(-half, half - 1));
-        let (mut sum_xl, mut sum_ll) = (0.0, 0.0);
-        for ((&x, &w), &code) in x.iter().zip(importance).zip(&signed) {
-            let l = code as f32;
-            sum_xl += w * x * l;
-            sum_ll += w * l * l;
-        }
-        (signed, sum_xl, sum_ll)
-    };
-    let (mut best_codes, sum_xl, sum_ll) = fit(-levels / largest);
-    let mut scale = if sum_ll == 0.0 { 0.0 } else { sum_xl / sum_ll };
-    let mut best = scale * sum_xl;
+    let mut best_factor = each(|k| -levels / largest[k]);
+    let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, &best_factor);
+    let mut scale = each(|k| if sum_ll[k] == 0.0 { 0.0 } else { sum_xl[k] / sum_ll[k] });
+    let mut best = each(|k| scale[k] * sum_xl[k]);
     for trial in (-9i8..=9).filter(|&trial| trial != 0) {
-        let (signed, sum_xl, sum_ll) = fit(-(levels + 0.1 * f32::from(trial)) / largest);
-        if sum_ll > 0.0 && sum_xl * sum_xl > best * sum_ll {
-            scale = sum_xl / sum_ll;
-            best = scale * sum_xl;
-            best_codes = signed;
-        }
+        let stretched = -(levels + 0.1 * f32::from(trial));
+        let factor = each(|k| stretched / largest[k]);
+        let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, &factor);
+        let better = each(|k| sum_ll[k] > 0.0 && sum_xl[k] * sum_xl[k] > best[k] * sum_ll[k]);
+        scale = each(|k| if better[k] { sum_xl[k] / sum_ll[k] } else { scale[k] });
+        best = each(|k| if better[k] { scale[k] * sum_xl[k] } else { best[k] });
+        best_factor = each(|k| if better[k] { factor[k] } else { best_factor[k] });
     }
-    for (code, signed) in codes.iter_mut().zip(best_codes) {
-        *code = (signed + i32::from(half)) as u8;
+    let is_zero = each(|k| largest[k].abs() < ZERO_GROUP);
+    let code_rows = rows(x, |x| {
+        each(|k| if is_zero[k] { 0 } else { symmetric_code(best_factor[k] * x[k], half) + i32::from(half) })
+    });
+    (each(|k| if is_zero[k] { 0.0 } else { scale[k] }), codes_of_groups(&code_rows))
+}
+
+#[inline(always)]
+fn symmetric_code(scaled: f32, half: i8) -> i32 {
+    nearest(scaled).clamp(-i32::from(half), i32::from(half) - 1)
+}
+
+/// Σwxl and Σwl² for the codes that a factor gives.
+#[inline(always)]
+fn symmetric_sums<const N: usize>(
+    x: &[Lane; N],
+    importance: &[Lane; N],
+    half: i8,
+    factor: &Lane,
+) -> (Lane, Lane) {
+    let (mut sum_xl, mut sum_ll) = ([0.0; LANES], [0.0; LANES]);
+    for (x, w) in x.iter().zip(importance) {
+        let l = each(|k| symmetric_code(factor[k] * x[k], half) as f32);
+        sum_xl = each(|k| sum_xl[k] + w[k] * x[k] * l[k]);
+        sum_ll = each(|k| sum_ll[k] + w[k] * l[k] * l[k]);
     }
-    scale
+    (sum_xl, sum_ll)
 }
 
 /// The value of largest magnitude with its sign, the first of several; 0 for a group of zeros.
-pub(super) fn largest_magnitude(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |largest: f32, &x| if largest.abs() < x.abs() { x } else { largest })
+///
+/// Magnitudes are compared as bits, which order as the numbers do: the compiler may then reduce in any order.
+#[inline(always)]
+pub(super) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
+    let magnitude = x.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits()));
+    if magnitude == 0 {
+        return 0.0;
+    }
+    x.iter().copied().find(|x| x.abs().to_bits() == magnitude).unwrap_or(0.0)
 }
 
 /// How a trial of [`affine`] turns (x - min)·factor into a code; the two differ only out of range, which a
@@ -88,176 +112,130 @@ impl ToCode for ClampThenRound {
     #[inline(always)]
     fn code(scaled: f32, levels: u8) -> i32 {
         let levels = f32::from(levels);
-        if scaled > 0.0 { nearest(if scaled < levels { scaled } else { levels }) } else { 0 }
+        let clamped = if scaled < levels { scaled } else { levels };
+        // Also 0 for NaN, whose comparison is false.
+        nearest(if scaled > 0.0 { clamped } else { 0.0 })
     }
 }
 
-/// The scale d, minimum m ≥ 0 and codes c in 0..=`levels` which make Σ w·(d·c - m - x)² small (ggml's
-/// `make_qkx2_quants` and `make_qkx3_quants`).
+/// The scale d, minimum m ≥ 0 and codes c in 0..=`levels` of each group which make Σ w·(d·c - m - x)² small
+/// (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
 ///
 /// For the codes of each trial, scale and minimum come from the 2×2 normal equations; a better minimum is
 /// the base of the trials after it.
+#[inline(always)]
 pub(super) fn affine<C: ToCode, const N: usize>(
-    x: &[f32; N],
-    importance: &[f32; N],
+    x: &[Lane; N],
+    importance: &[Lane; N],
     levels: u8,
     trials: Trials,
-    codes: &mut [u8; N],
-) -> (f32, f32) {
-    let (lowest, highest) = range(x);
-    let mut min = if lowest > 0.0 { 0.0 } else { lowest };
-    if highest <= min {
-        codes.fill(0);
-        return (0.0, -min);
-    }
+) -> (Lane, Lane, Codes<N>) {
+    let (lowest, highest) = ranges(x);
+    let mut min = each(|k| if lowest[k] > 0.0 { 0.0 } else { lowest[k] });
+    let first_min = min;
+    let is_flat = each(|k| highest[k] <= min[k]);
     let (sum_w, sum_x) = weighted_sums(x, importance);
     let levels_f32 = f32::from(levels);
-    let factor = levels_f32 / (highest - min);
-    let mut scale = 1.0 / factor;
-    let mut best_codes = x.map(|x| nearest(factor * (x - min)).clamp(0, levels.into()) as f32);
-    let mut best_error = weighted_error(x, importance, &best_codes, scale, min);
+    let first_factor = each(|k| levels_f32 / (highest[k] - min[k]));
+    let mut scale = each(|k| 1.0 / first_factor[k]);
+    let codes = rows(x, |x| each(|k| RoundThenClamp::code(first_factor[k] * (x[k] - min[k]), levels) as f32));
+    let mut best_error = weighted_errors(x, importance, &codes, &scale, &min);
+    // Codes are made again from the best trial at the end, which is cheaper than keeping them.
+    let (mut best_factor, mut best_base, mut is_first) = (first_factor, min, [true; LANES]);
     for trial in 0..=trials.last {
-        let factor = (trials.first + trials.delta * f32::from(trial) + levels_f32) / (highest - min);
-        let trial_codes = x.map(|x| C::code(factor * (x - min), levels) as f32);
-        let (mut sum_l, mut sum_ll, mut sum_xl) = (0.0, 0.0, 0.0);
-        for ((&x, &w), &l) in x.iter().zip(importance).zip(&trial_codes) {
-            let wl = w * l;
-            sum_l += wl;
-            sum_ll += wl * l;
-            sum_xl += wl * x;
-        }
-        let determinant: f32 = sum_w * sum_ll - sum_l * sum_l;
-        if determinant > 0.0 {
-            let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-            let mut this_min = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
-            if this_min > 0.0 {
-                this_min = 0.0;
-                this_scale = sum_xl / sum_ll;
-            }
-            let error = weighted_error(x, importance, &trial_codes, this_scale, this_min);
-            if error < best_error {
-                (best_codes, best_error, scale, min) = (trial_codes, error, this_scale, this_min);
-            }
-        }
+        let stretched = trials.first + trials.delta * f32::from(trial) + levels_f32;
+        let factor = each(|k| stretched / (highest[k] - min[k]));
+        let codes = rows(x, |x| each(|k| C::code(factor[k] * (x[k] - min[k]), levels) as f32));
+        let (this_scale, this_min, is_solved) = solve(x, importance, &codes, &sum_w, &sum_x);
+        let error = weighted_errors(x, importance, &codes, &this_scale, &this_min);
+        let better = each(|k| is_solved[k] && error[k] < best_error[k]);
+        best_factor = each(|k| if better[k] { factor[k] } else { best_factor[k] });
+        best_base = each(|k| if better[k] { min[k] } else { best_base[k] });
+        is_first = each(|k| is_first[k] && !better[k]);
+        best_error = each(|k| if better[k] { error[k] } else { best_error[k] });
+        scale = each(|k| if better[k] { this_scale[k] } else { scale[k] });
+        min = each(|k| if better[k] { this_min[k] } else { min[k] });
     }
-    for (code, best) in codes.iter_mut().zip(best_codes) {
-        *code = best as u8;
-    }
-    (scale, -min)
+    let code_rows = rows(x, |x| {
+        each(|k| {
+            let scaled = best_factor[k] * (x[k] - best_base[k]);
+            let code =
+                if is_first[k] { RoundThenClamp::code(scaled, levels) } else { C::code(scaled, levels) };
+            if is_flat[k] { 0 } else { code }
+        })
+    });
+    let scale = each(|k| if is_flat[k] { 0.0 } else { scale[k] });
+    let min = each(|k| if is_flat[k] { -first_min[k] } else { -min[k] });
+    (scale, min, codes_of_groups(&code_rows))
 }
 
-/// The least and greatest of a group.
+/// Scale and minimum that fit given codes best, and whether the equations have a solution.
+#[inline(always)]
+fn solve<const N: usize>(
+    x: &[Lane; N],
+    importance: &[Lane; N],
+    codes: &[Lane; N],
+    sum_w: &Lane,
+    sum_x: &Lane,
+) -> (Lane, Lane, [bool; LANES]) {
+    let (mut sum_l, mut sum_ll, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    for ((x, w), l) in x.iter().zip(importance).zip(codes) {
+        let wl = each(|k| w[k] * l[k]);
+        sum_l = each(|k| sum_l[k] + wl[k]);
+        sum_ll = each(|k| sum_ll[k] + wl[k] * l[k]);
+        sum_xl = each(|k| sum_xl[k] + wl[k] * x[k]);
+    }
+    let determinant = each(|k| sum_w[k] * sum_ll[k] - sum_l[k] * sum_l[k]);
+    let scale = each(|k| (sum_w[k] * sum_xl[k] - sum_x[k] * sum_l[k]) / determinant[k]);
+    let min = each(|k| (sum_ll[k] * sum_x[k] - sum_l[k] * sum_xl[k]) / determinant[k]);
+    // A minimum above zero cannot be stored: the line then goes through zero.
+    let scale = each(|k| if min[k] > 0.0 { sum_xl[k] / sum_ll[k] } else { scale[k] });
+    let min = each(|k| if min[k] > 0.0 { 0.0 } else { min[k] });
+    (scale, min, each(|k| determinant[k] > 0.0))
+}
+
+/// The least and greatest of each group.
+#[inline(always)]
+fn ranges<const N: usize>(x: &[Lane; N]) -> (Lane, Lane) {
+    let (mut lowest, mut highest) = (x[0], x[0]);
+    for x in x {
+        lowest = each(|k| if x[k] < lowest[k] { x[k] } else { lowest[k] });
+        highest = each(|k| if x[k] > highest[k] { x[k] } else { highest[k] });
+    }
+    (lowest, highest)
+}
+
+/// The least and greatest of one group.
+#[inline(always)]
 pub(super) fn range<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     x.iter().fold((x[0], x[0]), |(lowest, highest), &x| {
         (if x < lowest { x } else { lowest }, if x > highest { x } else { highest })
     })
 }
 
-fn weighted_sums<const N: usize>(x: &[f32; N], importance: &[f32; N]) -> (f32, f32) {
+#[inline(always)]
+fn weighted_sums<const N: usize>(x: &[Lane; N], importance: &[Lane; N]) -> (Lane, Lane) {
     // The first term starts the sum instead of being added to 0: -0.0 must stay -0.0.
-    let mut sums = (importance[0], importance[0] * x[0]);
-    for (&x, &w) in x.iter().zip(importance).skip(1) {
-        sums.0 += w;
-        sums.1 += w * x;
+    let mut sums = (importance[0], each(|k| importance[0][k] * x[0][k]));
+    for (x, w) in x.iter().zip(importance).skip(1) {
+        sums.0 = each(|k| sums.0[k] + w[k]);
+        sums.1 = each(|k| sums.1[k] + w[k] * x[k]);
     }
     sums
 }
 
-fn weighted_error<const N: usize>(
-    x: &[f32; N],
-    importance: &[f32; N],
-    codes: &[f32; N],
-    scale: f32,
-    min: f32,
-) -> f32 {
-    let mut error = 0.0;
-    for ((&x, &w), &l) in x.iter().zip(importance).zip(codes) {
-        let difference = scale * l + min - x;
-        error += w * (difference * difference);
+#[inline(always)]
+fn weighted_errors<const N: usize>(
+    x: &[Lane; N],
+    importance: &[Lane; N],
+    codes: &[Lane; N],
+    scale: &Lane,
+    min: &Lane,
+) -> Lane {
+    let mut error = [0.0; LANES];
+    for ((x, w), l) in x.iter().zip(importance).zip(codes) {
+        let difference = each(|k| scale[k] * l[k] + min[k] - x[k]);
+        error = each(|k| error[k] + w[k] * (difference[k] * difference[k]));
     }
     error
-}
-
-/// The scale d and codes c in 0..=`levels` which make Σ w·(x - d·c)² small for x ≥ 0 (ggml's `make_qp_quants`).
-///
-/// Eight trials choose a factor; up to five passes then move single codes while that lowers the error.
-/// Codes are kept as bytes even when an x is negative and its code wraps, because ggml's are.
-pub(super) fn positive<const N: usize>(
-    x: &[f32; N],
-    importance: &[f32; N],
-    levels: u8,
-    codes: &mut [u8; N],
-) -> f32 {
-    let largest = x.iter().fold(0.0, |largest, &x| if largest > x { largest } else { x });
-    if largest < ZERO_GROUP {
-        codes.fill(0);
-        return 0.0;
-    }
-    let factor = best_factor(x, importance, levels, largest);
-    let (mut sum_xl, mut sum_ll) = (0.0, 0.0);
-    for ((&x, &w), code) in x.iter().zip(importance).zip(&mut *codes) {
-        let l = nearest(factor * x).min(levels.into());
-        *code = l as u8;
-        let l = l as f32;
-        sum_xl += w * x * l;
-        sum_ll += w * l * l;
-    }
-    for _pass in 0..5 {
-        if !improve(x, importance, levels, codes, &mut sum_xl, &mut sum_ll) {
-            break;
-        }
-    }
-    if sum_ll > 0.0 { sum_xl / sum_ll } else { 0.0 }
-}
-
-fn best_factor<const N: usize>(x: &[f32; N], importance: &[f32; N], levels: u8, largest: f32) -> f32 {
-    let error = |factor: f32, code: &dyn Fn(i32) -> f32| {
-        let scale = 1.0 / factor;
-        let mut error = 0.0;
-        for (&x, &w) in x.iter().zip(importance) {
-            let difference = x - scale * code(nearest(factor * x));
-            error += w * difference * difference;
-        }
-        error
-    };
-    let levels_f32 = f32::from(levels);
-    let mut best = levels_f32 / largest;
-    let mut best_error: f32 = error(best, &|code| f32::from(code as u8));
-    for trial in (-4i8..=4).filter(|&trial| trial != 0) {
-        let factor = (0.1 * f32::from(trial) + levels_f32) / largest;
-        let this_error = error(factor, &|code| code.min(levels.into()) as f32);
-        if this_error < best_error {
-            (best, best_error) = (factor, this_error);
-        }
-    }
-    best
-}
-
-/// One pass over the codes; whether any moved.
-fn improve<const N: usize>(
-    x: &[f32; N],
-    importance: &[f32; N],
-    levels: u8,
-    codes: &mut [u8; N],
-    sum_xl: &mut f32,
-    sum_ll: &mut f32,
-) -> bool {
-    let mut changed = false;
-    for ((&x, &w), code) in x.iter().zip(importance).zip(codes) {
-        let l = f32::from(*code);
-        let (mut xl, mut ll) = (*sum_xl - w * x * l, *sum_ll - w * l * l);
-        if xl > 0.0 && ll > 0.0 {
-            let new_code = nearest(x * ll / xl).min(levels.into());
-            if new_code != i32::from(*code) {
-                let l = new_code as f32;
-                xl += w * x * l;
-                ll += w * l * l;
-                if xl * xl * *sum_ll > *sum_xl * *sum_xl * ll {
-                    (*code, *sum_xl, *sum_ll) = (new_code as u8, xl, ll);
-                    changed = true;
-                }
-            }
-        }
-    }
-    changed
 }

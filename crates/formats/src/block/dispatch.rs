@@ -1,0 +1,43 @@
+//! The encoders compiled for each width of vectors, chosen at run time. `unsafe` because a function compiled
+//! for a processor's extension may be called only where that is present.
+//!
+//! There is one source: the encoders' arrays become 128-bit vectors in the portable build and 256-bit ones
+//! with AVX2. None allows fused multiply-add, so all give the same bytes.
+#![allow(unsafe_code)]
+
+use super::{BlockType, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+
+/// Encodes whole rows whose lengths have been checked.
+pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has just said that it has AVX2.
+        unsafe { encode_avx2(ty, weights, cols, imatrix, out) };
+        return;
+    }
+    encode_portable(ty, weights, cols, imatrix, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn encode_avx2(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    encode_portable(ty, weights, cols, imatrix, out);
+}
+
+/// Inlined into each of the above, and thereby compiled for each.
+#[inline(always)]
+fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    match ty {
+        BlockType::F32 => plain::encode_f32(weights, out),
+        BlockType::F16 => plain::encode_f16(weights, out),
+        BlockType::BF16 => plain::encode_bf16(weights, out),
+        BlockType::Q4_0 => q4_0::encode(weights, imatrix, out),
+        BlockType::Q4_1 => q4_1::encode(weights, imatrix, out),
+        BlockType::Q5_0 => q5_0::encode(weights, imatrix, out),
+        BlockType::Q5_1 => q5_1::encode(weights, imatrix, out),
+        BlockType::Q8_0 => q8_0::encode(weights, out),
+        BlockType::Q4K => q4_k::encode(weights, cols, imatrix, out),
+        BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
+        BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
+    }
+}
