@@ -50,6 +50,8 @@ CASES = {
     "packed_and_masked": ([40, 33], 3),
 }
 
+QUANTISED_CASES = ["packed_and_masked"]
+
 MASK = (1 << 64) - 1
 
 
@@ -98,7 +100,7 @@ def tokens(case, n, vocab_size):
 
 
 def dequantised(path):
-    """The tensors of a GGUF under their Hugging Face names' GGUF counterparts, as f32; Llama's rows un-permuted."""
+    """The tensors of a GGUF as f32, under their names there."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -197,7 +199,8 @@ def main():
         print(family)
         blocks = dequantised(options.quantised / f"{family}.gguf") if options.quantised else None
         model, config = build(family, blocks)
-        cases = {case: run(model, config, case) for case in CASES}
+        chosen = QUANTISED_CASES if options.quantised else CASES
+        cases = {case: run(model, config, case) for case in chosen}
         kind = "q4_k_m" if options.quantised else "f32"
         path = OUT / f"lora_{family}_{kind}.json"
         text = json.dumps(dict(versions=versions, cases=cases), separators=(",", ":"))

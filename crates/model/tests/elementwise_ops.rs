@@ -20,7 +20,8 @@ fn rms_norm_and_its_backward() {
     let (cpu, mut random) = (cpu(), Random(1));
     for cols in [1, 5, 16, 64, 300] {
         let n = 3 * cols;
-        let (x, gain, d_y, before) = (random.values(n), random.values(cols), random.values(n), random.values(n));
+        let (x, gain, d_y, before) =
+            (random.values(n), random.values(cols), random.values(n), random.values(n));
         let (x_d, gain_d, d_y_d) = (on_device(&cpu, &x), on_device(&cpu, &gain), on_device(&cpu, &d_y));
         let mut y = on_device(&cpu, &vec![f32::NAN; n]);
         cpu.rms_norm(x_d.all(), gain_d.all(), EPS, y.all_mut()).unwrap();
@@ -78,7 +79,15 @@ fn rope_turns_and_turns_back() {
     assert_close("back", &turn(&y, Rotation::Backward), &wide(&x), TOLERANCE);
     let loss = |x: &[f64]| dot(&rope(x, heads, d, &positions, THETA, 1.0), &d_y);
     assert_gradient("d_x", loss, &x, &turn(&d_y, Rotation::Backward), 60);
-    let short = cpu.rope(on_device(&cpu, &x).all_mut(), heads, d, at.all(), cos.first(10), sin.first(10), Rotation::Forward);
+    let short = cpu.rope(
+        on_device(&cpu, &x).all_mut(),
+        heads,
+        d,
+        at.all(),
+        cos.first(10),
+        sin.first(10),
+        Rotation::Forward,
+    );
     assert_eq!(short.unwrap_err().to_string(), "rope: position is 2, expected below 2");
 }
 
@@ -89,7 +98,8 @@ fn swiglu_and_its_backward() {
     let gate: Vec<f32> = random.values(n).iter().map(|x| 9.0 * x).collect();
     let (up, d_out) = (random.values(n), random.values(n));
     let silu = |z: f64| z / (1.0 + (-z).exp());
-    let product = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect::<Vec<_>>();
+    let product =
+        |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect::<Vec<_>>();
     let (gate_d, up_d, d_out_d) = (on_device(&cpu, &gate), on_device(&cpu, &up), on_device(&cpu, &d_out));
     let (mut out, mut d_gate, mut d_up) =
         (on_device(&cpu, &gate), on_device(&cpu, &gate), on_device(&cpu, &gate));

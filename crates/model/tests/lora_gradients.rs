@@ -11,13 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use formats::observe::Silent;
-use hashed::HashedCheckpoint;
+use hashed::{HashedCheckpoint, llama, qwen3};
 use model::arena::Arena;
-use model::config::{Rope, RopeScaling};
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes};
 use model::step::{Batch, IGNORE, StepPlan};
-use model::{Adapter, Base, Cpu, Family, LoraOptions, ModelConfig, Quant, TrainStep};
+use model::{Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
 use serde::Deserialize;
 
 /// Relative error of the loss and of each gradient's norm and samples. Both sides sum in f32, in other orders.
@@ -43,49 +42,6 @@ struct Gradient {
     norm: f64,
     sum: f64,
     samples: Vec<f64>,
-}
-
-/// Qwen3-0.6B with two layers.
-fn qwen3() -> ModelConfig {
-    ModelConfig {
-        family: Family::Qwen3,
-        vocab_size: 151_936,
-        hidden: 1024,
-        intermediate: 3072,
-        n_layers: 2,
-        n_heads: 16,
-        n_kv_heads: 8,
-        head_dim: 128,
-        head_dim_is_stated: true,
-        rms_eps: 1e-6,
-        rope: Rope { theta: 1e6, scaling: RopeScaling::None },
-        qk_norm: true,
-        tied: true,
-        max_positions: 40_960,
-    }
-}
-
-/// Llama-3.2-1B with two layers.
-fn llama() -> ModelConfig {
-    let scaling = RopeScaling::Llama3 {
-        factor: 32.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_positions: 8192,
-    };
-    ModelConfig {
-        family: Family::Llama,
-        vocab_size: 128_256,
-        hidden: 2048,
-        intermediate: 8192,
-        n_heads: 32,
-        head_dim: 64,
-        rms_eps: 1e-5,
-        rope: Rope { theta: 500_000.0, scaling },
-        qk_norm: false,
-        max_positions: 131_072,
-        ..qwen3()
-    }
 }
 
 /// A packed batch of the golden's sequences.
@@ -129,7 +85,8 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
     let plan = StepPlan::new(config, max_tokens);
     let residents = Residents { config, quant, lora: Some(&lora), step: Some(&plan), answers: None };
     let device = Cpu::new(Arena::new(plan_bytes(&residents).unwrap().total_bytes())).unwrap();
-    let base = Arc::new(Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent).unwrap());
+    let base =
+        Arc::new(Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent).unwrap());
     let mut adapter = Adapter::zeros(&device, config, &lora).unwrap();
     adapter.set_tensors(config, &hashed::adapter(config, &lora)).unwrap();
     let mut gradients = Gradients::new(&adapter).unwrap();
@@ -148,8 +105,15 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
 }
 
 /// Compares every A's and B's gradient; returns the largest relative error.
-fn check_gradients(config: &ModelConfig, adapter: &Adapter<Cpu>, flat: &[f32], case: &Case, name: &str) -> f64 {
-    let mut holder = Adapter::zeros(&Cpu::new(Arena::unlimited()).unwrap(), config, adapter.options()).unwrap();
+fn check_gradients(
+    config: &ModelConfig,
+    adapter: &Adapter<Cpu>,
+    flat: &[f32],
+    case: &Case,
+    name: &str,
+) -> f64 {
+    let mut holder =
+        Adapter::zeros(&Cpu::new(Arena::unlimited()).unwrap(), config, adapter.options()).unwrap();
     holder.set_weights(flat).unwrap();
     let mut worst = 0.0f64;
     let mut n_checked = 0;
@@ -173,7 +137,8 @@ fn compare(found: &[f32], expected: &Gradient) -> f64 {
     let found_sum: f64 = found.iter().map(|&x| f64::from(x)).sum();
     let stride = (found.len() / expected.samples.len()).max(1);
     let differences = expected.samples.iter().enumerate().map(|(i, x)| f64::from(found[i * stride]) - x);
-    let samples_error = relative(norm(&mut differences.into_iter()), norm(&mut expected.samples.iter().copied()));
+    let samples_error =
+        relative(norm(&mut differences.into_iter()), norm(&mut expected.samples.iter().copied()));
     let norm_error = relative(found_norm - expected.norm, expected.norm);
     // A sum of n values of random sign is about the norm; the sum itself may be near zero.
     let sum_error = relative(found_sum - expected.sum, expected.norm.max(expected.sum.abs()));
@@ -192,4 +157,14 @@ fn qwen3_on_f32_equals_pytorch() {
 #[test]
 fn llama_on_f32_equals_pytorch() {
     check(&llama(), Quant::F32, "lora_llama_f32.json");
+}
+
+#[test]
+fn qwen3_on_q4_k_m_equals_pytorch_on_the_dequantised_weights() {
+    check(&qwen3(), Quant::Q4KM, "lora_qwen3_q4_k_m.json");
+}
+
+#[test]
+fn llama_on_q4_k_m_equals_pytorch_on_the_dequantised_weights() {
+    check(&llama(), Quant::Q4KM, "lora_llama_q4_k_m.json");
 }

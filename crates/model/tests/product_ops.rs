@@ -8,9 +8,8 @@ use numeric::*;
 
 /// (m, k) · (n, k)ᵀ
 fn product_transposed(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
-    let row = |a: &[f64]| {
-        b.chunks(k).map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect::<Vec<f64>>()
-    };
+    let row =
+        |a: &[f64]| b.chunks(k).map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect::<Vec<f64>>();
     a.chunks(k).flat_map(row).collect()
 }
 
@@ -57,7 +56,8 @@ fn frozen_linear_and_its_backward() {
                 let mut y = on_device(&cpu, &before);
                 cpu.linear(x_d.all(), &weights, part.clone(), write, y.all_mut()).unwrap();
                 let kept = if write == Write::Add { 1.0 } else { 0.0 };
-                let sum: Vec<f64> = expected.iter().zip(&before).map(|(e, &b)| e + kept * f64::from(b)).collect();
+                let sum: Vec<f64> =
+                    expected.iter().zip(&before).map(|(e, &b)| e + kept * f64::from(b)).collect();
                 assert_close(&format!("{ty:?} y {write:?}"), &on_host(&cpu, &y), &sum, TOLERANCE);
             }
             let d_y = random.values(n * part.len());
@@ -196,7 +196,8 @@ fn attention_and_its_backward() {
         let stale = |len: usize| on_device(&cpu, &vec![f32::NAN; len]);
         let (mut out, mut lse) = (stale(q_len), stale(n * n_heads));
         let (heads, segments) = (attention.heads, &attention.segments);
-        cpu.attention(heads, segments, q_d.all(), k_d.all(), v_d.all(), out.all_mut(), lse.all_mut()).unwrap();
+        cpu.attention(heads, segments, q_d.all(), k_d.all(), v_d.all(), out.all_mut(), lse.all_mut())
+            .unwrap();
         let (expected, expected_lse) = attention.run(&wide(&q), &wide(&k), &wide(&v));
         assert_close("out", &on_host(&cpu, &out), &expected, TOLERANCE);
         assert_close("lse", &on_host(&cpu, &lse), &expected_lse, TOLERANCE);

@@ -1,14 +1,16 @@
 //! Weights that no file holds: hashed from a tensor's name and the element's index, the same in
 //! `scripts/golden/lora_gradients.py`.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use std::collections::HashMap;
 use std::ops::Range;
 
 use formats::TensorSource;
 use formats::adapter::AdapterTensor;
 use formats::source::rows_and_cols;
-use model::ModelConfig;
-use model::family;
+use model::config::{ModelConfig, Rope, RopeScaling};
+use model::family::{self, Family};
 use model::lora::LoraOptions;
 
 /// FNV-1a.
@@ -31,6 +33,49 @@ fn values(name: &str, indices: Range<usize>, scale: f32, offset: f32) -> impl It
         let unit = (hash(seed, index as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
         offset + unit * scale
     })
+}
+
+/// Qwen3-0.6B with two layers.
+pub fn qwen3() -> ModelConfig {
+    ModelConfig {
+        family: Family::Qwen3,
+        vocab_size: 151_936,
+        hidden: 1024,
+        intermediate: 3072,
+        n_layers: 2,
+        n_heads: 16,
+        n_kv_heads: 8,
+        head_dim: 128,
+        head_dim_is_stated: true,
+        rms_eps: 1e-6,
+        rope: Rope { theta: 1e6, scaling: RopeScaling::None },
+        qk_norm: true,
+        tied: true,
+        max_positions: 40_960,
+    }
+}
+
+/// Llama-3.2-1B with two layers.
+pub fn llama() -> ModelConfig {
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_positions: 8192,
+    };
+    ModelConfig {
+        family: Family::Llama,
+        vocab_size: 128_256,
+        hidden: 2048,
+        intermediate: 8192,
+        n_heads: 32,
+        head_dim: 64,
+        rms_eps: 1e-5,
+        rope: Rope { theta: 500_000.0, scaling },
+        qk_norm: false,
+        max_positions: 131_072,
+        ..qwen3()
+    }
 }
 
 /// Token ids of a packed batch.

@@ -1,0 +1,78 @@
+//! The plan against what is drawn: to the byte, and against sizes of published models.
+
+mod hashed;
+mod shared;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use formats::config::HfConfig;
+use formats::observe::Silent;
+use hashed::HashedCheckpoint;
+use model::arena::Arena;
+use model::generate::{Capacity, Generator, Request, SamplerOptions};
+use model::lora::Gradients;
+use model::memory::{Residents, plan_bytes, weights_bytes};
+use model::optimizer::{AdamW, AdamWOptions};
+use model::step::{Batch, StepPlan};
+use model::{Adapter, Base, Cpu, Error, LoraOptions, ModelConfig, Quant, TrainStep};
+use shared::shared;
+
+fn small(of: ModelConfig) -> ModelConfig {
+    let (vocab_size, hidden, intermediate, n_layers) = (512, 256, 512, 3);
+    ModelConfig { vocab_size, hidden, intermediate, n_layers, n_heads: 4, n_kv_heads: 2, head_dim: 64, ..of }
+}
+
+#[test]
+fn a_run_draws_exactly_the_plan() {
+    let untied = ModelConfig { tied: false, ..small(hashed::llama()) };
+    for (config, kept_layers) in [(small(hashed::qwen3()), 0), (untied, 2)] {
+        let lora = LoraOptions { rank: 4, ..LoraOptions::default() };
+        let step = StepPlan { kept_layers, ..StepPlan::new(&config, 24) };
+        let answers = Capacity { n_sequences: 2, n_tokens: 20 };
+        let (quant, config) = (Quant::Q4KM, &config);
+        let residents =
+            Residents { config, quant, lora: Some(&lora), step: Some(&step), answers: Some(answers) };
+        let total = plan_bytes(&residents).unwrap().total_bytes();
+        let arena = Arena::new(total);
+        run(&residents, &arena).unwrap();
+        assert_eq!(arena.peak_bytes(), total);
+        let refused = run(&residents, &Arena::new(total - 1)).unwrap_err();
+        assert!(matches!(refused, Error::OutOfMemory { .. }), "a byte less is too little: {refused}");
+    }
+}
+
+/// Builds everything and uses it once.
+fn run(residents: &Residents<'_>, arena: &Arena) -> Result<(), Error> {
+    let Residents { config, quant, lora, step, answers } = *residents;
+    let (lora, step, answers) = (lora.unwrap(), *step.unwrap(), answers.unwrap());
+    let device = Cpu::new(arena.clone())?;
+    let base = Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent)?;
+    let base = Arc::new(base);
+    let mut adapter = Adapter::new(&device, config, lora, 1)?;
+    let mut gradients = Gradients::new(&adapter)?;
+    let mut optimizer = AdamW::new(&device, adapter.n_weights(), AdamWOptions::default())?;
+    let mut train = TrainStep::new(base.clone(), Some(lora), step)?;
+    let mut generator = Generator::new(base, Some(lora), answers)?;
+    let ids: Vec<u32> = (0..24).collect();
+    let batch = Batch { tokens: &ids, targets: &ids, positions: &ids, sequence_starts: &[0] };
+    train.forward_backward(&adapter, &batch, &mut gradients, 1.0)?;
+    optimizer.update(&mut adapter, &gradients, 1e-3)?;
+    let request = Request { stop: &[], sampler: SamplerOptions::GREEDY, max_new_tokens: 4 };
+    let go_on = &mut |_| ControlFlow::Continue(());
+    generator.generate_batch(Some(&adapter), &[&ids[..16], &ids[..5], &ids[..1]], &request, go_on)?;
+    Ok(())
+}
+
+#[test]
+fn weights_of_published_models_have_their_published_sizes() {
+    /// Published files also hold a vocabulary and may pad.
+    const TOLERANCE: f64 = 0.025;
+    // GiB of the Q4_K_M files.
+    for (name, gib) in [("Qwen3-4B", 2.32), ("Llama-3.1-8B-Instruct", 4.57)] {
+        let Some(dir) = shared(&format!("assets/models/{name}")) else { return };
+        let config = ModelConfig::from_hf(&HfConfig::from_dir(&dir).unwrap()).unwrap();
+        let found = weights_bytes(&config, Quant::Q4KM).unwrap() as f64 / (1u64 << 30) as f64;
+        assert!((found / gib - 1.0).abs() < TOLERANCE, "{name}: {found:.3} GiB against {gib}");
+    }
+}
