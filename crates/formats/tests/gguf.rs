@@ -1,6 +1,8 @@
 //! GGUF: what is written is read back, published files survive a round trip to the byte, and every known way
 //! to attack a reader is an error of its own.
 
+#![allow(clippy::result_large_err, reason = "the error and its text, in tests")]
+
 use std::path::{Path, PathBuf};
 
 use expect_test::{Expect, expect};

@@ -1,5 +1,8 @@
 //! safetensors and checkpoints: round trips, shards, and every known way to attack a reader.
 
+#![allow(clippy::result_large_err, reason = "the error and its text, in tests")]
+
+use std::io::Write;
 use std::path::Path;
 
 use expect_test::{Expect, expect};
@@ -35,7 +38,7 @@ fn refuse(bytes: &[u8], expected: &Expect) -> Error {
 fn what_is_written_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
-    let (a, b) = ([1.0, -2.5, 3.25, 0.0, 5.0, -6.0], [1.003_906_25, 1.011_718_75]);
+    let (a, b) = ([1.0, -2.5, 3.25, 0.0, 5.0, -6.0], [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]);
     let tensors = [
         ("a".to_owned(), vec![3, 2], Data::F32(&a)),
         ("b".to_owned(), vec![2], Data::Bf16(&b)),
@@ -87,6 +90,52 @@ fn a_writer_refuses_a_shape_that_is_not_the_datas() {
     expect!["`t` cannot be written: it has one that is used twice, expected a name of its own"]
         .assert_eq(&write_safetensors(&path, &twice).unwrap_err().to_string());
     assert!(!path.exists());
+}
+
+#[test]
+fn a_file_larger_than_memory_is_read_by_rows() {
+    const ROWS: usize = 1 << 24;
+    const ROW_BYTES: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let header = format!(
+        r#"{{"t":{{"dtype":"F32","shape":[{ROWS},{}],"data_offsets":[0,{}]}}}}"#,
+        ROW_BYTES / 4,
+        ROWS * ROW_BYTES
+    );
+    std::fs::write(&path, file(&header, 0)).unwrap();
+    // 64 GiB of a hole; the last value is written.
+    let sparse = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    if sparse.set_len((8 + header.len() + ROWS * ROW_BYTES - 4) as u64).is_err() {
+        eprintln!("skipped: the temporary directory has no sparse files");
+        return;
+    }
+    (&sparse).write_all(&7.5f32.to_le_bytes()).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let mut out = Vec::new();
+    checkpoint.read_rows("t", ROWS - 2..ROWS, &mut out).unwrap();
+    assert_eq!((out.len(), out[ROW_BYTES / 4], out[ROW_BYTES / 2 - 1]), (ROW_BYTES / 2, 0.0, 7.5));
+}
+
+#[test]
+fn a_published_checkpoint_is_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared/assets");
+    let assets = std::env::var_os("TUNE_SHARED").map_or(root, Into::into);
+    let dir = assets.join("lm/stories260K-hf");
+    if !dir.is_dir() {
+        eprintln!("skipped: {} is absent", dir.display());
+        return;
+    }
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    assert_eq!(checkpoint.shape("model.layers.4.mlp.down_proj.weight"), Some(vec![64, 172]));
+    let mut n_parameters = 0;
+    let mut out = Vec::new();
+    for name in checkpoint.tensor_names() {
+        checkpoint.read(&name, &mut out).unwrap();
+        assert!(out.iter().all(|value| value.is_finite()), "{name}");
+        n_parameters += out.len();
+    }
+    assert_eq!(n_parameters, 260_032);
 }
 
 // Shards.
