@@ -10,9 +10,11 @@
 mod conversation;
 mod error;
 mod files;
+mod guard;
 mod message;
 mod template;
 mod tokenizer;
+mod turns;
 
 pub use conversation::{Encoded, TrainOn, encode_conversation, encode_prompt, end_of_turn};
 pub use error::{Error, Result};

@@ -1,8 +1,18 @@
 //! Chat templates: messages to the text that a model was trained on.
 
+mod clock;
+mod engine;
+mod find;
+mod generation;
+mod python;
+
 use std::path::Path;
 
+use minijinja::value::{Serde, Value};
+use serde_json::Map;
+
 use crate::{Message, Result, Tokenizer};
+use engine::Engine;
 
 /// Whether the rendering ends with the opening of an assistant turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,28 +24,103 @@ pub enum GenerationPrompt {
 }
 
 /// A model's chat template.
+///
+/// Templates come with models from anywhere, so their source, their steps and their output are bounded. What
+/// `strftime_now` tells is the moment of loading (in UTC), the same for all rows of a run.
 #[derive(Debug)]
-pub struct ChatTemplate {}
+pub struct ChatTemplate {
+    source: String,
+    engine: Engine,
+    /// What the template sees beside the conversation.
+    variables: Map<String, serde_json::Value>,
+    marks_generation: bool,
+}
 
 impl ChatTemplate {
     /// Finds the template of a Hugging Face directory: `chat_template.jinja`, `chat_template.json`, or the
     /// key `chat_template` (a string, or a list with a `default`) of `tokenizer_config.json`.
-    pub fn from_dir(_dir: &Path, _tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`crate::Error::NoTemplate`], or what [`ChatTemplate::from_source`] says.
+    pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        find::from_dir(dir, tokenizer)
     }
 
     /// Compiles a template; `bos` and `eos` are the texts of those tokens, empty where there is none.
-    pub fn from_source(_source: &str, _bos: &str, _eos: &str) -> Result<ChatTemplate> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`crate::Error::Template`] where it does not compile.
+    pub fn from_source(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
+        let mut variables = Map::new();
+        for (name, text) in [("bos_token", bos), ("eos_token", eos)] {
+            if !text.is_empty() {
+                variables.insert(name.to_owned(), text.into());
+            }
+        }
+        // jinja2 knows one kind of newline.
+        let normalized = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (rewritten, marks_generation) = generation::rewrite(&normalized);
+        let engine = Engine::new(rewritten)?;
+        Ok(ChatTemplate { source: source.to_owned(), engine, variables, marks_generation })
+    }
+
+    /// Sets a variable of the template, such as `enable_thinking` or `tools`.
+    #[must_use]
+    pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> ChatTemplate {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets what `strftime_now` tells, in seconds since 1970 (UTC).
+    #[must_use]
+    pub fn at(self, unix_seconds: i64) -> ChatTemplate {
+        self.engine.set_now(unix_seconds);
+        self
     }
 
     /// The template as published.
     pub fn source(&self) -> &str {
-        todo!()
+        &self.source
     }
 
     /// Renders a conversation as transformers' `apply_chat_template` does.
-    pub fn render(&self, _messages: &[Message], _prompt: GenerationPrompt) -> Result<String> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`crate::Error::Template`] where the template refuses the conversation or fails,
+    /// [`crate::Error::OutputTooLong`].
+    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
+        self.engine.render(self.context(messages, prompt))
     }
+
+    /// Whether the template itself marks what an assistant generates.
+    pub(crate) fn marks_generation(&self) -> bool {
+        self.marks_generation
+    }
+
+    /// Renders with `open` and `close` around what the template marks as generated.
+    pub(crate) fn render_marked(&self, messages: &[Message], open: char, close: char) -> Result<String> {
+        let marks = [(generation::OPEN, open), (generation::CLOSE, close)];
+        let marks = marks.map(|(name, mark)| (name, Value::from(mark.to_string())));
+        self.engine.render(self.context(messages, GenerationPrompt::Omit).into_iter().chain(marks))
+    }
+
+    fn context(&self, messages: &[Message], prompt: GenerationPrompt) -> Vec<(&str, Value)> {
+        let mut context = vec![
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("messages", messages.iter().map(message_value).collect()),
+            ("add_generation_prompt", Value::from(prompt == GenerationPrompt::Add)),
+        ];
+        context.extend(self.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
+        context
+    }
+}
+
+/// A message as a template sees it. One that only calls tools has no content rather than an empty one.
+fn message_value(message: &Message) -> Value {
+    let calls_only = message.content.is_empty() && message.extra.contains_key("tool_calls");
+    let content = if calls_only { Value::from(()) } else { Value::from(message.content.as_str()) };
+    let fields = [("role", Value::from(message.role.as_str())), ("content", content)];
+    let extra = message.extra.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
+    Value::from_pairs(fields.into_iter().chain(extra))
 }

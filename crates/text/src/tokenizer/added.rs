@@ -89,6 +89,13 @@ impl AddedTokens {
         self.stretch(text, self.matches(&self.raw, text, trust))
     }
 
+    /// Where the text of a control token stands, as far as a character can be put inside it.
+    pub fn find_control(&self, text: &str) -> Vec<Range<usize>> {
+        let matches = self.matches(&self.raw, text, Trust::Template).into_iter();
+        let breakable = |token: &AddedToken| token.control && token.content.chars().nth(1).is_some();
+        matches.filter(|(index, _)| breakable(&self.tokens[*index])).map(|(_, range)| range).collect()
+    }
+
     /// The tokens of `text`, sought in `guarded`: the same text, with `guard` put in here and there.
     pub fn find_guarded(&self, text: &str, guarded: &str, guard: char) -> Vec<Found> {
         let mut matches = self.matches(&self.raw, guarded, Trust::Template);

@@ -118,9 +118,10 @@ pub(crate) fn build(parts: &super::Parts) -> Result<BPE, String> {
     builder.build().map_err(|error| error.to_string())
 }
 
-/// A byte of UTF-8 text that no token spells.
+/// A byte of ordinary text that no token spells. Bytes of control characters, and those that only open
+/// characters of the highest planes, are missing in several published vocabularies.
 fn missing_byte(spelling: &Spelling, tokens: &HashMap<&str, u32>) -> Option<u8> {
-    let in_utf8 = |byte: &u8| !matches!(byte, 0xC0 | 0xC1 | 0xF5..);
+    let is_ordinary = |byte: &u8| matches!(byte, b'\t' | b'\n' | 0x20..=0x7E | 0x80..=0xBF | 0xC2..=0xF0);
     let is_missing = |byte: &u8| match spelling {
         Spelling::ByteLevel { .. } => {
             let character = byte_characters()[usize::from(*byte)];
@@ -128,5 +129,5 @@ fn missing_byte(spelling: &Spelling, tokens: &HashMap<&str, u32>) -> Option<u8> 
         }
         Spelling::SentencePiece { .. } => !tokens.contains_key(format!("<0x{byte:02X}>").as_str()),
     };
-    (0..=u8::MAX).filter(in_utf8).find(is_missing)
+    (0..=u8::MAX).filter(is_ordinary).find(is_missing)
 }

@@ -130,6 +130,11 @@ impl Tokenizer {
         self.added.tokens.iter().filter(|token| token.control).map(|token| (token.id, token.content.as_str()))
     }
 
+    /// Where the text of a control token stands in `text`.
+    pub(crate) fn find_control(&self, text: &str) -> impl Iterator<Item = Range<usize>> {
+        self.added.find_control(text).into_iter()
+    }
+
     /// Encodes `text` with the control tokens that `guarded`, the same text with `guard` put in here and
     /// there, has; each id with the bytes of `text` it stands for.
     pub(crate) fn encode_guarded(&self, text: &str, guarded: &str, guard: char) -> Placed {

@@ -139,12 +139,15 @@ fn template_processing(processor: &Value, texts: &mut Texts, special: &mut Speci
         last = token_at(single, single.len() - 1);
     }
     if let Some(first) = &first {
-        for role in ["bos", "cls"] {
-            if texts.get(role).is_none() {
-                texts.set(role, first);
+        let is_known = |texts: &Texts| [texts.get("bos"), texts.get("cls")].contains(&Some(first.as_str()));
+        if !is_known(texts) {
+            for role in ["bos", "cls"] {
+                if texts.get(role).is_none() {
+                    texts.set(role, first);
+                }
             }
         }
-        special.set_adds("bos", [texts.get("bos"), texts.get("cls")].contains(&Some(first.as_str())));
+        special.set_adds("bos", is_known(texts));
     }
     if let Some(last) = &last {
         texts.set("eos", last);

@@ -1,0 +1,196 @@
+//! Where the assistant speaks in a rendered conversation, found from the template's structure.
+//!
+//! Templates that mark it with `{% generation %}` are taken at their word. For the others, the conversation is
+//! rendered with marks around the assistant's content (where is the content?), and up to each assistant's turn
+//! with the generation prompt (what will the model be given?). What the model has to say is everything behind
+//! that prompt, up to and with the control token that closes the turn.
+
+use std::ops::Range;
+
+use crate::guard::{Marks, around, positions, without};
+use crate::{ChatTemplate, Error, GenerationPrompt, Message, Result};
+
+const ASSISTANT: &str = "assistant";
+
+/// What an assistant says, in bytes of the rendered text, the token that closes the turn included.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Turn {
+    pub range: Range<usize>,
+    pub end_token: u32,
+}
+
+/// A rendered conversation with what was found in it.
+pub(crate) struct Conversation<'a> {
+    pub template: &'a ChatTemplate,
+    pub messages: &'a [Message],
+    pub text: &'a str,
+    /// The template's control tokens.
+    pub controls: &'a [(u32, Range<usize>)],
+    pub marks: Marks,
+}
+
+/// Whether all turns are wanted, or the last alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    All,
+    Last,
+}
+
+impl Conversation<'_> {
+    /// The assistant's turns.
+    pub fn turns(&self, which: Which) -> Result<Vec<Turn>> {
+        let mut assistants = self.assistants();
+        let Some(&last) = assistants.last() else {
+            return Err(Error::NoTarget { reason: "no message is an assistant's".to_owned() });
+        };
+        if self.template.marks_generation() {
+            return self.generated(which, last);
+        }
+        let contents = self.contents(&assistants);
+        if which == Which::Last {
+            assistants = vec![last];
+        }
+        let mut turns: Vec<Turn> = Vec::with_capacity(assistants.len());
+        for index in assistants {
+            let turn = self.turn(index, contents.as_ref().and_then(|contents| contents[index].clone()))?;
+            if turns.last().is_some_and(|before| before.range.end > turn.range.start) {
+                return Err(self.error(index, "it begins before the turn in front of it has ended"));
+            }
+            turns.push(turn);
+        }
+        Ok(turns)
+    }
+
+    fn assistants(&self) -> Vec<usize> {
+        (0..self.messages.len()).filter(|&index| self.messages[index].role == ASSISTANT).collect()
+    }
+
+    fn error(&self, index: usize, reason: &str) -> Error {
+        let role = self.messages[index].role.clone();
+        Error::Turn { index, role, reason: reason.to_owned() }
+    }
+
+    /// What the template's own `{% generation %}` blocks hold.
+    fn generated(&self, which: Which, last: usize) -> Result<Vec<Turn>> {
+        let Marks { open, close, .. } = self.marks;
+        let marked = self.template.render_marked(self.messages, open, close)?;
+        if without(&marked, &[open, close]) != self.text {
+            return Err(self.error(last, "the template renders it differently each time"));
+        }
+        let mut turns = Vec::new();
+        for pair in positions(&marked, &[open, close]).chunks(2) {
+            match *pair {
+                [(first, start), (second, end)] if first == open && second == close => {
+                    turns.extend(self.closed(start..end));
+                }
+                _ => return Err(self.error(last, "the template's generation blocks lie within each other")),
+            }
+        }
+        if which == Which::Last {
+            let before = self.prefix(last, GenerationPrompt::Omit).map_or(0, |text| text.len());
+            let from = turns.iter().position(|turn| turn.range.start >= before && before > 0);
+            turns.drain(..from.unwrap_or(turns.len().saturating_sub(1)));
+        }
+        match turns.is_empty() {
+            true => Err(self.error(last, "the template marks no generated text that a control token closes")),
+            false => Ok(turns),
+        }
+    }
+
+    /// A marked stretch, with the control token that closes it, within or right behind it.
+    fn closed(&self, range: Range<usize>) -> Option<Turn> {
+        let spoken = range.start + self.text[range.clone()].trim_end().len();
+        let within = self.controls.iter().rev().find(|(_, place)| place.end <= range.end && place.start >= range.start);
+        let within = within.filter(|(_, place)| place.end >= spoken);
+        let behind = || {
+            let next = self.controls.iter().find(|(_, place)| place.start >= spoken)?;
+            self.text[spoken..next.1.start].trim().is_empty().then_some(next)
+        };
+        let (end_token, place) = within.or_else(behind)?;
+        Some(Turn { range: range.start..place.end.max(range.end.min(place.end)), end_token: *end_token })
+    }
+
+    /// Where the content of each assistant's message stands; `None` where the template does more with content
+    /// than to put it somewhere once.
+    fn contents(&self, assistants: &[usize]) -> Option<Vec<Option<Content>>> {
+        let Marks { open, close, .. } = self.marks;
+        let speaks = |index: &usize| !self.messages[*index].content.trim().is_empty();
+        let speakers: Vec<usize> = assistants.iter().copied().filter(speaks).collect();
+        // What a template cuts off, such as thoughts, it cuts off in front.
+        for first in [Some(open), None] {
+            let mut marked = self.messages.to_vec();
+            for &index in &speakers {
+                marked[index].content = around(&marked[index].content, first, Some(close));
+            }
+            let Ok(rendered) = self.template.render(&marked, GenerationPrompt::Omit) else { continue };
+            if without(&rendered, &[open, close]) != self.text {
+                continue;
+            }
+            let found = positions(&rendered, &[open, close]);
+            let per_speaker = if first.is_some() { 2 } else { 1 };
+            let in_order = found.iter().enumerate().all(|(at, (mark, _))| {
+                (*mark == open) == (per_speaker == 2 && at % 2 == 0)
+            });
+            if !in_order || found.len() != per_speaker * speakers.len() {
+                continue;
+            }
+            let mut contents = vec![None; self.messages.len()];
+            for (&index, places) in speakers.iter().zip(found.chunks(per_speaker)) {
+                let start = first.and(places.first()).map(|(_, at)| *at);
+                contents[index] = places.last().map(|(_, end)| Content { start, end: *end });
+            }
+            return Some(contents);
+        }
+        None
+    }
+
+    fn turn(&self, index: usize, content: Option<Content>) -> Result<Turn> {
+        let whole = self.prefix(index + 1, GenerationPrompt::Omit).map(|text| text.len());
+        let start = self.start(index, content.as_ref(), whole)?;
+        let calls = self.messages[index].extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        let within = |place: &Range<usize>| place.start >= start && whole.is_none_or(|end| place.start < end);
+        let closing = match (content, whole) {
+            (Some(content), _) if !calls => self.controls.iter().find(|(_, place)| place.start >= content.end),
+            (_, Some(_)) => self.controls.iter().rev().find(|(_, place)| within(place)),
+            _ => return Err(self.error(index, "what follows it cannot be told from it in the rendered text")),
+        };
+        let closing = closing.filter(|(_, place)| within(place));
+        let (end_token, place) = closing.ok_or_else(|| {
+            self.error(index, "the template puts no control token behind it, so that a model could not learn to stop")
+        })?;
+        Ok(Turn { range: start..place.end, end_token: *end_token })
+    }
+
+    /// Where the assistant begins to speak: behind the generation prompt, or else with the content.
+    fn start(&self, index: usize, content: Option<&Content>, whole: Option<usize>) -> Result<usize> {
+        let prompt = self.prefix(index, GenerationPrompt::Add);
+        let without_prompt = self.template.render(&self.messages[..index], GenerationPrompt::Omit).ok();
+        if let Some(prompt) = prompt.as_ref().filter(|prompt| without_prompt.as_ref() != Some(*prompt)) {
+            return Ok(prompt.len());
+        }
+        if let Some(start) = content.and_then(|content| content.start) {
+            return Ok(start);
+        }
+        // No prompt and no content to hold on to: the turn is what the message adds, if that is all speech.
+        let adds = prompt.map(|prompt| prompt.len()).filter(|start| {
+            let end = content.map(|content| content.end).or(whole);
+            let header = |place: &Range<usize>| place.start >= *start && end.is_some_and(|end| place.end < end);
+            !self.controls.iter().any(|(_, place)| header(place))
+        });
+        adds.ok_or_else(|| self.error(index, "its beginning cannot be told from the template's own text"))
+    }
+
+    /// The rendering of the first messages, if the whole conversation's begins with it.
+    fn prefix(&self, n_messages: usize, prompt: GenerationPrompt) -> Option<String> {
+        let rendered = self.template.render(&self.messages[..n_messages], prompt).ok()?;
+        self.text.starts_with(&rendered).then_some(rendered)
+    }
+}
+
+/// Where a message's content stands in the rendered text.
+#[derive(Clone, Debug)]
+struct Content {
+    /// Its first byte, where the template keeps its beginning.
+    start: Option<usize>,
+    end: usize,
+}
