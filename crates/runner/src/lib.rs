@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 pub mod card;
+mod clock;
 pub mod engine;
 pub mod error;
 pub mod http;

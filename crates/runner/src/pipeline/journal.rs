@@ -8,14 +8,13 @@
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use formats::journal::{self, Journal};
 use formats::{atomic, hash};
 use serde::{Deserialize, Serialize};
 
 use super::event::ItemResult;
-use crate::{Error, Result};
+use crate::{Error, Result, clock};
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -255,17 +254,12 @@ fn read_artefact(directory: &Path, name: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
-}
-
 /// Ids sort by time: `20261121-013000-a1b2c3`.
 fn new_id(runs: &Path, pipeline: &str) -> Result<String> {
     for attempt in 0_u32..100 {
-        let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age = clock::now();
         let seed = format!("{pipeline} {} {} {attempt}", age.as_nanos(), std::process::id());
-        let id = format!("{}-{}", stamp(age.as_secs()), &hash::blake3_bytes(seed.as_bytes())[..6]);
+        let id = format!("{}-{}", clock::compact(age), &hash::blake3_bytes(seed.as_bytes())[..6]);
         match std::fs::create_dir(runs.join(&id)) {
             Ok(()) => return Ok(id),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -284,34 +278,12 @@ fn is_id(name: &str) -> bool {
     name.len() == 22 && name.bytes().enumerate().all(shape)
 }
 
-/// UTC as `YYYYMMDD-hhmmss`.
-fn stamp(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = date(days);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
-/// The Gregorian date of a day counted from 1970-01-01; years are counted from March so that a leap day is last.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + carry, month, day_of_month)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_dates_and_nothing_else_is_one() {
-        assert_eq!(stamp(0), "19700101-000000");
-        assert_eq!(stamp(951_826_154), "20000229-120914");
-        assert_eq!(stamp(1_795_224_600), "20261121-013000");
+    fn nothing_else_is_an_id() {
         assert!(is_id("20261121-013000-a1b2c3"));
         assert!(!is_id("../../etc/passwd-abcdef") && !is_id("20261121-013000-a1b2c/"));
     }

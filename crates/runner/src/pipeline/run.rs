@@ -12,12 +12,12 @@ use text::Message;
 
 use super::check::{Check, Generate, Items, Pipeline, Source, Step, Work, root};
 use super::event::{Event, ItemResult};
-use super::journal::{Begun, Ended, Record, now};
+use super::journal::{Begun, Ended, Record};
 use super::rules;
 use super::spec::OnFail;
 use super::template::Template;
 use crate::engine::{Finish, Form, Generated, Loaded, Progress, Prompt, Request};
-use crate::{Error, Residency, Result};
+use crate::{Error, Residency, Result, clock};
 
 /// How a pipeline is run.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +100,7 @@ pub fn run(
     let n_loads = residency.n_loads() - n_loads_before;
     let n_objected = results.iter().filter(|result| !result.objections.is_empty()).count();
     let ms = milliseconds(begun);
-    run.record.end(Ended { at: now(), ms, n_loads, n_objected })?;
+    run.record.end(Ended { at: clock::now().as_secs(), ms, n_loads, n_objected })?;
     let (run_id, directory) = (run.record.run.clone(), run.record.directory.clone());
     let memory = residency.engine().memory();
     observer.observe(Event::RunFinished { run: run_id.clone(), ms, n_loads, n_objected, memory });
@@ -135,7 +135,7 @@ fn open(
         input: hash::blake3_bytes(input.as_bytes()),
         params: params.clone(),
         steps: pipeline.steps.iter().map(|step| step.name.clone()).collect(),
-        at: now(),
+        at: clock::now().as_secs(),
     };
     match &options.resume {
         Some(run) => Record::resume(&options.runs, run, &begun),

@@ -1,6 +1,7 @@
 //! One GGUF file open in llama.cpp at token level: generation's inner loop, and what an export's verification
 //! needs.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -269,6 +270,7 @@ fn log_prob(logits: &[f32], id: u32) -> f64 {
 /// Tokenizer and template of a file.
 pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     let failed = |source| Error::Text { expert: name.to_owned(), source };
+    refuse_doubles(name, metadata)?;
     let tokenizer = Tokenizer::from_gguf(metadata).map_err(failed)?;
     let Some(source) = metadata.get_str("tokenizer.chat_template") else { return Ok((tokenizer, None)) };
     let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).map(|token| token.to_string());
@@ -276,6 +278,19 @@ pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenize
     let eos = spelling(tokenizer.eos()).unwrap_or_default();
     let template = ChatTemplate::from_source(source, &bos, &eos).map_err(failed)?;
     Ok((tokenizer, Some(template)))
+}
+
+/// A token that stands twice in the vocabulary makes llama.cpp abort the whole process.
+fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
+    let tokens = metadata.get_strings("tokenizer.ggml.tokens").unwrap_or_default();
+    let mut seen = HashSet::with_capacity(tokens.len());
+    match tokens.iter().find(|token| !seen.insert(token.as_str())) {
+        None => Ok(()),
+        Some(token) => {
+            let reason = format!("token `{token}` stands twice in its file's vocabulary");
+            Err(Error::Card { expert: name.to_owned(), reason })
+        }
+    }
 }
 
 fn stop_ids(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {

@@ -1,0 +1,159 @@
+//! The project's own routes: pipelines, their runs as server-sent events, history, and the machine's state.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::Server;
+use super::accept::body;
+use super::refusal::Refusal;
+use crate::pipeline::{self, Afterwards, Event, Pipeline, RunOptions};
+
+/// Runs the history shows.
+const HISTORY: usize = 50;
+
+pub(super) async fn status(State(server): State<Server>) -> Json<Value> {
+    let state = server.worker.state();
+    let resident = state.resident.as_ref().map(|resident| {
+        json!({
+            "expert": resident.card.name,
+            "memory": resident.memory,
+            "context_tokens": resident.context_tokens,
+            "expires_in_ms": resident.expires.map(|at| at.saturating_sub(crate::clock::now()).as_millis() as u64),
+        })
+    });
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "engine": *server.engine_name,
+        "resident": resident,
+        "loading": state.loading,
+        "n_jobs": state.n_jobs,
+        "memory": state.memory,
+    }))
+}
+
+pub(super) async fn list(State(server): State<Server>) -> Json<Value> {
+    let pipelines: Vec<Value> = server.pipelines.iter().map(|pipeline| describe(pipeline)).collect();
+    Json(json!({"pipelines": pipelines}))
+}
+
+fn describe(pipeline: &Pipeline) -> Value {
+    let spec = pipeline.spec();
+    let steps: Vec<Value> = spec
+        .steps
+        .iter()
+        .map(|step| {
+            json!({
+                "name": step.name,
+                "kind": step.kind,
+                "expert": step.expert,
+                "prompt": step.prompt,
+                "of": step.of,
+                "map": step.map,
+                "has_schema": step.schema.is_some(),
+            })
+        })
+        .collect();
+    let experts: Map<String, Value> = pipeline
+        .experts()
+        .iter()
+        .map(|(name, card)| {
+            let file = card.file.file_name().map(|name| name.to_string_lossy().into_owned());
+            let expert = json!({"file": file, "file_bytes": card.file_bytes, "architecture": card.architecture,
+                "n_parameters": card.n_parameters, "weight_type": card.weight_type});
+            (name.clone(), expert)
+        })
+        .collect();
+    json!({
+        "name": pipeline.name(),
+        "description": spec.description,
+        "example": spec.example,
+        "params": spec.params,
+        "experts": experts,
+        "steps": steps,
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunBody {
+    #[serde(default)]
+    input: String,
+    #[serde(default)]
+    params: Map<String, Value>,
+    #[serde(default)]
+    resume: Option<String>,
+}
+
+pub(super) async fn run(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let pipeline = server.pipelines.iter().find(|pipeline| pipeline.name() == name);
+    let pipeline: Arc<Pipeline> = Arc::clone(
+        pipeline
+            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("pipeline '{name}' not found")))?,
+    );
+    let RunBody { input, params, resume } = body(request).await?;
+    if input.trim().is_empty() {
+        return Err(Refusal::bad("the input is empty"));
+    }
+    let options =
+        RunOptions { runs: server.runs.to_path_buf(), resume, params, afterwards: Afterwards::Keep };
+    let (sender, receiver) = unbounded_channel::<Value>();
+    server.worker.submit(move |desk| {
+        let gone = || sender.is_closed();
+        if gone() {
+            return;
+        }
+        let note = desk.noter();
+        let ended =
+            pipeline::run(&pipeline, &input, &options, desk.residency(), &gone, &mut |event: Event| {
+                if let Event::Residency(event) = &event {
+                    note(event);
+                }
+                // A listener that left is noticed by `gone`.
+                let _ = sender.send(json!(event));
+            });
+        desk.keep(None);
+        if let Err(error) = ended {
+            let _ = sender.send(json!({"event": "failed", "error": error.to_string()}));
+        }
+    })?;
+    let events = UnboundedReceiverStream::new(receiver)
+        .map(|event| Ok::<_, Infallible>(sse::Event::default().data(event.to_string())));
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+}
+
+pub(super) async fn history(State(server): State<Server>) -> Result<Json<Value>, Refusal> {
+    let runs = off_thread(move || pipeline::history(&server.runs, HISTORY)).await?;
+    Ok(Json(json!({"runs": runs})))
+}
+
+pub(super) async fn read(
+    State(server): State<Server>,
+    Path(run): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let record = off_thread(move || pipeline::read_run(&server.runs, &run)).await?;
+    Ok(Json(json!(record)))
+}
+
+/// Reads files away from the threads that serve connections.
+async fn off_thread<T: Send + 'static>(
+    read: impl FnOnce() -> crate::Result<T> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(read).await;
+    done.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(Refusal::from)
+}
