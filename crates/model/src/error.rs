@@ -93,8 +93,22 @@ pub enum Error {
         /// The size that the others imply.
         expected: usize,
     },
+    /// An index points past what it selects from.
+    #[error("{op}: {what} is {found}, expected below {limit}")]
+    Index {
+        /// The op.
+        op: &'static str,
+        /// What the index selects.
+        what: &'static str,
+        /// The index.
+        found: usize,
+        /// How many there are to select from.
+        limit: usize,
+    },
     /// The plan's memory is used up; more is never asked of the system.
-    #[error("no memory left for {what}: {needed_bytes} bytes needed, {free_bytes} free of the planned {capacity_bytes}")]
+    #[error(
+        "no memory left for {what}: {needed_bytes} bytes needed, {free_bytes} free of the planned {capacity_bytes}"
+    )]
     OutOfMemory {
         /// What asked for it.
         what: String,

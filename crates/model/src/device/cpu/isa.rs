@@ -92,8 +92,9 @@ pub(super) fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     fold_lanes(lanes)
 }
 
+/// The sum of the lanes, in a fixed order.
 #[inline(always)]
-fn fold_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn fold_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::few_rows;
 use super::memory::{DenseTile, HostBlocks};
 use super::product::{Mat, MatMut, Threads, multiply};
 use crate::Result;
@@ -9,6 +10,21 @@ use crate::device::{BlockMatrix, Write};
 
 /// y (=|+=) x · W[rows]ᵀ      x (n, cols), y (n, |rows|)
 pub(super) fn forward(
+    tile: &DenseTile,
+    x: &[f32],
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    write: Write,
+    y: &mut [f32],
+) -> Result<()> {
+    if few_rows::suits(x.len() / weights.cols(), weights.cols()) {
+        return few_rows::forward(tile, x, weights, rows, write, y);
+    }
+    tiled_forward(tile, x, weights, rows, write, y)
+}
+
+/// [`forward`] for any number of tokens, and the oracle of the path for few.
+pub(super) fn tiled_forward(
     tile: &DenseTile,
     x: &[f32],
     weights: &HostBlocks,

@@ -117,6 +117,12 @@ impl DenseTile {
         if rows > 16 { rows - rows % 16 } else { rows }
     }
 
+    /// Lends the first `len` floats of the tile to tasks that unpack rows into them; counted while lent.
+    pub(super) fn lend(&self, len: usize) -> DenseRows<'_> {
+        let tile = self.tile.lock().unwrap_or_else(PoisonError::into_inner);
+        DenseRows { tile, len, _copy: self.counter.count(4 * len as u64) }
+    }
+
     /// Unpacks rows into the tile; they are dense, and counted, until the result is dropped.
     pub(super) fn unpack(&self, weights: &HostBlocks, rows: Range<usize>) -> Result<DenseRows<'_>> {
         let cols = weights.cols;
@@ -145,5 +151,9 @@ pub(super) struct DenseRows<'a> {
 impl DenseRows<'_> {
     pub(super) fn floats(&self) -> &[f32] {
         &self.tile[..self.len]
+    }
+
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        &mut self.tile[..self.len]
     }
 }

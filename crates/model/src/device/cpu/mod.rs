@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+mod few_rows;
 mod isa;
 mod linear;
 mod memory;
@@ -78,7 +79,7 @@ fn check_rows(op: &'static str, rows: &Range<usize>, weights: &HostBlocks) -> Re
 /// Refuses an index that is not below `limit`.
 fn check_ids(op: &'static str, what: &'static str, ids: &[u32], limit: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= limit) {
-        Some(&id) => Err(shape(op, what, id as usize, limit)),
+        Some(&id) => Err(Error::Index { op, what, found: id as usize, limit }),
         None => Ok(()),
     }
 }
