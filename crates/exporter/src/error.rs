@@ -31,8 +31,8 @@ pub enum Error {
     )]
     OtherTemplate { adapter: PathBuf, expected: String, actual: String },
 
-    #[error("the adapter {} uses {feature}, which cannot be merged: expected {expected}", path.display())]
-    AdapterFeature { path: PathBuf, feature: String, expected: &'static str },
+    #[error("{}: `init_lora_weights` is {start}, expected one that leaves the base as it was published", path.display())]
+    AdapterStart { path: PathBuf, start: String },
 
     #[error("the adapter {} changes `{module}`, which the base does not have", path.display())]
     NoSuchModule { path: PathBuf, module: String },
@@ -82,6 +82,9 @@ impl Error {
             Error::Busy { .. } => "wait for it to end; a lock that no process holds is no obstacle",
             Error::OtherBase { .. } => {
                 "see `base_path` in the adapter's tune.json for the base it belongs to"
+            }
+            Error::AdapterStart { .. } => {
+                "convert it to a plain LoRA with PEFT: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
             }
             Error::OtherTemplate { .. } => "export with the chat template that the adapter was trained with",
             Error::Text(text::Error::VocabularyTooLarge { .. }) => {

@@ -6,7 +6,6 @@ use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::gguf::{Metadata, Planned, file_bytes};
 use formats::{BlockType, TensorSource, hash};
-use model::config::RopeScaling;
 use model::family::{self, Naming, TensorSpec};
 use model::{ModelConfig, policy};
 use text::{ChatTemplate, Message, Tokenizer};
@@ -174,7 +173,7 @@ fn planned_tensors(
         content: Content::Weight { update: updates.remove(spec.module()), spec },
     });
     let mut tensors: Vec<PlannedTensor> = weights.collect();
-    if let Some(factors) = rotary_factors(config) {
+    if let Some(factors) = config.rope.gguf_factors(config.head_dim) {
         // Tensors outside the layers come first, by name.
         let at = tensors.iter().take_while(|tensor| is_before(tensor, ROTARY_FACTORS)).count();
         let (rows, cols, name) = (1, factors.len(), ROTARY_FACTORS.to_owned());
@@ -189,14 +188,6 @@ const ROTARY_FACTORS: &str = "rope_freqs.weight";
 fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
     let in_layer = matches!(&tensor.content, Content::Weight { spec, .. } if spec.layer.is_some());
     !in_layer && tensor.name.as_str() < name
-}
-
-/// A linear scaling is a key of the metadata; every other one is a tensor of factors.
-fn rotary_factors(config: &ModelConfig) -> Option<Vec<f32>> {
-    match config.rope.scaling {
-        RopeScaling::None | RopeScaling::Linear { .. } => None,
-        _ => config.rope.factors(config.head_dim),
-    }
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -135,12 +135,12 @@ fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Res
         BlockType::F32 | BlockType::BF16 => f32::MAX,
         _ => HALF_MAX,
     };
-    // A comparison with NaN is false, so it counts as out of range too. The fold has no early exit and vectorises.
-    let all_fit = weights.iter().fold(true, |fits, weight| fits & (weight.abs() <= limit));
-    if all_fit {
+    // A comparison with NaN is false, so NaN does not fit either. The fold has no early exit and vectorises.
+    let fits = |weight: f32| weight.abs() <= limit;
+    if weights.iter().fold(true, |all, &weight| all & fits(weight)) {
         return Ok(());
     }
-    let at = weights.iter().position(|weight| !(weight.abs() <= limit)).expect("a weight did not fit above");
+    let at = weights.iter().position(|&weight| !fits(weight)).expect("a weight did not fit above");
     Err(Error::OutOfRange {
         tensor: tensor.name.clone(),
         row: first_row + at / tensor.cols,

@@ -17,17 +17,25 @@ use exporter::{
 use formats::gguf::{Reader, Value};
 use formats::observe::Silent;
 use model::policy::Quant;
-use text::Message;
+use text::{ChatTemplate, Message, Tokenizer};
 
 /// Keys that differ by intention, and why.
-const KNOWN: [(&str, &str); 6] = [
+const KNOWN: [(&str, &str); 9] = [
     ("general.name", "ours is the expert's name, the converter's is made from the directory's name"),
     ("general.basename", "guessed by the converter from the directory's name"),
     ("general.finetune", "guessed by the converter from the directory's name"),
     ("general.version", "guessed by the converter from the directory's name"),
     ("general.size_label", "the converter prefers a size that it finds in the directory's name"),
+    ("llama.attention.key_length", HEAD_WIDTH),
+    ("llama.attention.value_length", HEAD_WIDTH),
+    (
+        "tokenizer.ggml.scores",
+        "the converter scores all tokens of a tokenizer.json alike; ours are the order of its merges",
+    ),
     ("tune.base_blake3", "ours: which base the file was made from"),
 ];
+
+const HEAD_WIDTH: &str = "transformers, through which the converter reads config.json, fills in the width that llama.cpp assumes anyway";
 
 fn main() {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -128,7 +136,8 @@ fn short(value: &Value) -> String {
     text.chars().take(80).collect()
 }
 
-/// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is.
+/// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is. Chats are
+/// rendered by the text crate from what the file says, so that at least both sides of the text agree.
 struct NoEngine;
 
 impl Verifier for NoEngine {
@@ -136,16 +145,29 @@ impl Verifier for NoEngine {
         "none".into()
     }
 
-    fn load(&self, _file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
-        Ok(Box::new(NoModel))
+    fn load(&self, file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
+        let reader = Reader::open(file)?;
+        let tokenizer = Tokenizer::from_gguf(reader.metadata())?;
+        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let template = match reader.metadata().get_str("tokenizer.chat_template") {
+            Some(source) => {
+                Some(ChatTemplate::from_source(source, text_of(tokenizer.bos()), text_of(tokenizer.eos()))?)
+            }
+            None => None,
+        };
+        Ok(Box::new(NoModel { tokenizer, template }))
     }
 }
 
-struct NoModel;
+struct NoModel {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
 
 impl LoadedModel for NoModel {
-    fn prompt_ids(&mut self, _messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        Err("there is no engine".into())
+    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        let template = self.template.as_ref().ok_or("there is no template")?;
+        Ok(text::encode_prompt(&self.tokenizer, template, messages)?)
     }
 
     fn generate(&mut self, _prompt: &[u32], _max_new_tokens: usize) -> Result<Generation, EngineError> {

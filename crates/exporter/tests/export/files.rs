@@ -80,7 +80,40 @@ fn metadata_has_the_order_of_the_converter_and_the_quantiser() {
     };
     let lines: String =
         reader.metadata().entries().iter().map(|(key, value)| format!("{key} = {}\n", show(value))).collect();
-    expect![[r#""#]].assert_eq(&lines);
+    expect![[r#"
+        general.architecture = String("qwen3")
+        general.type = String("model")
+        general.name = String("tiny")
+        general.size_label = String("1.8M")
+        general.base_model.count = U32(1)
+        general.base_model.0.name = String("made/tiny")
+        tune.base_blake3 = 64 bytes
+        tune.adapter_blake3 = 64 bytes
+        tune.dataset_blake3 = 64 bytes
+        qwen3.block_count = U32(3)
+        qwen3.context_length = U32(256)
+        qwen3.embedding_length = U32(256)
+        qwen3.feed_forward_length = U32(512)
+        qwen3.attention.head_count = U32(4)
+        qwen3.attention.head_count_kv = U32(2)
+        qwen3.rope.freq_base = F32(10000.0)
+        qwen3.attention.layer_norm_rms_epsilon = F32(1e-6)
+        qwen3.attention.key_length = U32(64)
+        qwen3.attention.value_length = U32(64)
+        tokenizer.ggml.model = String("gpt2")
+        tokenizer.ggml.pre = String("qwen2")
+        tokenizer.ggml.tokens = 272 strings
+        tokenizer.ggml.token_type = 272 numbers
+        tokenizer.ggml.merges = 0 strings
+        tokenizer.ggml.eos_token_id = U32(258)
+        tokenizer.ggml.padding_token_id = U32(256)
+        tokenizer.ggml.add_bos_token = Bool(false)
+        tokenizer.ggml.add_eos_token = Bool(false)
+        tokenizer.chat_template = 167 bytes
+        general.quantization_version = U32(2)
+        general.file_type = U32(15)
+    "#]]
+    .assert_eq(&lines);
     assert_eq!(reader.metadata().get_str("tokenizer.chat_template"), Some(CHATML));
 }
 
@@ -202,7 +235,22 @@ fn a_base_alone_is_exported_without_rows() {
     let reader = Reader::open(&receipt.file).unwrap();
     assert!(reader.tensors().iter().all(|t| matches!(t.ty, BlockType::Q8_0 | BlockType::F32)));
     let modelfile = std::fs::read_to_string(tiny.output().join("Modelfile")).unwrap();
-    expect![[r#""#]].assert_eq(&modelfile);
+    expect![[r##"
+        # The template frames each message as the chat template inside the file does.
+        FROM ./tiny-q8_0.gguf
+        TEMPLATE """{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system
+        {{ .Content }}<|im_end|>
+        {{ else if eq .Role "user" }}<|im_start|>user
+        {{ .Content }}<|im_end|>
+        {{ else if eq .Role "assistant" }}<|im_start|>assistant
+        {{ .Content }}<|im_end|>
+        {{ end }}{{ end }}<|im_start|>assistant
+        """
+        PARAMETER stop "<|im_end|>"
+        PARAMETER num_ctx 128
+        SYSTEM """Be brief."""
+    "##]]
+    .assert_eq(&modelfile);
 }
 
 #[test]
