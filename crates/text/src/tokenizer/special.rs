@@ -104,7 +104,8 @@ struct Texts(Vec<(&'static str, String)>);
 impl Texts {
     fn new(tokenizer_config: &Value) -> Texts {
         let text = |role: &str| token_text(&tokenizer_config[format!("{role}_token")]);
-        let mut texts: Vec<_> = ROLES[..7].iter().filter_map(|(role, _)| Some((*role, text(role)?))).collect();
+        let mut texts: Vec<_> =
+            ROLES[..7].iter().filter_map(|(role, _)| Some((*role, text(role)?))).collect();
         for (role, substitute) in [("bos", "cls"), ("eos", "sep")] {
             if let (None, Some(text)) = (text(role), text(substitute)) {
                 texts.push((role, text));
@@ -131,7 +132,8 @@ pub(crate) fn token_text(value: &Value) -> Option<String> {
 
 /// What a template of ids around the text says of BOS, EOS and the separator.
 fn template_processing(processor: &Value, texts: &mut Texts, special: &mut SpecialTokens) {
-    let token_at = |list: &[Value], at: usize| list.get(at)?["SpecialToken"]["id"].as_str().map(str::to_owned);
+    let token_at =
+        |list: &[Value], at: usize| list.get(at)?["SpecialToken"]["id"].as_str().map(str::to_owned);
     let single = processor["single"].as_array().map(Vec::as_slice).unwrap_or_default();
     let (mut first, mut last) = (None, None);
     if single.len() > 1 {
@@ -160,7 +162,8 @@ fn template_processing(processor: &Value, texts: &mut Texts, special: &mut Speci
     let sequence_at = |at: usize| inner.get(at).and_then(|part| part["Sequence"]["id"].as_str());
     if inner.len() > 2 && sequence_at(0) == Some("A") && sequence_at(inner.len() - 1) == Some("B") {
         let separates = |at: usize| {
-            token_at(inner, at).is_some_and(|token| [texts.get("sep"), texts.get("eos")].contains(&Some(&token)))
+            token_at(inner, at)
+                .is_some_and(|token| [texts.get("sep"), texts.get("eos")].contains(&Some(&token)))
         };
         let second = inner.len() == 4 && separates(2);
         special.set_adds("sep", (last.is_none() && separates(1)) || second);
