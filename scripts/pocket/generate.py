@@ -14,7 +14,7 @@ import string
 
 from sentences import fact, order, plain, scene, story
 from words import (
-    CITIES, FIRST_NAMES, ITEMS, city, clock_time, count, date, first_name, full_name, item, made_up, number_in_words,
+    city, clock_time, date, first_name, full_name, item, made_up, number_in_words,
     word, words,
 )
 
@@ -47,7 +47,7 @@ def copy(rng):
 
 
 def reverse(rng):
-    listed = words(rng, 2, 6)
+    listed = words(rng, 2, 4)
     return f"Reverse the words: {' '.join(listed)}", " ".join(reversed(listed))
 
 
@@ -58,22 +58,21 @@ def pick(rng):
 
 
 def replace(rng):
-    listed = words(rng, 3, 7)
+    listed = words(rng, 3, 5)
     old, new = rng.choice(listed), word(rng)
     answer = " ".join(new if each == old else each for each in listed)
     return f"Replace {old} with {new}: {' '.join(listed)}", answer
 
 
-def member(rng):
-    listed = words(rng, 2, 7)
-    asked = rng.choice(listed) if rng.random() < 0.5 else word(rng)
-    return f"Is {asked} in this list? {', '.join(listed)}", "Yes." if asked in listed else "No."
-
-
 def lookup(rng):
     keys = rng.choice((full_name, first_name, city, item, word))
     values = rng.choice((full_name, city, item, date, word, clock_time, lambda r: str(r.randint(0, 9999))))
-    table = {keys(rng): values(rng) for _ in range(rng.randint(2, 6))}
+    wanted, table = rng.randint(2, 4), {}
+    while len(table) < wanted:
+        key = keys(rng)
+        # Keys that share a word are told apart only by a second look: too much for this size of model.
+        if not any(set(key.split()) & set(other.split()) for other in table):
+            table[key] = values(rng)
     asked = rng.choice(list(table))
     rows = "\n".join(f"{key}: {value}" for key, value in table.items())
     return f"{rows}\n{rng.choice(('Look up', 'Find'))}: {asked}", table[asked]
@@ -141,14 +140,8 @@ def normalise(rng):
 
 
 def case(rng):
-    listed = words(rng, 1, 4)
-    text = " ".join(listed)
-    way = rng.randrange(4)
-    if way == 0:
-        return f"Upper case: {text}", text.upper()
-    if way == 1:
-        return f"Lower case: {text.upper()}", text
-    if way == 2:
+    text = " ".join(words(rng, 2, 5))
+    if rng.random() < 0.5:
         return f"Capitals: {text}", text.title()
     return f"Lower case: {text.title()}", text
 
@@ -160,27 +153,11 @@ def quote(rng):
     return f"Put in quotes: {', '.join(listed)}", ", ".join(f'"{each}"' for each in listed)
 
 
-def arithmetic(rng):
-    one, other = rng.randint(0, 12), rng.randint(0, 12)
-    minus = rng.random() < 0.5
-    if minus:
-        one, other = max(one, other), min(one, other)
-    x, y = number_in_words(one), number_in_words(other)
-    if minus:
-        return rng.choice((f"What is {x} minus {y}?", f"Take {y} from {x}.", f"{x} minus {y} is")), number_in_words(one - other)
-    return rng.choice((f"What is {x} plus {y}?", f"Add {x} and {y}.", f"{x} plus {y} is")), number_in_words(one + other)
-
-
 def digits(rng):
     """Three number words or numbers at a time: there would be too few different rows of one."""
     numbers = [rng.randint(0, 99) for _ in range(rng.randint(1, 3))]
     spoken, written = ", ".join(map(number_in_words, numbers)), ", ".join(map(str, numbers))
     return (f"In digits: {spoken}", written) if rng.random() < 0.5 else (f"In words: {written}", spoken)
-
-
-def count_words(rng):
-    listed = words(rng, 1, 8)
-    return f"Count the words: {' '.join(listed)}", number_in_words(len(listed))
 
 
 def greeting(rng):
@@ -195,21 +172,18 @@ def greeting(rng):
 
 
 KINDS = {
-    "copy": (copy, 1.3),
-    "reverse": (reverse, 1.0),
+    "copy": (copy, 1.2),
+    "reverse": (reverse, 1.5),
     "pick": (pick, 0.8),
-    "replace": (replace, 1.0),
-    "member": (member, 0.8),
-    "lookup": (lookup, 1.2),
+    "replace": (replace, 1.5),
+    "lookup": (lookup, 2.0),
     "extract": (extract, 2.2),
-    "template": (template, 1.2),
+    "template": (template, 1.0),
     "normalise": (normalise, 2.4),
     "case": (case, 1.0),
-    "quote": (quote, 0.8),
-    "arithmetic": (arithmetic, 0.4),
-    "digits": (digits, 0.6),
-    "count": (count_words, 0.5),
-    "greeting": (greeting, 0.4),
+    "quote": (quote, 0.6),
+    "digits": (digits, 0.8),
+    "greeting": (greeting, 0.3),
 }
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are pocket, a tiny model.", "Answer briefly.")
 

@@ -28,7 +28,8 @@ from packing import Batches, Encoder
 TOKENS_PER_BATCH = 4096  # of one process
 WARMUP_STEPS = 30
 DECAY_SHARE = 0.3
-# The decay phase packs longer rows with longer chats, so that longer contexts are not new at the end.
+# Later on, rows and chats are longer: short contexts are the cheaper ones to learn the tasks in.
+LONG_FROM = 0.4
 SHORT_ROW_TOKENS, LONG_ROW_TOKENS = 256, 512
 SHORT_CHAT_TURNS, LONG_CHAT_TURNS = 4, 10
 LOG_EVERY_STEPS = 20
@@ -151,12 +152,13 @@ class Run:
             save_checkpoint(self.model, self.options.early, self.options.out)
 
     def train(self):
-        progress, long, losses = 0.0, False, []
+        progress, losses = self.clock.progress(), []
+        long = progress > LONG_FROM
         batches = self.batches(long)
         last = time.time(), self.tokens
         saved = evaluated = time.time()
         while progress < 1.0:
-            if not long and progress > 1 - DECAY_SHARE:
+            if not long and progress > LONG_FROM:
                 long = True
                 batches = self.batches(long)
             progress, loss, scale = self.gradient_step(batches)
@@ -170,7 +172,7 @@ class Run:
                 self.save()
                 saved = time.time()
             if time.time() - evaluated > self.options.evaluate_seconds:
-                self.evaluate(40)
+                self.evaluate(25)
                 evaluated = time.time()
         self.finish()
 
@@ -236,7 +238,7 @@ def main():
     training.add_argument("--seed", type=int, default=1)
     training.add_argument("--port", type=int, default=29555)
     training.add_argument("--save-seconds", type=float, default=120)
-    training.add_argument("--evaluate-seconds", type=float, default=300)
+    training.add_argument("--evaluate-seconds", type=float, default=480)
     training.add_argument("--resume", action="store_true")
     training.add_argument("--no-compile", dest="compile", action="store_false")
     training.set_defaults(run=train)
