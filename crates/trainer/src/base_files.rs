@@ -61,7 +61,8 @@ impl BaseFiles {
             true => Some(ChatTemplate::from_dir(dir, &tokenizer)?),
             false => None,
         };
-        let end_of_turn = template.as_ref().map(|template| text::end_of_turn(&tokenizer, template)).transpose()?;
+        let end_of_turn =
+            template.as_ref().map(|template| text::end_of_turn(&tokenizer, template)).transpose()?;
         let mut stop: Vec<u32> = end_of_turn.into_iter().chain(tokenizer.eos()).collect();
         stop.extend(GenerationConfig::from_dir(dir)?.unwrap_or_default().eos_token_ids);
         stop.sort_unstable();
@@ -81,7 +82,8 @@ impl BaseFiles {
                 tokenizer += &format!("{name} {}\n", hash::blake3_file(&path)?);
             }
         }
-        let template = self.template.as_ref().map(|template| hash::blake3_bytes(template.source().as_bytes()));
+        let template =
+            self.template.as_ref().map(|template| hash::blake3_bytes(template.source().as_bytes()));
         Ok(Inputs {
             base: self.weights.content_hash()?,
             base_config: hash::blake3_file(&self.dir.join("config.json"))?,
@@ -94,7 +96,8 @@ impl BaseFiles {
 
 /// Whether one of the three places where a template can stand has one.
 fn has_template(dir: &Path) -> bool {
-    let stands_alone = ["chat_template.jinja", "chat_template.json"].iter().any(|name| dir.join(name).is_file());
+    let stands_alone =
+        ["chat_template.jinja", "chat_template.json"].iter().any(|name| dir.join(name).is_file());
     let in_config = || {
         let bytes = std::fs::read(dir.join("tokenizer_config.json")).ok()?;
         let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;

@@ -110,7 +110,8 @@ fn write_files(dir: &Path, saved: &Saved) -> Result<u64> {
     let mut files = BTreeMap::new();
     for name in list_files(dir)? {
         let path = dir.join(&name);
-        let bytes = std::fs::metadata(&path).map_err(|source| Error::Io { path: path.clone(), source })?.len();
+        let bytes =
+            std::fs::metadata(&path).map_err(|source| Error::Io { path: path.clone(), source })?.len();
         files.insert(name, FileHash { bytes, blake3: hash::blake3_file(&path)? });
     }
     let bytes = files.values().map(|file| file.bytes).sum();
@@ -138,7 +139,10 @@ pub fn verify(path: &Path) -> Result<()> {
         let file = path.join(name);
         let bytes = std::fs::metadata(&file).map_err(|error| damaged(name, error.to_string()))?.len();
         if bytes != expected.bytes {
-            return Err(damaged(name, format!("the file has {bytes} bytes, {} were written", expected.bytes)));
+            return Err(damaged(
+                name,
+                format!("the file has {bytes} bytes, {} were written", expected.bytes),
+            ));
         }
         let found = hash::blake3_file(&file).map_err(|error| damaged(name, error.to_string()))?;
         if found != expected.blake3 {
@@ -214,7 +218,8 @@ fn set_aside(path: &Path) -> Result<()> {
 
 /// Steps of all complete checkpoints, ascending.
 pub fn steps(run_dir: &RunDir) -> Result<Vec<u64>> {
-    let mut steps: Vec<u64> = entries(&run_dir.checkpoints())?.iter().filter_map(|name| step_of(name)).collect();
+    let mut steps: Vec<u64> =
+        entries(&run_dir.checkpoints())?.iter().filter_map(|name| step_of(name)).collect();
     steps.sort_unstable();
     Ok(steps)
 }
@@ -234,7 +239,8 @@ pub fn sweep(run_dir: &RunDir) -> Result<()> {
 fn remove_old(run_dir: &RunDir, keep: usize) -> Result<()> {
     let steps = steps(run_dir)?;
     for &step in steps.iter().rev().skip(keep) {
-        let (path, leaving) = (run_dir.checkpoint(step), run_dir.checkpoints().join(format!("removed-{step}")));
+        let (path, leaving) =
+            (run_dir.checkpoint(step), run_dir.checkpoints().join(format!("removed-{step}")));
         // Renamed first, so that a half-removed one never looks like a checkpoint.
         std::fs::rename(&path, &leaving).map_err(|source| Error::Io { path, source })?;
         remove_dir(&leaving)?;
@@ -280,4 +286,123 @@ fn remove_dir(path: &Path) -> Result<()> {
 
 fn remove_file(path: &Path) -> Result<()> {
     std::fs::remove_file(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::adapter::{AdapterConfig, AdapterTensor};
+
+    use super::*;
+
+    fn saved(step: u64) -> Saved {
+        let tensor = AdapterTensor {
+            module: "model.layers.0.self_attn.q_proj".into(),
+            a: vec![step as f32; 6],
+            b: vec![-0.5; 8],
+            r: 2,
+            in_features: 3,
+            out_features: 4,
+        };
+        let config = AdapterConfig {
+            peft_type: "LORA".into(),
+            task_type: None,
+            base_model_name_or_path: None,
+            r: 2,
+            lora_alpha: 4.0,
+            lora_dropout: 0.0,
+            target_modules: vec!["q_proj".into()],
+            use_rslora: false,
+            bias: "none".into(),
+            extra: serde_json::Map::new(),
+        };
+        Saved {
+            state: State { step, updates: step, seconds: 0.1, best: Some((0.3, 1)), ..State::default() },
+            adapter: AdapterFiles { config, tune: None, tensors: vec![tensor] },
+            optimizer: AdamWState {
+                updates: step,
+                first_moment: vec![0.1; 14],
+                second_moment: vec![1e-12; 14],
+            },
+        }
+    }
+
+    fn run(steps: impl IntoIterator<Item = u64>, keep: usize) -> (tempfile::TempDir, RunDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(dir.path());
+        for step in steps {
+            save(&run_dir, &saved(step), keep).unwrap();
+        }
+        (dir, run_dir)
+    }
+
+    #[test]
+    fn what_was_saved_is_read_and_only_the_newest_stay() {
+        let (_dir, run_dir) = run([5, 10, 100], 2);
+        assert_eq!(steps(&run_dir).unwrap(), [10, 100]);
+        let found = newest_sound(&run_dir).unwrap();
+        let (read, written) = (found.saved.unwrap(), saved(100));
+        assert_eq!((read.state, read.optimizer), (written.state, written.optimizer));
+        assert_eq!(read.adapter.tensors, written.adapter.tensors);
+        assert!(found.damaged.is_empty());
+    }
+
+    #[test]
+    fn damage_anywhere_leads_to_the_checkpoint_before() {
+        let (_dir, run_dir) = run([1], 2);
+        let files = list_files(&run_dir.checkpoint(1)).unwrap();
+        assert!(files.len() >= 5, "{files:?}");
+        for name in files {
+            for damage in [flip_a_bit as fn(&Path), truncate, remove] {
+                let (_dir, run_dir) = run([1, 2], 2);
+                damage(&run_dir.checkpoint(2).join(&name));
+                let found = newest_sound(&run_dir).unwrap();
+                assert_eq!(found.saved.unwrap().state.step, 1, "{name}");
+                assert_eq!(found.damaged.len(), 1, "{name}");
+                assert!(run_dir.checkpoints().join("step-2.damaged").is_dir());
+                // The damaged one must not count when old ones are removed.
+                save(&run_dir, &saved(2), 2).unwrap();
+                assert_eq!(steps(&run_dir).unwrap(), [1, 2]);
+            }
+        }
+    }
+
+    fn flip_a_bit(path: &Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn truncate(path: &Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes.pop();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn remove(path: &Path) {
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn all_damaged_is_an_error_and_none_is_not() {
+        let (_dir, run_dir) = run([1], 1);
+        truncate(&run_dir.checkpoint(1).join("state.json"));
+        assert!(matches!(newest_sound(&run_dir), Err(Error::NoSoundCheckpoint { .. })));
+        let (_dir, run_dir) = run([], 1);
+        assert!(newest_sound(&run_dir).unwrap().saved.is_none());
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_process_are_swept() {
+        let (_dir, run_dir) = run([3], 1);
+        let dir = run_dir.checkpoints();
+        std::fs::create_dir_all(dir.join("removed-2/adapter")).unwrap();
+        std::fs::create_dir_all(dir.join(".step-4.tmp")).unwrap();
+        std::fs::create_dir_all(dir.join("step-1.damaged")).unwrap();
+        std::fs::write(dir.join("x.tmp"), "x").unwrap();
+        sweep(&run_dir).unwrap();
+        let mut left = entries(&dir).unwrap();
+        left.sort();
+        assert_eq!(left, ["step-1.damaged", "step-3"]);
+    }
 }

@@ -205,15 +205,26 @@ impl Error {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Row { .. } => "a row is one JSON object with `messages` (a list of `role` and `content`) or `text`".into(),
-            Self::NoAssistantTurn { .. } => "add the answer that is to be learned, or remove the row".into(),
-            Self::RowTooLong { .. } => "raise `data.max_seq_len`, or set `data.on_too_long` to \"drop\" or \"truncate\"".into(),
-            Self::NoRows { .. } => "a data file is JSON objects, one a line, or one JSON array of them".into(),
-            Self::NeverStops { .. } => {
-                "the model would never end its answer; raise `data.max_seq_len`, or check the chat template".into()
+            Self::Row { .. } => {
+                "a row is one JSON object with `messages` (a list of `role` and `content`) or `text`".into()
             }
-            Self::PositionsExceeded { max_positions, .. } => format!("set `data.max_seq_len` to {max_positions} or less, and shorten longer test rows"),
-            Self::TokenizerMismatch { .. } => "the tokenizer files are of another model; fetch the base again".into(),
+            Self::NoAssistantTurn { .. } => "add the answer that is to be learned, or remove the row".into(),
+            Self::RowTooLong { .. } => {
+                "raise `data.max_seq_len`, or set `data.on_too_long` to \"drop\" or \"truncate\"".into()
+            }
+            Self::NoRows { .. } => {
+                "a data file is JSON objects, one a line, or one JSON array of them".into()
+            }
+            Self::NeverStops { .. } => {
+                "the model would never end its answer; raise `data.max_seq_len`, or check the chat template"
+                    .into()
+            }
+            Self::PositionsExceeded { max_positions, .. } => {
+                format!("set `data.max_seq_len` to {max_positions} or less, and shorten longer test rows")
+            }
+            Self::TokenizerMismatch { .. } => {
+                "the tokenizer files are of another model; fetch the base again".into()
+            }
             Self::BudgetTooSmall { would_fit, .. } => would_fit.clone(),
             Self::DiskTooFull { .. } => "free some space, or lower `train.keep`".into(),
             Self::RunExists { .. } => "continue it with --resume, or give this run another name".into(),
@@ -223,7 +234,9 @@ impl Error {
             Self::NoSoundCheckpoint { .. } | Self::CheckpointDamaged { .. } => {
                 "start again under another name; the damaged files are left as they are".into()
             }
-            Self::NotFinite { .. } | Self::BrokenAdapter { .. } => "lower `train.learning_rate`; the last checkpoint is from before".into(),
+            Self::NotFinite { .. } | Self::BrokenAdapter { .. } => {
+                "lower `train.learning_rate`; the last checkpoint is from before".into()
+            }
             _ => return None,
         };
         Some(hint)

@@ -134,6 +134,8 @@ pub struct PlanTable {
     pub steps_per_epoch: u64,
     /// Optimiser steps in all.
     pub total_steps: u64,
+    /// Layers that keep their activations instead of running again in the backward pass.
+    pub kept_layers: usize,
     /// Numbers that are trained.
     pub trained_parameters: u64,
     /// Disk that checkpoints and adapter will take.

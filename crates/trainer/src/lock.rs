@@ -20,8 +20,13 @@ impl RunLock {
     pub fn take(run_dir: &RunDir) -> Result<Self> {
         let path = run_dir.lock();
         let failed = |source| Error::Io { path: path.clone(), source };
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(source)) => return Err(failed(source)),

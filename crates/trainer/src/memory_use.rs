@@ -52,12 +52,13 @@ mod tests {
     #[test]
     fn an_allocation_shows_where_the_system_tells() {
         let mut growth = Growth::start();
-        let block = vec![1_u8; 32 << 20];
+        let block = std::hint::black_box(vec![1_u8; 256 << 20]);
         let Some(peak) = growth.sample() else {
             println!("skipped: this system does not tell its memory");
             return;
         };
-        assert!(peak >= block.len() as u64, "{peak}");
+        // Other tests of this process take and give back memory meanwhile.
+        assert!(peak >= block.len() as u64 / 2, "{peak}");
         drop(block);
         assert!(growth.sample() >= Some(peak));
     }

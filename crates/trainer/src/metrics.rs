@@ -44,7 +44,9 @@ impl Metric {
     pub fn step(&self) -> u64 {
         match self {
             Self::Step(report) => report.step,
-            Self::Skipped { step, .. } | Self::Validation { step, .. } | Self::ExactMatch { step, .. } => *step,
+            Self::Skipped { step, .. } | Self::Validation { step, .. } | Self::ExactMatch { step, .. } => {
+                *step
+            }
         }
     }
 }

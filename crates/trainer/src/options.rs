@@ -256,14 +256,22 @@ impl Options {
         refuse(self.model.base.as_os_str().is_empty(), "model.base", "names no base model")?;
         refuse(self.run_dir.as_os_str().is_empty(), "run_dir", "names no folder")?;
         refuse(!(1..=1024).contains(&adapter.rank), "adapter.rank", "must lie between 1 and 1024")?;
-        refuse(!(adapter.alpha.is_finite() && adapter.alpha > 0.0), "adapter.alpha", "must be a number above 0")?;
+        refuse(
+            !(adapter.alpha.is_finite() && adapter.alpha > 0.0),
+            "adapter.alpha",
+            "must be a number above 0",
+        )?;
         refuse(!share(adapter.dropout, 0.9), "adapter.dropout", "must lie between 0 and 0.9")?;
         refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
         refuse(data.train.is_empty(), "data.train", "names no file")?;
         refuse(!share(data.val_split, 0.5), "data.val_split", "must lie between 0 and 0.5")?;
         refuse(data.max_seq_len < 2, "data.max_seq_len", "must be at least 2")?;
         refuse(train.batch_size == 0, "train.batch_size", "must be at least 1")?;
-        refuse(train.gradient_accumulation_steps == 0, "train.gradient_accumulation_steps", "must be at least 1")?;
+        refuse(
+            train.gradient_accumulation_steps == 0,
+            "train.gradient_accumulation_steps",
+            "must be at least 1",
+        )?;
         let rate = train.learning_rate;
         refuse(!(rate.is_finite() && rate > 0.0), "train.learning_rate", "must be a number above 0")?;
         refuse(!share(train.weight_decay, 1.0), "train.weight_decay", "must lie between 0 and 1")?;

@@ -3,7 +3,7 @@
 use formats::disk::free_bytes;
 use model::arena::Arena;
 use model::generate::Capacity;
-use model::memory::MemoryTable;
+use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
 use model::step::StepPlan;
 use model::{Cpu, LoraOptions, ModelConfig, Quant};
 
@@ -52,15 +52,17 @@ impl Plan {
         let shapes = Shapes { config, quant, lora, answers };
         let budget = options.budget.memory_bytes;
         let limit = budget.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
-        let smallest = dataset.longest_row();
         let tokens = match kept_tokens {
             Some(tokens) => tokens,
-            None => shapes.largest_that_fits(smallest, whole, limit)?,
+            None => shapes.largest_that_fits(dataset.longest_row(), whole, limit)?,
         };
-        let memory = shapes.table(tokens);
-        if let Some(have_bytes) = limit.filter(|&bytes| bytes < memory.total_bytes()) {
-            return Err(shapes.too_small(tokens, have_bytes));
+        let step = StepPlan::new(config, tokens);
+        let is_small_enough = shapes.fits(&step, limit)?;
+        if let Some(have_bytes) = limit.filter(|_| !is_small_enough) {
+            return Err(shapes.too_small(tokens, have_bytes)?);
         }
+        let step = shapes.with_kept_layers(step, limit)?;
+        let memory = shapes.table(&step)?;
         batches.limit_tokens(tokens);
         let trained_parameters = trained_parameters(config, lora);
         let table = PlanTable {
@@ -71,10 +73,11 @@ impl Plan {
             rows_per_step: batches.rows_per_step(),
             steps_per_epoch: batches.steps_per_epoch(),
             total_steps,
+            kept_layers: step.kept_layers,
             trained_parameters,
             disk_bytes: disk_bytes(trained_parameters, options.train.keep),
         };
-        Ok(Self { table, step: StepPlan::new(config, tokens), micro_batch_tokens: tokens })
+        Ok(Self { table, step, micro_batch_tokens: tokens })
     }
 
     /// The device, capped by the plan's total.
@@ -99,42 +102,69 @@ impl Plan {
 }
 
 impl Shapes<'_> {
-    fn table(&self, tokens: usize) -> MemoryTable {
-        let _ = (self.quant, self.config, self.lora, self.answers, tokens);
-        MemoryTable::default()
+    /// Training and answering take turns, so the larger of both counts.
+    fn table(&self, step: &StepPlan) -> Result<MemoryTable> {
+        let (config, quant, lora) = (self.config, self.quant, Some(self.lora));
+        let mut table = plan_bytes(&Residents { config, quant, lora, step: Some(step), answers: None })?;
+        let answering = plan_bytes(&Residents { config, quant, lora, step: None, answers: self.answers })?;
+        let more = answering.total_bytes().saturating_sub(table.total_bytes());
+        if more > 0 {
+            table.rows.push(MemoryRow { name: "evaluation beyond training", bytes: more });
+        }
+        Ok(table)
     }
 
-    fn fits(&self, tokens: usize, limit: Option<u64>) -> bool {
-        limit.is_none_or(|bytes| self.table(tokens).total_bytes() <= bytes)
+    fn fits(&self, step: &StepPlan, limit: Option<u64>) -> Result<bool> {
+        Ok(match limit {
+            Some(bytes) => self.table(step)?.total_bytes() <= bytes,
+            None => true,
+        })
     }
 
     /// Bisects between one row and a whole micro-batch; the table grows with the tokens.
     fn largest_that_fits(&self, smallest: usize, whole: usize, limit: Option<u64>) -> Result<usize> {
-        if self.fits(whole, limit) {
+        let fits = |tokens| self.fits(&StepPlan::new(self.config, tokens), limit);
+        if fits(whole)? {
             return Ok(whole);
         }
-        let (mut fits, mut too_large) = (smallest, whole);
-        if !self.fits(smallest, limit) {
-            return Err(self.too_small(smallest, limit.unwrap_or(0)));
+        // When not even one row fits, the caller finds that out with the figures for its message.
+        let (mut largest, mut too_large) = (smallest, whole);
+        while too_large - largest > 1 {
+            let middle = largest + (too_large - largest) / 2;
+            if fits(middle)? { largest = middle } else { too_large = middle }
         }
-        while too_large - fits > 1 {
-            let middle = fits + (too_large - fits) / 2;
-            if self.fits(middle, limit) { fits = middle } else { too_large = middle }
-        }
-        Ok(fits)
+        Ok(largest)
     }
 
-    fn too_small(&self, tokens: usize, have_bytes: u64) -> Error {
-        let need_bytes = self.table(tokens).total_bytes();
-        let fits = |tokens: &usize| self.table(*tokens).total_bytes() <= have_bytes;
-        let shorter = std::iter::successors(Some(tokens / 2), |tokens| Some(tokens / 2));
-        let would_fit = match shorter.take_while(|&tokens| tokens >= 16).find(|tokens| fits(tokens)) {
-            Some(tokens) => format!("rows of at most {tokens} tokens would fit: set `data.max_seq_len` to that"),
-            None => format!("set `budget.memory` to at least {need_bytes} bytes more than `budget.reserve`"),
+    /// Spends what is left of the budget on layers that need not run again; the sums stay the same to the bit.
+    fn with_kept_layers(&self, mut step: StepPlan, limit: Option<u64>) -> Result<StepPlan> {
+        for kept_layers in 1..=self.config.n_layers {
+            let more = StepPlan { kept_layers, ..step };
+            if !self.fits(&more, limit)? {
+                break;
+            }
+            step = more;
+        }
+        Ok(step)
+    }
+
+    fn too_small(&self, tokens: usize, have_bytes: u64) -> Result<Error> {
+        let need = |tokens| Ok::<u64, Error>(self.table(&StepPlan::new(self.config, tokens))?.total_bytes());
+        let need_bytes = need(tokens)?;
+        let mut shorter = tokens / 2;
+        while shorter >= SHORTEST_ADVICE && need(shorter)? > have_bytes {
+            shorter /= 2;
+        }
+        let would_fit = match shorter >= SHORTEST_ADVICE {
+            true => format!("rows of at most {shorter} tokens would fit: set `data.max_seq_len` to that"),
+            false => format!("set `budget.memory` to at least {need_bytes} bytes more than `budget.reserve`"),
         };
-        Error::BudgetTooSmall { need_bytes, have_bytes, would_fit }
+        Ok(Error::BudgetTooSmall { need_bytes, have_bytes, would_fit })
     }
 }
+
+/// No one trains on shorter rows.
+const SHORTEST_ADVICE: usize = 64;
 
 fn trained_parameters(config: &ModelConfig, lora: &LoraOptions) -> u64 {
     let per_layer: usize = lora

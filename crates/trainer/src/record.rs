@@ -215,7 +215,9 @@ mod tests {
         };
         let inputs = Inputs { base: "b".repeat(64), recipe: "other".into(), ..Inputs::default() };
         let error = record.check_unchanged(&Options::default(), &inputs).unwrap_err();
-        expect!["the run was started with other settings: contents of base: was aaaaaaaaaaaaa, is bbbbbbbbbbbbb"]
-            .assert_eq(&error.to_string());
+        expect![
+            "the run was started with other settings: contents of base: was aaaaaaaaaaaaa, is bbbbbbbbbbbbb"
+        ]
+        .assert_eq(&error.to_string());
     }
 }

@@ -45,7 +45,8 @@ impl RunDir {
     /// # Errors
     /// [`Error::NothingToResume`] when there is no run; [`Error::Io`] when its record cannot be read.
     pub fn outcome(&self) -> Result<Outcome> {
-        let record = RunRecord::read(self)?.ok_or_else(|| Error::NothingToResume { run_dir: self.0.clone() })?;
+        let record =
+            RunRecord::read(self)?.ok_or_else(|| Error::NothingToResume { run_dir: self.0.clone() })?;
         Ok(record.outcome)
     }
 

@@ -20,7 +20,12 @@ impl Schedule {
             Warmup::Steps(steps) => steps.min(total_steps),
             Warmup::Ratio(ratio) => (f64::from(ratio) * total_steps as f64).ceil() as u64,
         };
-        Self { peak: f64::from(options.learning_rate), warmup_steps, total_steps, scheduler: options.scheduler }
+        Self {
+            peak: f64::from(options.learning_rate),
+            warmup_steps,
+            total_steps,
+            scheduler: options.scheduler,
+        }
     }
 
     /// The rate of a step, counted from 1; no step has rate zero, since it would be wasted.
@@ -56,10 +61,30 @@ mod tests {
 
     #[test]
     fn rates_rise_then_fall_and_are_never_zero() {
-        check(Scheduler::Cosine, Warmup::Steps(2), expect!["0.500 1.000 1.000 0.933 0.750 0.500 0.250 0.067"]);
-        check(Scheduler::Linear, Warmup::Ratio(0.25), expect!["0.500 1.000 1.000 0.833 0.667 0.500 0.333 0.167"]);
-        check(Scheduler::Constant, Warmup::Ratio(0.01), expect!["1.000 1.000 1.000 1.000 1.000 1.000 1.000 1.000"]);
-        check(Scheduler::Linear, Warmup::Steps(0), expect!["1.000 0.875 0.750 0.625 0.500 0.375 0.250 0.125"]);
-        check(Scheduler::Cosine, Warmup::Steps(99), expect!["0.125 0.250 0.375 0.500 0.625 0.750 0.875 1.000"]);
+        check(
+            Scheduler::Cosine,
+            Warmup::Steps(2),
+            expect!["0.500 1.000 1.000 0.933 0.750 0.500 0.250 0.067"],
+        );
+        check(
+            Scheduler::Linear,
+            Warmup::Ratio(0.25),
+            expect!["0.500 1.000 1.000 0.833 0.667 0.500 0.333 0.167"],
+        );
+        check(
+            Scheduler::Constant,
+            Warmup::Ratio(0.01),
+            expect!["1.000 1.000 1.000 1.000 1.000 1.000 1.000 1.000"],
+        );
+        check(
+            Scheduler::Linear,
+            Warmup::Steps(0),
+            expect!["1.000 0.875 0.750 0.625 0.500 0.375 0.250 0.125"],
+        );
+        check(
+            Scheduler::Cosine,
+            Warmup::Steps(99),
+            expect!["0.125 0.250 0.375 0.500 0.625 0.750 0.875 1.000"],
+        );
     }
 }

@@ -107,7 +107,7 @@ impl<'a, D: Device> Session<'a, D> {
         Ok(Self {
             batches,
             schedule: Schedule::new(&options.train, state.total_steps),
-            step: TrainStep::new(base.clone(), lora, setting.plan.step)?,
+            step: TrainStep::new(base.clone(), Some(lora), setting.plan.step)?,
             gradients: Gradients::new(&adapter)?,
             adapter,
             optimizer,
@@ -185,7 +185,12 @@ impl<'a, D: Device> Session<'a, D> {
         for micro_batch in self.batches.micro_batches(&rows, corpus) {
             self.packed.fill(micro_batch, corpus);
             tokens += self.packed.tokens.len() as u64;
-            sum += self.step.forward_backward(&self.adapter, &self.packed.batch(), &mut self.gradients, loss_scale)?;
+            sum += self.step.forward_backward(
+                &self.adapter,
+                &self.packed.batch(),
+                &mut self.gradients,
+                loss_scale,
+            )?;
         }
         let loss = sum.mean();
         let grad_norm = if loss.is_finite() {
@@ -255,8 +260,11 @@ impl<'a, D: Device> Session<'a, D> {
         self.state.seconds = self.seconds();
         self.state.cursor = self.cursor();
         self.metrics.sync()?;
-        let saved =
-            Saved { state: self.state.clone(), adapter: self.adapter_files()?, optimizer: self.optimizer.state()? };
+        let saved = Saved {
+            state: self.state.clone(),
+            adapter: self.adapter_files()?,
+            optimizer: self.optimizer.state()?,
+        };
         let (path, bytes) = checkpoint::save(self.setting.run_dir, &saved, self.setting.options.train.keep)?;
         self.saved_step = Some(self.state.step);
         observer.observe(Event::Checkpoint { step: self.state.step, path, bytes });

@@ -51,7 +51,8 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     }
     let examination = examination(options, &base_files, &dataset);
     let kept_tokens = record.as_ref().map(|record| record.micro_batch_tokens);
-    let plan = Plan::new(options, quant, &lora, &base_files.config, &dataset, examination.capacity(), kept_tokens)?;
+    let plan =
+        Plan::new(options, quant, &lora, &base_files.config, &dataset, examination.capacity(), kept_tokens)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
 
@@ -61,7 +62,8 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     };
     let record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
     record.write(&run_dir)?;
-    let setting = Setting { options, run_dir: &run_dir, base_files: &base_files, dataset: &dataset, plan: &plan };
+    let setting =
+        Setting { options, run_dir: &run_dir, base_files: &base_files, dataset: &dataset, plan: &plan };
     let run = Run { setting, quant, lora, inputs, record, examination, observer, cancel };
     run.run(growth)
 }
@@ -87,7 +89,8 @@ fn open_run(options: &Options, run_dir: &RunDir) -> Result<(Option<RunLock>, Opt
 }
 
 fn check_unused(run_dir: &RunDir) -> Result<()> {
-    let has_run = [run_dir.run_json(), run_dir.checkpoints(), run_dir.adapter()].iter().any(|path| path.exists());
+    let has_run =
+        [run_dir.run_json(), run_dir.checkpoints(), run_dir.adapter()].iter().any(|path| path.exists());
     if !has_run {
         return Ok(());
     }

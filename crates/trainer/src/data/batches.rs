@@ -145,3 +145,80 @@ impl Packed {
         self.n_targets = self.targets.iter().filter(|&&target| target != IGNORE).count();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of 3, 4, 5, ... tokens; all but the first two of each are targets.
+    fn corpus(n_rows: u32) -> Corpus {
+        let row = |index: u32| ((0..index + 3).map(|token| 100 * index + token).collect(), 2);
+        Corpus::of_rows(&(0..n_rows).map(row).collect::<Vec<_>>())
+    }
+
+    fn batches(n_rows: usize, batch_size: usize, accumulation: usize) -> Batches {
+        let options =
+            TrainOptions { batch_size, gradient_accumulation_steps: accumulation, ..TrainOptions::default() };
+        Batches::new((0..n_rows).collect(), &options)
+    }
+
+    #[test]
+    fn an_epoch_has_every_row_once_and_the_next_one_another_order() {
+        let mut batches = batches(10, 2, 2);
+        assert_eq!((batches.steps_per_epoch(), batches.total_steps(Length::Epochs(3))), (3, 9));
+        let mut epoch = |first: u64| -> Vec<usize> {
+            (first..first + 3).flat_map(|step| batches.step(step).rows).collect()
+        };
+        let (one, two) = (epoch(1), epoch(4));
+        assert_ne!(one, two);
+        for mut rows in [one.clone(), two] {
+            rows.sort_unstable();
+            assert_eq!(rows, (0..10).collect::<Vec<_>>());
+        }
+        // Any step can be asked for at any time: that is what resuming relies on.
+        assert_eq!(epoch(1), one);
+    }
+
+    #[test]
+    fn the_cursor_counts_rows_of_the_epoch() {
+        let mut batches = batches(10, 4, 1);
+        let found: Vec<_> =
+            (1..=4).map(|step| (batches.step(step).epoch, batches.step(step).cursor)).collect();
+        assert_eq!(found, [(0, 0), (0, 4), (0, 8), (1, 0)]);
+        assert_eq!(batches.step(3).rows.len(), 2);
+    }
+
+    #[test]
+    fn micro_batches_respect_rows_and_tokens_and_never_split_a_row() {
+        let corpus = corpus(6);
+        let rows: Vec<usize> = (0..6).collect();
+        // Inputs of the rows: 2 3 4 5 6 7.
+        assert_eq!(cut(&rows, 4, usize::MAX, &corpus), [&rows[0..4], &rows[4..6]]);
+        assert_eq!(cut(&rows, 4, 9, &corpus), [&rows[0..3], &rows[3..4], &rows[4..5], &rows[5..6]]);
+        assert_eq!(cut(&rows, 2, 1, &corpus).len(), 6);
+        assert_eq!(cut(&[], 2, 1, &corpus).len(), 0);
+    }
+
+    #[test]
+    fn the_largest_micro_batch_is_the_largest_of_the_run() {
+        let corpus = corpus(6);
+        let mut batches = batches(6, 2, 1);
+        let largest = batches.largest_micro_batch(30, &corpus);
+        assert!((7 + 2..=7 + 6).contains(&largest), "{largest}");
+        let rows = |step| batches.step(step).rows;
+        let all = (1..=30).map(rows).map(|rows| rows.iter().map(|&row| corpus.n_inputs(row)).sum::<usize>());
+        assert_eq!(all.max(), Some(largest));
+    }
+
+    #[test]
+    fn packing_shifts_targets_and_resets_positions() {
+        let corpus = Corpus::of_rows(&[(vec![1, 2, 3, 4], 2), (vec![5, 6], 1)]);
+        let mut packed = Packed::default();
+        packed.fill(&[1, 0], &corpus);
+        assert_eq!(packed.tokens, [5, 1, 2, 3]);
+        assert_eq!(packed.targets, [6, IGNORE, 3, 4]);
+        assert_eq!(packed.positions, [0, 0, 1, 2]);
+        assert_eq!(packed.sequence_starts, [0, 1]);
+        assert_eq!((packed.n_targets, corpus.n_targets(0), corpus.n_targets(1)), (3, 2, 1));
+    }
+}

@@ -56,7 +56,13 @@ impl Corpus {
         Ok(corpus)
     }
 
-    fn read_file(&mut self, file: u32, path: &Path, encoder: &RowEncoder<'_>, end_of_turn: Option<u32>) -> Result<()> {
+    fn read_file(
+        &mut self,
+        file: u32,
+        path: &Path,
+        encoder: &RowEncoder<'_>,
+        end_of_turn: Option<u32>,
+    ) -> Result<()> {
         let mut reader = RowReader::open(path)?;
         let mut n_rows = 0;
         loop {
@@ -65,7 +71,8 @@ impl Corpus {
                 break;
             }
             n_rows += chunk.len();
-            let rows: Vec<_> = chunk.par_iter().map(|(place, bytes)| encode_row(path, *place, bytes, encoder)).collect();
+            let rows: Vec<_> =
+                chunk.par_iter().map(|(place, bytes)| encode_row(path, *place, bytes, encoder)).collect();
             for ((place, _), row) in chunk.iter().zip(rows) {
                 let (kind, fate) = row?;
                 self.check_kind(kind, path, *place)?;
@@ -173,9 +180,28 @@ fn read_chunk(reader: &mut RowReader) -> Result<Vec<(Place, Vec<u8>)>> {
     Ok(chunk)
 }
 
-fn encode_row(path: &Path, place: Place, bytes: &[u8], encoder: &RowEncoder<'_>) -> Result<(&'static str, Fate)> {
+fn encode_row(
+    path: &Path,
+    place: Place,
+    bytes: &[u8],
+    encoder: &RowEncoder<'_>,
+) -> Result<(&'static str, Fate)> {
     let row = Row::parse(path, place, bytes)?;
     let fate =
         encoder.encode(&row).map_err(|reason| Error::Row { path: path.into(), line: place.line, reason })?;
     Ok((row.kind(), fate))
+}
+
+#[cfg(test)]
+impl Corpus {
+    /// A corpus of made-up rows: token ids, and the index of the first target.
+    pub fn of_rows(rows: &[(Vec<u32>, usize)]) -> Self {
+        let mut corpus = Self { starts: vec![0], ..Self::default() };
+        for (ids, first_target) in rows {
+            let is_target = (0..ids.len()).map(|index| index >= *first_target).collect();
+            corpus.push_ids(&Encoded { ids: ids.clone(), is_target });
+            corpus.places.push((0, Place { line: 1, offset: 0, bytes: 0 }));
+        }
+        corpus
+    }
 }

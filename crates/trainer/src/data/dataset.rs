@@ -139,7 +139,9 @@ impl Dataset {
 }
 
 fn question(base: &BaseFiles, messages: &[Message]) -> Result<Option<Question>> {
-    let (Some(template), Some((answer, before))) = (&base.template, messages.split_last()) else { return Ok(None) };
+    let (Some(template), Some((answer, before))) = (&base.template, messages.split_last()) else {
+        return Ok(None);
+    };
     let prompt = text::encode_prompt(&base.tokenizer, template, before)?;
     let asked = before.last().map(|message| message.content.clone()).unwrap_or_default();
     let (tokens, max_positions) = (prompt.len() + 1, base.config.max_positions);

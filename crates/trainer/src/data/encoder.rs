@@ -38,7 +38,13 @@ impl<'a> RowEncoder<'a> {
             TrainOn::Last => text::TrainOn::Last,
             TrainOn::All => text::TrainOn::All,
         };
-        Self { tokenizer, template, train_on, max_seq_len: options.max_seq_len, on_too_long: options.on_too_long }
+        Self {
+            tokenizer,
+            template,
+            train_on,
+            max_seq_len: options.max_seq_len,
+            on_too_long: options.on_too_long,
+        }
     }
 
     /// The longest row that is kept whole.
@@ -54,7 +60,9 @@ impl<'a> RowEncoder<'a> {
                 text::encode_conversation(self.tokenizer, template, messages, self.train_on)
                     .map_err(|error| error.to_string())?
             }
-            (Row::Chat(_), None) => return Err("the base has no chat template, so it cannot learn conversations".into()),
+            (Row::Chat(_), None) => {
+                return Err("the base has no chat template, so it cannot learn conversations".into());
+            }
         };
         if !has_any_target(&encoded) {
             return Err("the row has no token to learn".into());

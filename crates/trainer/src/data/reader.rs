@@ -108,6 +108,7 @@ impl RowReader {
                 break;
             }
         }
+        self.row.truncate(self.row.trim_ascii_end().len());
         Ok(Some(Place { line, offset, bytes: self.row.len() as u32 }))
     }
 
@@ -133,7 +134,9 @@ impl RowReader {
     fn read_value(&mut self, line: u64) -> Result<()> {
         let (mut depth, mut in_string, mut is_escaped) = (0_u32, false, false);
         loop {
-            let Some(byte) = self.peek()? else { return Err(self.fault(line, "the array breaks off in this row")) };
+            let Some(byte) = self.peek()? else {
+                return Err(self.fault(line, "the array breaks off in this row"));
+            };
             match byte {
                 _ if is_escaped => is_escaped = false,
                 b'\\' if in_string => is_escaped = true,
@@ -274,10 +277,13 @@ mod tests {
 
     #[test]
     fn the_last_line_needs_no_break() {
-        check(b"{}\n{\"b\":2}", expect![[r#"
+        check(
+            b"{}\n{\"b\":2}",
+            expect![[r#"
             1 {}
             2 {"b":2}
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -301,18 +307,27 @@ mod tests {
 
     #[test]
     fn broken_files_are_named_by_line() {
-        check(b"{}\n{\"a\":\x001}", expect![[r#"
+        check(
+            b"{}\n{\"a\":\x001}",
+            expect![[r#"
             1 {}
             FILE:2: the row has a NUL byte; is this a text file?
-        "#]]);
-        check(b"[{},\n{\"a\": 1", expect![[r#"
+        "#]],
+        );
+        check(
+            b"[{},\n{\"a\": 1",
+            expect![[r#"
             1 {}
             FILE:2: the array breaks off in this row
-        "#]]);
-        check(b"[{}]\nx", expect![[r#"
+        "#]],
+        );
+        check(
+            b"[{}]\nx",
+            expect![[r#"
             1 {}
             FILE:2: something follows the array's end
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -72,7 +72,11 @@ fn parse_message(index: usize, message: Value) -> std::result::Result<Message, S
         match message.get(key) {
             Some(Value::String(_)) => {}
             Some(other) => {
-                return Err(format!("`{key}` of message {} is {}, expected a string", index + 1, kind_of(other)));
+                return Err(format!(
+                    "`{key}` of message {} is {}, expected a string",
+                    index + 1,
+                    kind_of(other)
+                ));
             }
             None => return Err(format!("message {} has no `{key}`", index + 1)),
         }
@@ -125,7 +129,10 @@ mod tests {
 
     #[test]
     fn kinds_are_told_apart_by_their_keys() {
-        check(r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#, expect!["chat of 2"]);
+        check(
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            expect!["chat of 2"],
+        );
         check(r#"{"text":"once","id":3}"#, expect![[r#"text "once""#]]);
     }
 
@@ -135,7 +142,10 @@ mod tests {
         check("{\n\"text\": }", expect!["x.jsonl:8: broken JSON at column 9: expected value"]);
         check("[]", expect!["x.jsonl:7: expected an object, found a list"]);
         check("{}", expect!["x.jsonl:7: the row is empty"]);
-        check(r#"{"a":1,"b":2}"#, expect!["x.jsonl:7: the row has neither `messages` nor `text`, but `a`, `b`"]);
+        check(
+            r#"{"a":1,"b":2}"#,
+            expect!["x.jsonl:7: the row has neither `messages` nor `text`, but `a`, `b`"],
+        );
         check(r#"{"text":4}"#, expect!["x.jsonl:7: `text` is a number, expected a string"]);
         check(r#"{"messages":[]}"#, expect!["x.jsonl:7: `messages` is empty"]);
         check(r#"{"messages":"x"}"#, expect!["x.jsonl:7: `messages` is a string, expected a list"]);
