@@ -64,7 +64,11 @@ pub fn encode_conversation(
 ///
 /// # Errors
 /// Where the template refuses the conversation.
-pub fn encode_prompt(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+pub fn encode_prompt(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> Result<Vec<u32>> {
     let mut ids = encode(tokenizer, template, messages, GenerationPrompt::Add)?.ids;
     put_bos_in_front(tokenizer, &mut ids);
     Ok(ids)

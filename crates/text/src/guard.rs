@@ -21,20 +21,26 @@ impl Marks {
         let mut unused = ('\u{E000}'..='\u{F8FF}').filter(|mark| !used(*mark));
         match (unused.next(), unused.next(), unused.next()) {
             (Some(guard), Some(open), Some(close)) => Ok(Marks { guard, open, close }),
-            _ => Err(Error::Template { reason: "the conversation uses all private-use characters".to_owned() }),
+            _ => {
+                Err(Error::Template { reason: "the conversation uses all private-use characters".to_owned() })
+            }
         }
     }
 }
 
 fn holds(message: &Message, mark: char) -> bool {
-    message.content.contains(mark) || message.role.contains(mark) || message.extra.values().any(|v| value_holds(v, mark))
+    message.content.contains(mark)
+        || message.role.contains(mark)
+        || message.extra.values().any(|v| value_holds(v, mark))
 }
 
 fn value_holds(value: &Value, mark: char) -> bool {
     match value {
         Value::String(text) => text.contains(mark),
         Value::Array(items) => items.iter().any(|item| value_holds(item, mark)),
-        Value::Object(entries) => entries.iter().any(|(key, item)| key.contains(mark) || value_holds(item, mark)),
+        Value::Object(entries) => {
+            entries.iter().any(|(key, item)| key.contains(mark) || value_holds(item, mark))
+        }
         _ => false,
     }
 }
@@ -58,7 +64,8 @@ pub(crate) fn render(
 ) -> Result<Rendered> {
     let text = template.render(messages, prompt)?;
     for edges in [true, false] {
-        let guarded: Vec<Message> = messages.iter().map(|message| guarded(tokenizer, message, guard, edges)).collect();
+        let guarded: Vec<Message> =
+            messages.iter().map(|message| guarded(tokenizer, message, guard, edges)).collect();
         if guarded == messages {
             return Ok(Rendered { guarded: text.clone(), text });
         }

@@ -100,7 +100,11 @@ impl Conversation<'_> {
     /// A marked stretch, with the control token that closes it, within or right behind it.
     fn closed(&self, range: Range<usize>) -> Option<Turn> {
         let spoken = range.start + self.text[range.clone()].trim_end().len();
-        let within = self.controls.iter().rev().find(|(_, place)| place.end <= range.end && place.start >= range.start);
+        let within = self
+            .controls
+            .iter()
+            .rev()
+            .find(|(_, place)| place.end <= range.end && place.start >= range.start);
         let within = within.filter(|(_, place)| place.end >= spoken);
         let behind = || {
             let next = self.controls.iter().find(|(_, place)| place.start >= spoken)?;
@@ -128,9 +132,10 @@ impl Conversation<'_> {
             }
             let found = positions(&rendered, &[open, close]);
             let per_speaker = if first.is_some() { 2 } else { 1 };
-            let in_order = found.iter().enumerate().all(|(at, (mark, _))| {
-                (*mark == open) == (per_speaker == 2 && at % 2 == 0)
-            });
+            let in_order = found
+                .iter()
+                .enumerate()
+                .all(|(at, (mark, _))| (*mark == open) == (per_speaker == 2 && at % 2 == 0));
             if !in_order || found.len() != per_speaker * speakers.len() {
                 continue;
             }
@@ -150,13 +155,18 @@ impl Conversation<'_> {
         let calls = self.messages[index].extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
         let within = |place: &Range<usize>| place.start >= start && whole.is_none_or(|end| place.start < end);
         let closing = match (content, whole) {
-            (Some(content), _) if !calls => self.controls.iter().find(|(_, place)| place.start >= content.end),
+            (Some(content), _) if !calls => {
+                self.controls.iter().find(|(_, place)| place.start >= content.end)
+            }
             (_, Some(_)) => self.controls.iter().rev().find(|(_, place)| within(place)),
             _ => return Err(self.error(index, "what follows it cannot be told from it in the rendered text")),
         };
         let closing = closing.filter(|(_, place)| within(place));
         let (end_token, place) = closing.ok_or_else(|| {
-            self.error(index, "the template puts no control token behind it, so that a model could not learn to stop")
+            self.error(
+                index,
+                "the template puts no control token behind it, so that a model could not learn to stop",
+            )
         })?;
         Ok(Turn { range: start..place.end, end_token: *end_token })
     }
@@ -168,16 +178,17 @@ impl Conversation<'_> {
         if let Some(prompt) = prompt.as_ref().filter(|prompt| without_prompt.as_ref() != Some(*prompt)) {
             return Ok(prompt.len());
         }
-        if let Some(start) = content.and_then(|content| content.start) {
-            return Ok(start);
-        }
-        // No prompt and no content to hold on to: the turn is what the message adds, if that is all speech.
+        // Without one, the turn is all that the message adds, if that is speech alone...
         let adds = prompt.map(|prompt| prompt.len()).filter(|start| {
             let end = content.map(|content| content.end).or(whole);
-            let header = |place: &Range<usize>| place.start >= *start && end.is_some_and(|end| place.end < end);
+            let header =
+                |place: &Range<usize>| place.start >= *start && end.is_some_and(|end| place.end < end);
             !self.controls.iter().any(|(_, place)| header(place))
         });
-        adds.ok_or_else(|| self.error(index, "its beginning cannot be told from the template's own text"))
+        // ... or else the content, with the space that may stand between it and the template's tokens.
+        let speaks = || Some(self.text[..content?.start?].trim_end_matches(' ').len());
+        adds.or_else(speaks)
+            .ok_or_else(|| self.error(index, "its beginning cannot be told from the template's own text"))
     }
 
     /// The rendering of the first messages, if the whole conversation's begins with it.

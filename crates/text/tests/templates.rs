@@ -48,7 +48,8 @@ fn published_templates() {
     let (mut checked, mut wrong) = (0, Vec::new());
     for (name, cases) in golden["rendered"].as_object().unwrap() {
         let Some(source) = source(name) else { return };
-        let template = ChatTemplate::from_source(&source, "<s>", "</s>").map(|t| t.at(golden["now"].as_i64().unwrap()));
+        let template =
+            ChatTemplate::from_source(&source, "<s>", "</s>").map(|t| t.at(golden["now"].as_i64().unwrap()));
         for (title, expected) in cases.as_object().unwrap() {
             let conversation = &golden["conversations"][title.trim_end_matches(" +")];
             let messages: Vec<Message> = serde_json::from_value(conversation.clone()).unwrap();
@@ -61,7 +62,10 @@ fn published_templates() {
             };
             checked += 1;
             if got != expected.as_str().unwrap() && !is_known(name, title) {
-                wrong.push(format!("{name} · {title} · {} · {shown:?}", if expected == "error" { "raises" } else { "renders" }));
+                wrong.push(format!(
+                    "{name} · {title} · {} · {shown:?}",
+                    if expected == "error" { "raises" } else { "renders" }
+                ));
             }
         }
     }
@@ -78,14 +82,20 @@ fn fails(source: &str) -> String {
 
 #[test]
 fn templates_say_why_they_fail() {
-    assert_eq!(fails("{{ raise_exception('only tools: ' + messages[0].role) }}"), "chat template: only tools: user");
+    assert_eq!(
+        fails("{{ raise_exception('only tools: ' + messages[0].role) }}"),
+        "chat template: only tools: user"
+    );
     let broken = ChatTemplate::from_source("{% for %}", "", "").unwrap_err().to_string();
     assert!(broken.starts_with("chat template: line 1: syntax error"), "{broken}");
 }
 
 #[test]
 fn templates_are_bounded() {
-    assert!(fails("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}").contains("fuel"));
+    assert!(
+        fails("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}")
+            .contains("fuel")
+    );
     let flood = "{% for i in range(100000) %}{{ 'abcdefghij' * 100 }}{% endfor %}";
     assert!(fails(flood).contains("grows beyond"), "{}", fails(flood));
     assert!(fails("{{ 'a\nb' | indent(2000000000) }}").contains("indentation"));

@@ -34,8 +34,9 @@ fn check_kitoken(tokenizer: &Tokenizer, folder: &str, name: &str) {
         for (text, ids) in texts.iter().zip(ids.lines()) {
             let expected: Vec<u32> = ids.split(", ").map(|id| id.parse().unwrap()).collect();
             assert_eq!(tokenizer.encode_template(text), expected, "{name}, {input}: {text:?}");
-            // A `▁` in the text cannot be told from a space.
-            if !expected.iter().any(|id| tokenizer.is_special(*id)) && !text.contains('▁') {
+            // Neither can a `▁` be told from a space, nor a first space from one put in front.
+            let lossy = text.contains('▁') || text.starts_with(' ');
+            if !expected.iter().any(|id| tokenizer.is_special(*id)) && !lossy {
                 assert_eq!(tokenizer.decode(&expected), *text, "{name}, {input}");
             }
         }

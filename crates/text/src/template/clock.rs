@@ -3,7 +3,17 @@
 use std::fmt::Write;
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -24,7 +34,8 @@ impl Moment {
         let from_march_0000 = days + 719_468;
         let era = from_march_0000.div_euclid(146_097);
         let day_of_era = from_march_0000.rem_euclid(146_097);
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let month_from_march = (5 * day_of_year + 2) / 153;
         let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
@@ -110,7 +121,11 @@ mod tests {
     #[test]
     fn dates_as_python_writes_them() {
         check(0, "%Y-%m-%d %H:%M:%S %A %j", "1970-01-01 00:00:00 Thursday 001");
-        check(951_826_154, "%d %b %Y, %-d %B %y, %a, %I:%M %p, %j", "29 Feb 2000, 29 February 00, Tue, 12:09 PM, 060");
+        check(
+            951_826_154,
+            "%d %b %Y, %-d %B %y, %a, %I:%M %p, %j",
+            "29 Feb 2000, 29 February 00, Tue, 12:09 PM, 060",
+        );
         check(1_795_223_999, "%F %T%%%q", "2026-11-21 01:19:59%%q");
         check(-1, "%F", "1969-12-31");
     }

@@ -34,7 +34,8 @@ pub(super) struct Engine {
 impl Engine {
     pub fn new(source: String) -> Result<Engine> {
         if source.len() > SOURCE_LIMIT_BYTES {
-            let reason = format!("its source has {} bytes; more than {SOURCE_LIMIT_BYTES} are not read", source.len());
+            let reason =
+                format!("its source has {} bytes; more than {SOURCE_LIMIT_BYTES} are not read", source.len());
             return Err(Error::Template { reason });
         }
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -46,7 +47,8 @@ impl Engine {
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(method);
-        environment.set_formatter(|out, _, value| out.write_str(&str_of(value)).map_err(minijinja::Error::from));
+        environment
+            .set_formatter(|out, _, value| out.write_str(&str_of(value)).map_err(minijinja::Error::from));
         environment.add_filter("tojson", tojson);
         environment.add_filter("indent", indent);
         // None cannot be iterated over in Python; here it can, over nothing.
@@ -59,8 +61,9 @@ impl Engine {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, RAISED.to_owned() + &message))
         });
         let clock = Arc::clone(&now);
-        environment
-            .add_function("strftime_now", move |format: String| strftime(clock.load(Ordering::Relaxed), &format));
+        environment.add_function("strftime_now", move |format: String| {
+            strftime(clock.load(Ordering::Relaxed), &format)
+        });
         environment.add_template_owned(NAME, source).map_err(failed)?;
         Ok(Engine { environment, now })
     }
@@ -78,7 +81,9 @@ impl Engine {
                 Err(Error::OutputTooLong { limit_bytes: OUTPUT_LIMIT_BYTES })
             }
             Err(error) => Err(failed(error)),
-            Ok(()) => String::from_utf8(output.0).map_err(|error| Error::Template { reason: error.to_string() }),
+            Ok(()) => {
+                String::from_utf8(output.0).map_err(|error| Error::Template { reason: error.to_string() })
+            }
         }
     }
 }
@@ -150,7 +155,12 @@ fn bounded_indent(width: Option<usize>) -> Result<Option<usize>, minijinja::Erro
 }
 
 /// Python's methods of strings, lists and dictionaries, but `format`, which can be told any width.
-fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, minijinja::Error> {
+fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, minijinja::Error> {
     if name == "format" && value.as_str().is_some_and(|text| text.contains(':')) {
         let message = "`format` with a format specification is not known here";
         return Err(minijinja::Error::new(ErrorKind::UnknownMethod, message));

@@ -9,7 +9,8 @@ use crate::files::{read, read_json};
 use crate::{Error, Result, Tokenizer};
 
 /// Special tokens that a template may name.
-const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 pub(super) fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let config: Value = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -41,6 +42,7 @@ fn source(dir: &Path, config: &Value) -> Result<Option<String>> {
 /// A template, or the one called `default` of several.
 fn of_key(value: &Value) -> Option<String> {
     let several = value.as_array().into_iter().flatten();
-    let default = several.filter(|entry| entry["name"] == "default").find_map(|entry| entry["template"].as_str());
+    let default =
+        several.filter(|entry| entry["name"] == "default").find_map(|entry| entry["template"].as_str());
     value.as_str().or(default).map(str::to_owned)
 }

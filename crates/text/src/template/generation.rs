@@ -37,9 +37,11 @@ mod tests {
 
     #[test]
     fn tags_are_rewritten_with_their_dashes() {
-        let (rewritten, any) = rewrite("{#- generation #}a{%- generation -%} b {% endgeneration +%}{{ generation }}");
+        let (rewritten, any) =
+            rewrite("{#- generation #}a{%- generation -%} b {% endgeneration +%}{{ generation }}");
         assert!(any);
-        let expected = format!("{{#- generation #}}a{{%- {FILTER} -%}} b {{% endfilter +%}}{{{{ generation }}}}");
+        let expected =
+            format!("{{#- generation #}}a{{%- {FILTER} -%}} b {{% endfilter +%}}{{{{ generation }}}}");
         assert_eq!(rewritten, expected);
         assert_eq!(rewrite("{% if generation %}{"), ("{% if generation %}{".to_owned(), false));
     }

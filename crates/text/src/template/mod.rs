@@ -66,7 +66,11 @@ impl ChatTemplate {
 
     /// Sets a variable of the template, such as `enable_thinking` or `tools`.
     #[must_use]
-    pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> ChatTemplate {
+    pub fn with_variable(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<serde_json::Value>,
+    ) -> ChatTemplate {
         self.variables.insert(name.into(), value.into());
         self
     }

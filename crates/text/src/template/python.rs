@@ -55,7 +55,9 @@ fn write_value(text: &mut String, value: &Value, style: Style, depth: usize) {
             write_value(text, &entry, style, depth + 1);
         }),
         ValueKind::Seq | ValueKind::Iterable => {
-            write_all(text, value, style, depth, ['[', ']'], |text, item| write_value(text, item, style, depth + 1));
+            write_all(text, value, style, depth, ['[', ']'], |text, item| {
+                write_value(text, item, style, depth + 1)
+            });
         }
         _ => match value.as_str() {
             Some(string) => write_string(text, string, style),
@@ -156,8 +158,11 @@ mod tests {
             r#"{'a': [1, 2.0, None, True], 'ü\n': 'it\'s "q"', 'e': {}}"#,
             r#"{"a": [1, 2.0, null, true], "ü\n": "it's \"q\"", "e": {}}"#,
         );
-        check("[1e-5, 1e16, 123456789.125, 1e22, -0.0001]", "[1e-05, 1e+16, 123456789.125, 1e+22, -0.0001]",
-            "[1e-05, 1e+16, 123456789.125, 1e+22, -0.0001]");
+        check(
+            "[1e-5, 1e16, 123456789.125, 1e22, -0.0001]",
+            "[1e-05, 1e+16, 123456789.125, 1e+22, -0.0001]",
+            "[1e-05, 1e+16, 123456789.125, 1e+22, -0.0001]",
+        );
         check(r#""\u0001'""#, "\u{1}'", r#""\u0001'""#);
     }
 

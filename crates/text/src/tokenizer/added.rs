@@ -68,7 +68,10 @@ impl Finder {
 impl AddedTokens {
     /// Control tokens are always sought in the text as it stands: whether a text is one must not depend on
     /// what a normalizer makes of it.
-    pub fn new(tokens: Vec<AddedToken>, normalizer: Option<&NormalizerWrapper>) -> Result<AddedTokens, String> {
+    pub fn new(
+        tokens: Vec<AddedToken>,
+        normalizer: Option<&NormalizerWrapper>,
+    ) -> Result<AddedTokens, String> {
         let is_raw = |token: &AddedToken| token.control || !token.normalized;
         let indexed = || tokens.iter().enumerate().filter(|(_, token)| !token.content.is_empty());
         let raw = indexed().filter(|(_, t)| is_raw(t)).map(|(i, t)| (i, t.content.clone())).collect();

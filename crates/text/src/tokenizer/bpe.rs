@@ -31,13 +31,24 @@ impl Merger {
     }
 
     /// The same, each with the bytes of `text` that it stands for.
-    pub fn ids_and_places(&self, text: &str, added: &AddedTokens, found: &[Found]) -> (Vec<u32>, Vec<Range<usize>>) {
+    pub fn ids_and_places(
+        &self,
+        text: &str,
+        added: &AddedTokens,
+        found: &[Found],
+    ) -> (Vec<u32>, Vec<Range<usize>>) {
         let encoding = self.encode(text, added, found, OffsetType::Byte);
         let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         (encoding.get_ids().to_vec(), places)
     }
 
-    fn encode(&self, text: &str, added: &AddedTokens, found: &[Found], offsets: OffsetType) -> tokenizers::Encoding {
+    fn encode(
+        &self,
+        text: &str,
+        added: &AddedTokens,
+        found: &[Found],
+        offsets: OffsetType,
+    ) -> tokenizers::Encoding {
         self.try_encode(text, added, found, offsets)
             .expect("loading checked what encoding can fail of: the unknown token, and no dropout")
     }
@@ -67,7 +78,8 @@ impl Merger {
 
 /// Cuts a text at the tokens found in it.
 fn cut(text: &NormalizedString, found: &[Found]) -> Vec<Piece> {
-    let slice = |range: Range<usize>| text.slice(At::Normalized(range)).expect("found tokens lie on characters");
+    let slice =
+        |range: Range<usize>| text.slice(At::Normalized(range)).expect("found tokens lie on characters");
     let mut pieces = Vec::with_capacity(2 * found.len() + 1);
     let mut from = 0;
     for Found { id, range } in found {
@@ -100,15 +112,18 @@ pub(crate) fn build(parts: &super::Parts) -> Result<BPE, String> {
     }
     let mut merges = Vec::with_capacity(parts.merges.len());
     for merge in &parts.merges {
-        let (left, right) = merge.split_once(' ').ok_or_else(|| format!("merge `{merge}` is not two tokens"))?;
+        let (left, right) =
+            merge.split_once(' ').ok_or_else(|| format!("merge `{merge}` is not two tokens"))?;
         if [left, right, &format!("{left}{right}")].iter().all(|token| tokens.contains_key(token)) {
             merges.push((left.to_owned(), right.to_owned()));
         }
     }
-    let unknown = parts.unknown.as_deref().filter(|_| matches!(parts.spelling, Spelling::SentencePiece { .. }));
+    let unknown =
+        parts.unknown.as_deref().filter(|_| matches!(parts.spelling, Spelling::SentencePiece { .. }));
     if let Some(unknown) = unknown {
         let id = parts.vocabulary.tokens.iter().position(|token| token == unknown);
-        tokens.insert(unknown, id.ok_or_else(|| format!("the unknown token `{unknown}` is not in it"))? as u32);
+        tokens
+            .insert(unknown, id.ok_or_else(|| format!("the unknown token `{unknown}` is not in it"))? as u32);
     }
     let vocabulary = tokens.into_iter().map(|(token, id)| (token.to_owned(), id)).collect::<Vocab>();
     let mut builder = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(parts.ignore_merges);

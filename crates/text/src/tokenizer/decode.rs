@@ -80,7 +80,8 @@ impl DecodeStream<'_> {
             let is_last = taken + chunk.valid().len() + chunk.invalid().len() == self.pending.len();
             text.push_str(chunk.valid());
             taken += chunk.valid().len();
-            if !chunk.invalid().is_empty() && !(is_last && may_be_completed(chunk.invalid())) {
+            let waits = is_last && may_be_completed(chunk.invalid());
+            if !chunk.invalid().is_empty() && !waits {
                 text.push(char::REPLACEMENT_CHARACTER);
                 taken += chunk.invalid().len();
             }
@@ -99,7 +100,8 @@ impl DecodeStream<'_> {
         if text.is_empty() {
             return None;
         }
-        if std::mem::take(&mut self.at_start) && self.tokenizer.strips_first_space() && text.starts_with(' ') {
+        if std::mem::take(&mut self.at_start) && self.tokenizer.strips_first_space() && text.starts_with(' ')
+        {
             text.remove(0);
         }
         (!text.is_empty()).then_some(text)

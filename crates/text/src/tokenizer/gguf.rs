@@ -40,7 +40,9 @@ impl Tokenizer {
         let parts = match metadata.get_str(MODEL) {
             Some("gpt2") => byte_level(metadata, vocabulary)?,
             Some("llama") => sentencepiece(metadata, vocabulary)?,
-            Some(other) => return Err(wrong(MODEL, format!("`{other}` is not known, only `gpt2` and `llama`"))),
+            Some(other) => {
+                return Err(wrong(MODEL, format!("`{other}` is not known, only `gpt2` and `llama`")));
+            }
             None => return Err(wrong(MODEL, "it is absent")),
         };
         parts.assemble().map_err(|reason| wrong(TOKENS, reason))
@@ -94,7 +96,8 @@ fn sentencepiece(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
     let merges = merges_from_scores(&parts.mergeable(), scores);
     parts.merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
     parts.normalizer = Some(spaces_to_marks(space_prefix));
-    parts.spelling = Spelling::SentencePiece { space_prefix, written_space_prefix, scores: Some(scores.clone()) };
+    parts.spelling =
+        Spelling::SentencePiece { space_prefix, written_space_prefix, scores: Some(scores.clone()) };
     let unknown = parts.special.id("unk").or_else(|| first_of(&parts.vocabulary, Kind::Unknown));
     parts.unknown = unknown.and_then(|id| parts.vocabulary.token(id)).map(str::to_owned);
     Ok(parts)
@@ -106,7 +109,8 @@ fn first_of(vocabulary: &Vocabulary, kind: Kind) -> Option<u32> {
 
 /// `▁` for each space, and one in front.
 fn spaces_to_marks(space_prefix: bool) -> NormalizerWrapper {
-    let replace = Replace::new(ReplacePattern::String(" ".to_owned()), "▁").expect("a plain text is a valid pattern");
+    let replace =
+        Replace::new(ReplacePattern::String(" ".to_owned()), "▁").expect("a plain text is a valid pattern");
     let mut steps = vec![NormalizerWrapper::Replace(replace)];
     if space_prefix {
         steps.insert(0, NormalizerWrapper::Prepend(Prepend::new("▁".to_owned())));
@@ -128,14 +132,16 @@ fn common(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
     special.adds = ADDS.iter().filter_map(|(role, key)| Some((*role, metadata.get_bool(key)?))).collect();
     let found_as_written = [Kind::Control, Kind::Unknown, Kind::UserDefined];
     let tokens = vocabulary.tokens.iter().zip(&vocabulary.kinds).zip(0..);
-    let added = tokens.filter(|((_, kind), _)| found_as_written.contains(kind)).map(|((token, kind), id)| AddedToken {
-        id,
-        content: token.clone(),
-        single_word: false,
-        lstrip: false,
-        rstrip: false,
-        normalized: false,
-        control: kind.is_special(),
+    let added = tokens.filter(|((_, kind), _)| found_as_written.contains(kind)).map(|((token, kind), id)| {
+        AddedToken {
+            id,
+            content: token.clone(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+            control: kind.is_special(),
+        }
     });
     let ends = ["eos", "eot"].into_iter().filter_map(|role| special.id(role)).collect();
     Ok(Parts {

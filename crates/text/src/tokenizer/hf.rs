@@ -183,7 +183,8 @@ impl TokenizerFile {
             self.byte_level(path, &model_vocabulary)?
         };
         let vocabulary = self.vocabulary(&model_vocabulary, &beside, &spelling);
-        let id_of = |text: &str| self.added_tokens.iter().find(|token| token.content == text).map(|token| token.id);
+        let id_of =
+            |text: &str| self.added_tokens.iter().find(|token| token.content == text).map(|token| token.id);
         let sources = Sources {
             post_processor: &self.post_processor,
             tokenizer_config: &beside.tokenizer_config,
@@ -217,7 +218,9 @@ impl TokenizerFile {
     fn check_model(&self) -> Result<(), String> {
         let model = &self.model;
         if let Some(kind) = model.kind.as_deref().filter(|kind| *kind != "BPE") {
-            return Err(format!("its model is of type {kind}; BPE, byte-level or with byte fallback, is known"));
+            return Err(format!(
+                "its model is of type {kind}; BPE, byte-level or with byte fallback, is known"
+            ));
         }
         if model.dropout.is_some_and(|dropout| dropout > 0.0) {
             return Err("its model drops merges at random".to_owned());
@@ -303,7 +306,9 @@ impl TokenizerFile {
         let scores = beside.pieces.as_ref().map(|pieces| {
             let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
             let named = beside.added_tokens.iter().flat_map(|tokens| tokens.values().copied());
-            for id in named.chain(beside.listed().into_iter().map(|token| token.id)).filter(|id| *id <= LARGEST_ID) {
+            for id in
+                named.chain(beside.listed().into_iter().map(|token| token.id)).filter(|id| *id <= LARGEST_ID)
+            {
                 if id as usize >= scores.len() {
                     scores.resize(id as usize + 1, PADDING_SCORE);
                 }
@@ -311,7 +316,12 @@ impl TokenizerFile {
             }
             scores
         });
-        let written_space_prefix = beside.tokenizer_config["add_prefix_space"].as_bool();
+        // llama.cpp's prefix goes behind every control token. Where only the very first text has one, behind
+        // BOS and a template nothing has: there it is no prefix that gives the same ids.
+        let steps = parts_of(&self.pre_tokenizer, "pretokenizers");
+        let first_only = steps.iter().any(|step| step["prepend_scheme"] == "first");
+        let written = beside.tokenizer_config["add_prefix_space"].as_bool();
+        let written_space_prefix = if first_only { Some(false) } else { written };
         Spelling::SentencePiece { space_prefix: self.prefixes_space(), written_space_prefix, scores }
     }
 
@@ -326,7 +336,9 @@ impl TokenizerFile {
         prepends || metaspace
     }
 
-    fn sentencepiece_steps(&self) -> Result<(Option<NormalizerWrapper>, Option<PreTokenizerWrapper>), String> {
+    fn sentencepiece_steps(
+        &self,
+    ) -> Result<(Option<NormalizerWrapper>, Option<PreTokenizerWrapper>), String> {
         for step in parts_of(&self.normalizer, "normalizers") {
             let known = ["Prepend", "Replace", "NFC"].into_iter().any(|name| step["type"] == name);
             if !known || !step["pattern"]["Regex"].is_null() {
@@ -352,7 +364,9 @@ impl TokenizerFile {
             let description = self.pre_tokenizer.to_string().chars().take(400).collect();
             return Err(Error::UnknownPreTokenizer { path: path.to_owned(), description });
         };
-        if let Some(step) = parts_of(&self.normalizer, "normalizers").iter().find(|step| step["type"] != "NFC") {
+        if let Some(step) =
+            parts_of(&self.normalizer, "normalizers").iter().find(|step| step["type"] != "NFC")
+        {
             return Err(unusable(format!("its normalizer {step} is not known")));
         }
         let has_token = |token: &str| model_vocabulary.contains_key(token);

@@ -16,8 +16,10 @@ impl Tokenizer {
     /// The vocabulary as the `tokenizer.ggml.*` keys of a GGUF with `n_vocab_rows` rows of embedding: rows
     /// beyond the vocabulary are named `[PAD{i}]`. The template's own key is not among them.
     ///
-    /// The one difference to the converter: a SentencePiece-style tokenizer without a tokenizer.model gets
-    /// scores by the order of its merges (the converter writes the same score for all, which gives other ids).
+    /// Two differences to the converter, both for SentencePiece-style tokenizers. Without a tokenizer.model,
+    /// scores follow the order of the merges (the converter writes the same score for all, which gives other
+    /// ids). And where a space is put in front of the very first text alone, `add_space_prefix` is written as
+    /// false (the converter is silent, and llama.cpp puts one behind each control token).
     ///
     /// # Errors
     /// More tokens than rows, two tokens of the same text (llama.cpp would abort on them), merges that no
@@ -94,10 +96,13 @@ impl Tokenizer {
         let kinds = &self.vocabulary.kinds;
         let tokens: HashMap<&str, u32> = (0..)
             .zip(&self.vocabulary.tokens)
-            .filter(|(id, token)| !token.is_empty() && matches!(kinds[*id as usize], Kind::Normal | Kind::Byte))
+            .filter(|(id, token)| {
+                !token.is_empty() && matches!(kinds[*id as usize], Kind::Normal | Kind::Byte)
+            })
             .map(|(id, token)| (token.as_str(), id))
             .collect();
-        let merges: Vec<(&str, &str)> = self.merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
+        let merges: Vec<(&str, &str)> =
+            self.merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
         let joined = scores_from_merges(&tokens, &merges)
             .map_err(|reason| Error::Tokenizer { path: self.origin.clone(), reason })?;
         let score = |id: u32| match self.vocabulary.kind(id) {

@@ -97,7 +97,9 @@ pub(crate) fn spelt_bytes(token: &str) -> Option<Vec<u8>> {
             let code = character as usize;
             match code {
                 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => Some(code as u8),
-                0x100..=0x143 => byte_characters().iter().position(|&c| c == character).map(|byte| byte as u8),
+                0x100..=0x143 => {
+                    byte_characters().iter().position(|&c| c == character).map(|byte| byte as u8)
+                }
                 _ => None,
             }
         })

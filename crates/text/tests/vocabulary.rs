@@ -1,0 +1,187 @@
+//! GGUF metadata of published tokenizers: as llama.cpp's converter writes it, read back to the same ids, and
+//! read by llama.cpp to the same ids.
+//!
+//! Goldens: scripts/golden/text_vocabulary.py.
+
+mod shared;
+
+use formats::gguf::{Array, Metadata, Value, Writer};
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use sha2::{Digest, Sha256};
+use shared::asset;
+use text::Tokenizer;
+
+const GOLDEN: &str = include_str!("golden/vocabulary.json");
+
+/// What the files of a golden hold of a value.
+fn recorded(value: &Value) -> serde_json::Value {
+    let mut hashed = Sha256::new();
+    let length = match value {
+        Value::U32(number) => return (*number).into(),
+        Value::Bool(flag) => return (*flag).into(),
+        Value::String(text) => return text.as_str().into(),
+        Value::Array(Array::String(texts)) => {
+            texts.iter().for_each(|text| hashed.update([text.as_bytes(), b"\0"].concat()));
+            texts.len()
+        }
+        Value::Array(Array::F32(numbers)) => {
+            numbers.iter().for_each(|number| hashed.update(number.to_le_bytes()));
+            numbers.len()
+        }
+        Value::Array(Array::I32(numbers)) => {
+            numbers.iter().for_each(|number| hashed.update(number.to_le_bytes()));
+            numbers.len()
+        }
+        other => panic!("{other:?}"),
+    };
+    let digest: String = hashed.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{length} {digest}").into()
+}
+
+#[test]
+fn metadata_as_the_converter_writes_it() {
+    let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+    for (name, expected) in golden["vocabularies"].as_object().unwrap() {
+        let Some(dir) = asset(name) else { return };
+        let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+        let rows = expected["rows"].as_u64().unwrap() as usize;
+        let written = tokenizer.gguf_metadata(rows).unwrap();
+        let mut got: serde_json::Map<_, _> =
+            written.iter().map(|(key, value)| (key.clone(), recorded(value))).collect();
+        let mut expected = expected.as_object().unwrap().clone();
+        expected.shift_remove("rows");
+        if name == "lm/stories260K-hf" {
+            // The converter has no scores for it; see `Tokenizer::gguf_metadata`.
+            got.shift_remove("tokenizer.ggml.scores");
+            expected.shift_remove("tokenizer.ggml.scores");
+        }
+        if name == "models/Mistral-7B-Instruct-v0.3" {
+            assert_eq!(got.shift_remove("tokenizer.ggml.add_space_prefix"), Some(false.into()));
+        }
+        let lines = |map: serde_json::Map<_, _>| format!("{:#}", serde_json::Value::Object(map));
+        assert_eq!(lines(got), lines(expected), "{name}");
+    }
+}
+
+/// Text of many kinds, without decomposed characters (llama.cpp does not compose them) and without anything
+/// that looks like a control token.
+const MIXED: &[&str] = &[
+    "",
+    " ",
+    "Hello world",
+    "  two  spaces\tand\ttabs \n\n\nand lines\r\n ",
+    "I've said 'he'll', WE'RE, it'S 3.14159 and 1234567890 in 2026.",
+    "fn main() { println!(\"{:?}\", vec![1, 2, 3]); } // 100 %",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich",
+    "我想在apple工作1314151天～ នឹងកំពុង 한국어 日本語 العربية हिन्दी",
+    "🚀🦙👩‍👩‍👧 and ℝ²→∑ € ½ … “quotes” — dashes",
+    "{\"name\": \"Ada\", \"age\": 36}\n{\"name\": \"\"}",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa          b",
+];
+
+/// A GGUF of nothing but a vocabulary.
+fn vocabulary_file(tokenizer: &Tokenizer, rows: usize, path: &std::path::Path) {
+    let mut metadata = Metadata::new();
+    for (key, value) in [("general.architecture", "llama"), ("general.name", "vocabulary")] {
+        metadata.push(key, value);
+    }
+    for (key, value) in
+        [("context_length", 8_u32), ("embedding_length", 8), ("block_count", 1), ("feed_forward_length", 8)]
+    {
+        metadata.push(format!("llama.{key}"), value);
+    }
+    metadata.push("llama.attention.head_count", 1_u32);
+    metadata.push("llama.attention.layer_norm_rms_epsilon", 1e-5_f32);
+    metadata.extend(tokenizer.gguf_metadata(rows).unwrap());
+    let file = std::fs::File::create(path).unwrap();
+    Writer::begin(std::io::BufWriter::new(file), &metadata, &[]).unwrap().finish().unwrap();
+}
+
+/// Writes the vocabulary, and compares ids: ours, those of the tokenizer read back, and llama.cpp's.
+fn check_round_trip(backend: &LlamaBackend, name: &str, tokenizer: &Tokenizer, rows: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vocabulary.gguf");
+    vocabulary_file(tokenizer, rows, &path);
+    let read_back = Tokenizer::from_gguf(formats::gguf::Reader::open(&path).unwrap().metadata()).unwrap();
+    let parameters = LlamaModelParams::default().with_vocab_only(true);
+    let model = LlamaModel::load_from_file(backend, &path, &parameters).unwrap();
+    let llama = model.vocab();
+    let theirs = |text: &str, parse_special: bool| -> Vec<u32> {
+        let tokens = llama.tokenize(text.as_bytes(), false, parse_special);
+        tokens.into_iter().map(|token| token.0 as u32).collect()
+    };
+    // llama.cpp's version of GPT-4o's expression knows no combining marks.
+    let has_marks = |text: &str| text.contains("हिन्दी");
+    for text in MIXED.iter().filter(|text| !(name.contains("Phi-4") && has_marks(text))) {
+        // Mistral's puts a space in front of the very first text only, which llama.cpp cannot.
+        let text = &if name.contains("Mistral") { format!("[INST]{text}") } else { (*text).to_owned() };
+        let ids = tokenizer.encode_template(text);
+        assert_eq!(read_back.encode_template(text), ids, "{name}, read back: {text:?}");
+        assert_eq!(read_back.decode_with_special(&ids), *text, "{name}, read back");
+        assert_eq!(theirs(text, true), ids, "{name}, llama.cpp: {text:?}");
+    }
+    for id in 0..rows as u32 {
+        let token = llama_cpp_2::token::LlamaToken(id as i32);
+        // llama.cpp makes a control token of any `</s>`, even where it is a piece of HTML as in Qwen's.
+        // What a tokenizer.model calls unknown has a type of its own.
+        let overridden = matches!(read_back.token(id), Some("</s>" | "<unk>"));
+        let control = read_back.is_special(id);
+        assert!(overridden || llama.is_control(token) == control, "{name}, {:?}", read_back.token(id));
+        if read_back.is_special(id) && !name.contains("Mistral") {
+            let text = format!("a{}b", read_back.token(id).unwrap());
+            assert_eq!(theirs(&text, false), tokenizer.encode(&text), "{name}, as data: {text:?}");
+            assert_eq!(theirs(&text, true), tokenizer.encode_template(&text), "{name}, trusted: {text:?}");
+        }
+    }
+    assert_eq!(llama.should_add_bos(), tokenizer.adds_bos(), "{name}");
+    assert_eq!(llama.should_add_eos(), tokenizer.adds_eos(), "{name}");
+    assert_eq!(llama.bos().0 as u32, tokenizer.bos().unwrap_or(llama.bos().0 as u32), "{name}");
+    assert_eq!(llama.eos().0 as u32, tokenizer.eos().unwrap_or(llama.eos().0 as u32), "{name}");
+    let same = |a: &Tokenizer, b: &Tokenizer| {
+        (a.bos(), a.eos(), a.pad(), a.adds_bos(), a.adds_eos())
+            == (b.bos(), b.eos(), b.pad(), b.adds_bos(), b.adds_eos())
+    };
+    assert!(same(&read_back, tokenizer), "{name}");
+    let sorted = |tokenizer: &Tokenizer| {
+        let mut entries = tokenizer.gguf_metadata(rows).unwrap();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        entries
+    };
+    for (ours, read) in sorted(tokenizer).into_iter().zip(sorted(&read_back)) {
+        assert!(ours == read, "{name}: {} does not survive", ours.0);
+    }
+}
+
+#[test]
+fn ids_of_llama_cpp() {
+    let mut backend = LlamaBackend::init().unwrap();
+    backend.void_logs();
+    let pocket = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/pocket");
+    check_round_trip(&backend, "pocket", &Tokenizer::from_dir(&pocket).unwrap(), 2048);
+    for (name, rows) in [
+        ("lm/stories260K-hf", 512),
+        ("models/Qwen2.5-1.5B-Instruct", 151_936),
+        ("models/Qwen3-0.6B", 151_936),
+        ("models/Llama-3.2-1B-Instruct", 128_256),
+        ("models/Phi-4-mini-instruct", 200_064),
+        ("models/Mistral-7B-Instruct-v0.3", 32_768),
+        ("models/starcoder2-3b", 49_152),
+    ] {
+        let Some(dir) = asset(name) else { return };
+        check_round_trip(&backend, name, &Tokenizer::from_dir(&dir).unwrap(), rows);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let pocket = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/pocket");
+    let tokenizer = Tokenizer::from_dir(&pocket).unwrap();
+    let too_small = tokenizer.gguf_metadata(2047).unwrap_err().to_string();
+    assert!(too_small.ends_with("has ids up to 2047, the model has 2047 rows of embedding"), "{too_small}");
+    let padded = tokenizer.gguf_metadata(2050).unwrap();
+    let tokens = padded.iter().find(|(key, _)| key == "tokenizer.ggml.tokens").unwrap();
+    let Value::Array(Array::String(tokens)) = &tokens.1 else { panic!("{:?}", tokens.1) };
+    assert_eq!(tokens[2047..], ["<|im_end|>", "[PAD2048]", "[PAD2049]"]);
+}
