@@ -141,7 +141,8 @@ fn tokenizer() -> Value {
                "normalized": false, "special": true})
     });
     const QWEN: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     json!({
         "version": "1.0",
         "truncation": null,
@@ -164,8 +165,10 @@ fn byte_names() -> Vec<char> {
     let is_printable = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 256;
     let name = |byte: u32| {
-        let code = if is_printable(byte) { byte } else { std::mem::replace(&mut next, next + 1) };
-        char::from_u32(code).unwrap()
+        if !is_printable(byte) {
+            next += 1;
+        }
+        char::from_u32(if is_printable(byte) { byte } else { next - 1 }).unwrap()
     };
     (0..256).map(name).collect()
 }
@@ -192,8 +195,11 @@ fn write_weights(dir: &Path, scale: f32) {
     shapes.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
     let mut random = 1_u64;
     let weights: Vec<Vec<f32>> = shapes.iter().map(|(_, shape)| values(shape, scale, &mut random)).collect();
-    let tensors: Vec<_> =
-        shapes.into_iter().zip(&weights).map(|((name, shape), values)| (name, shape, Data::F32(values))).collect();
+    let tensors: Vec<_> = shapes
+        .into_iter()
+        .zip(&weights)
+        .map(|((name, shape), values)| (name, shape, Data::F32(values)))
+        .collect();
     write_safetensors(&dir.join("model.safetensors"), &tensors).unwrap();
 }
 

@@ -1,0 +1,7 @@
+//! Whole runs over a tiny base that the test writes itself: results, resuming, refusals.
+
+mod refusals;
+mod results;
+mod resume;
+mod tiny_base;
+mod trained_model;

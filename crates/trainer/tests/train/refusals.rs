@@ -1,0 +1,170 @@
+//! Bad input: a clear error with file and place, and nothing half-written.
+
+use expect_test::{Expect, expect};
+use trainer::{Error, Event, Options, Start};
+
+use crate::tiny_base::{Workplace, rows, train};
+
+/// Runs with changed options or files; shows the error and its hint, and checks that nothing was written.
+fn check(change: impl FnOnce(&Workplace, &mut Options), expected: Expect) {
+    let place = Workplace::new();
+    let mut options = place.options("run");
+    change(&place, &mut options);
+    let error = train(&options).0.unwrap_err();
+    let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+    expected.assert_eq(
+        &format!("{error}{hint}").replace(&format!("{}/", place.path("").display()).replace("//", "/"), ""),
+    );
+    assert!(!options.run_dir.exists(), "something was written");
+}
+
+#[test]
+fn options_that_cannot_be() {
+    check(
+        |_, options| options.adapter.targets = vec!["q".into()],
+        expect![
+            "`adapter.targets` names `q`, which is neither all-linear nor one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+        ],
+    );
+    check(|_, options| options.train.batch_size = 0, expect!["`train.batch_size` must be at least 1"]);
+    check(
+        |_, options| options.data.val_split = f32::NAN,
+        expect!["`data.val_split` must lie between 0 and 0.5"],
+    );
+    check(|_, options| options.model.quant = "q4_m_k".into(), expect!["unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"]);
+}
+
+#[test]
+fn data_that_cannot_be_read() {
+    check(|place, _| place.write_data("train.jsonl", ""), expect![[r#"
+        train.jsonl: the data file has no rows
+        hint: a data file is JSON objects, one a line, or one JSON array of them"#]]);
+    check(
+        |_, options| options.data.train = vec![options.run_dir.with_file_name("absent.jsonl")],
+        expect!["absent.jsonl: No such file or directory (os error 2)"],
+    );
+    check(|place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"messages\": [\n")), expect![[r#"
+        train.jsonl:3: broken JSON at column 14: EOF while parsing a list
+        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]]);
+    check(
+        |place, _| place.write_data("train.jsonl", &rows(0..2).replace("assistant", "user")),
+        expect![[r#"
+            train.jsonl:1: the conversation has no assistant turn
+            hint: add the answer that is to be learned, or remove the row"#]],
+    );
+    check(
+        |place, options| {
+            place
+                .write_data("train.jsonl", &(rows(0..2) + &rows(3..4).replace("it is", &"long ".repeat(30))));
+            options.data.max_seq_len = 100;
+        },
+        expect![[r#"
+            train.jsonl:3: the row has 182 tokens, `data.max_seq_len` is 100
+            hint: raise `data.max_seq_len`, or set `data.on_too_long` to "drop" or "truncate""#]],
+    );
+    check(|place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"text\": \"x\"}\n")), expect![[r#"
+        train.jsonl:3: the row has no token to learn
+        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]]);
+}
+
+#[test]
+fn rows_that_never_end_a_turn() {
+    check(
+        |place, options| {
+            place.write_data("train.jsonl", &rows(0..9).replace("it is", &"long ".repeat(30)));
+            options.data.max_seq_len = 80;
+            options.data.on_too_long = trainer::OnTooLong::Truncate;
+        },
+        expect![[r#"
+            no row has the end-of-turn token `<|im_end|>` among the tokens that are learned
+            hint: the model would never end its answer; raise `data.max_seq_len`, or check the chat template"#]],
+    );
+}
+
+#[test]
+fn bases_whose_parts_do_not_fit() {
+    check(|place, _| std::fs::remove_dir_all(place.base()).unwrap(), expect!["base/config.json is missing, expected the configuration of a Hugging Face model"]);
+    check(
+        |place, _| {
+            let path = place.base().join("model.safetensors");
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+        },
+        expect!["base/model.safetensors: tensor `model.norm.weight` lies at bytes 320768..321024, the data ends at 320924"],
+    );
+    let edit = |place: &Workplace, from: &str, to: &str| {
+        let path = place.base().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        assert!(config.contains(from));
+        std::fs::write(&path, config.replace(from, to)).unwrap();
+    };
+    check(|place, _| edit(place, "\"intermediate_size\": 96", "\"intermediate_size\": 128"), expect!["tensor `model.layers.0.mlp.gate_proj.weight` has shape [96, 64], expected [128, 64]"]);
+    check(
+        |place, _| {
+            let path = place.base().join("tokenizer.json");
+            let tokenizer = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, tokenizer.replace("\"id\": 258", "\"id\": 300")).unwrap();
+        },
+        expect![[r#"
+            base: the tokenizer has 301 tokens, but the base model's embedding has 288 rows
+            hint: the tokenizer files are of another model; fetch the base again"#]],
+    );
+    check(
+        |place, options| {
+            place.write_data("train.jsonl", &rows(0..9).replace("it is", &"long ".repeat(60)));
+            options.data.max_seq_len = 4096;
+        },
+        expect![[r#"
+            a row has 330 tokens, but the base base handles at most 256 positions
+            hint: set `data.max_seq_len` to 256 or less, and shorten longer test rows"#]],
+    );
+}
+
+#[test]
+fn budgets_that_are_too_small() {
+    check(|_, options| options.budget.memory_bytes = Some(1000), expect![[r#"
+        the plan needs 1571516 bytes, the budget leaves 1000
+        hint: set `budget.memory` to at least 1571516 bytes more than `budget.reserve`"#]]);
+}
+
+#[test]
+fn a_second_run_in_the_same_folder() {
+    let place = Workplace::new();
+    let options = place.options("run");
+    train(&options).0.unwrap();
+    let before = std::fs::read(place.path("run/run.json")).unwrap();
+    let error = train(&options).0.unwrap_err();
+    assert!(matches!(error, Error::RunExists { .. }), "{error}");
+    assert_eq!(error.hint().unwrap(), "continue it with --resume, or give this run another name");
+    assert_eq!(std::fs::read(place.path("run/run.json")).unwrap(), before);
+}
+
+#[test]
+fn nothing_to_resume() {
+    let place = Workplace::new();
+    let options = Options { start: Start::Resume, ..place.options("run") };
+    let error = train(&options).0.unwrap_err();
+    assert!(matches!(error, Error::NothingToResume { .. }), "{error}");
+    assert!(!options.run_dir.exists());
+}
+
+#[test]
+fn a_second_writer_is_told_who_is_first() {
+    let place = Workplace::new();
+    let options = place.options("run");
+    let mut refused = Vec::new();
+    let cancel = std::sync::atomic::AtomicBool::new(false);
+    let mut observer = |event: Event| {
+        if matches!(&event, Event::Step(step) if step.step == 3) {
+            for start in [Start::Fresh, Start::Resume] {
+                refused.push(train(&Options { start, ..options.clone() }).0.unwrap_err());
+            }
+        }
+    };
+    trainer::train(&options, &mut observer, &cancel).unwrap();
+    assert_eq!(refused.len(), 2);
+    for error in refused {
+        let Error::RunLocked { pid, .. } = &error else { panic!("{error}") };
+        assert_eq!(*pid, std::process::id().to_string());
+    }
+}

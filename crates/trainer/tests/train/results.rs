@@ -1,0 +1,206 @@
+//! What a run leaves behind and reports.
+
+use std::path::Path;
+
+use trainer::metrics::{self, Metric};
+use trainer::run_dir::RunDir;
+use trainer::{Event, Length, OnTooLong, Options, Weights};
+
+use crate::tiny_base::{Workplace, rows, train, write_base};
+
+/// Sums of the same numbers in another grouping; f32 sums over a few hundred terms.
+const REGROUPED_TOLERANCE: f64 = 1e-5;
+
+fn losses(events: &[Event]) -> Vec<f64> {
+    events
+        .iter()
+        .filter_map(|event| if let Event::Step(step) = event { Some(step.loss) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_run_learns_and_writes_adapter_record_and_metrics() {
+    let place = Workplace::new();
+    let mut options = place.options("run");
+    options.data.test = Some(place.path("test.jsonl"));
+    options.eval.exact_match_rows = 4;
+    options.eval.samples = 2;
+    let (outcome, events) = train(&options);
+    let outcome = outcome.unwrap();
+
+    assert!(outcome.is_finished);
+    assert_eq!((outcome.steps, outcome.total_steps, outcome.skipped_steps), (12, 12, 0));
+    let (before, after) = (outcome.base_validation_loss.unwrap(), outcome.validation_loss.unwrap());
+    assert!(after < before - 0.5, "{before} -> {after}");
+    assert_eq!(outcome.base_exact_match.unwrap().rows, 4);
+    assert_eq!(outcome.adapter_exact_match.unwrap().weights, Weights::Adapter);
+
+    let run_dir = RunDir::new(&options.run_dir);
+    assert_eq!(run_dir.outcome().unwrap(), outcome);
+    let adapter = formats::adapter::read_adapter(&run_dir.adapter()).unwrap();
+    assert_eq!(adapter.tensors.len(), 14);
+    let provenance = adapter.tune.unwrap();
+    assert_eq!((provenance.steps, provenance.base_blake3.len()), (12, 64));
+    assert!(run_dir.best().join("adapter_model.safetensors").is_file());
+    assert_eq!(outcome.adapter_dir.as_deref(), Some(run_dir.adapter().as_path()));
+
+    // One validation before step 1, then every third step; the plan comes before everything else but the data.
+    let validations: Vec<u64> = events
+        .iter()
+        .filter_map(|event| if let Event::Validation { step, .. } = event { Some(*step) } else { None })
+        .collect();
+    assert_eq!(validations, [0, 3, 6, 9, 12]);
+    assert!(matches!((&events[0], &events[1]), (Event::Data(_), Event::Plan(_))));
+    assert!(matches!(events.last(), Some(Event::Finished(_))));
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Sample { .. })).count(), 4);
+
+    let lines = metrics::read(&run_dir.metrics()).unwrap();
+    let steps: Vec<u64> =
+        lines.iter().filter(|line| matches!(line, Metric::Step(_))).map(Metric::step).collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_plan_holds_and_is_reported_beside_what_was_measured() {
+    let place = Workplace::new();
+    let (outcome, events) = train(&place.options("run"));
+    let outcome = outcome.unwrap();
+    let plan = events
+        .iter()
+        .find_map(|event| if let Event::Plan(plan) = event { Some(plan) } else { None })
+        .unwrap();
+    assert_eq!(plan.total_bytes, plan.rows.iter().map(|(_, bytes)| bytes).sum::<u64>());
+    assert_eq!((plan.rows_per_step, plan.steps_per_epoch, plan.total_steps), (4, 9, 12));
+    assert_eq!(outcome.planned_bytes, plan.total_bytes);
+    assert!(outcome.memory_bytes.is_some() || !Path::new("/proc/self/status").exists());
+}
+
+/// The adapter can learn one fixed answer by heart, which the base cannot give.
+#[test]
+fn exact_match_tells_base_and_adapter_apart() {
+    let place = Workplace::new();
+    let row = r#"{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"ok!"}]}"#;
+    place.write_data("train.jsonl", &format!("{row}\n").repeat(8));
+    let mut options = place.options("run");
+    options.train.length = Length::MaxSteps(60);
+    options.train.learning_rate = 1e-2;
+    options.eval.exact_match_rows = 1;
+    let outcome = train(&options).0.unwrap();
+    assert_eq!(outcome.base_exact_match.unwrap().matched, 0);
+    assert_eq!(outcome.adapter_exact_match.unwrap().matched, 1, "{outcome:?}");
+}
+
+#[test]
+fn accumulated_split_and_whole_batches_are_the_same_run() {
+    let place = Workplace::new();
+    // One in ten rows is much longer, so that dividing by rows or micro-batches would show.
+    let long = |n: u32| if n % 10 == 0 { "very ".repeat(20) } else { String::new() };
+    let data: String = (0..40)
+        .map(|n| {
+            let answer = format!("{}{n}", long(n));
+            format!(
+                "{{\"messages\":[{{\"role\":\"user\",\"content\":\"{n}\"}},{{\"role\":\"assistant\",\"content\":\"{answer}\"}}]}}\n"
+            )
+        })
+        .collect();
+    place.write_data("train.jsonl", &data);
+    let run = |name: &str, batch_size, accumulation| {
+        let mut options = place.options(name);
+        options.train.batch_size = batch_size;
+        options.train.gradient_accumulation_steps = accumulation;
+        losses(&train(&options).1)
+    };
+    let whole = run("whole", 4, 1);
+    assert_eq!(whole.len(), 12);
+    for other in [run("accumulated", 1, 4), run("halves", 2, 2)] {
+        for (a, b) in whole.iter().zip(&other) {
+            assert!((a - b).abs() <= REGROUPED_TOLERANCE * a, "{a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn a_small_budget_splits_micro_batches_and_changes_nothing_else() {
+    let place = Workplace::new();
+    let (_, events) = train(&place.options("free"));
+    let free = losses(&events);
+    let plan =
+        events.iter().find_map(|event| if let Event::Plan(plan) = event { Some(plan.clone()) } else { None });
+    let whole = plan.unwrap();
+
+    let mut options = place.options("tight");
+    let shrunk = (1..40).find_map(|step| {
+        options.budget.memory_bytes = Some(whole.total_bytes * (40 - step) / 40);
+        options.run_dir = place.path(&format!("tight-{step}"));
+        let events = train(&options).1;
+        let plan =
+            events.iter().find_map(|event| if let Event::Plan(plan) = event { Some(plan) } else { None })?;
+        (plan.micro_batch_tokens < whole.micro_batch_tokens).then(|| (plan.clone(), losses(&events)))
+    });
+    let (plan, tight) = shrunk.expect("some budget between one row and a whole batch");
+    assert!(plan.total_bytes <= plan.budget_bytes.unwrap());
+    assert_eq!((plan.kept_layers, tight.len()), (0, free.len()));
+    for (a, b) in free.iter().zip(&tight) {
+        assert!((a - b).abs() <= REGROUPED_TOLERANCE * a, "{a} and {b}");
+    }
+}
+
+#[test]
+fn plain_text_is_learned_whole() {
+    let place = Workplace::new();
+    place.write_data("train.jsonl", &"{\"text\":\"once upon a time\"}\n".repeat(20));
+    let (outcome, events) = train(&place.options("run"));
+    let outcome = outcome.unwrap();
+    assert!(outcome.validation_loss.unwrap() < outcome.base_validation_loss.unwrap());
+    let Event::Data(data) = &events[0] else { panic!("{:?}", events[0]) };
+    // 16 bytes a row; each but the first is a target.
+    assert_eq!((data.train_tokens, data.target_tokens), (18 * 16, 18 * 15));
+}
+
+#[test]
+fn long_rows_are_dropped_or_cut_and_counted() {
+    let place = Workplace::new();
+    let long = rows(0..1).replace("it is 0", &"long ".repeat(40));
+    place.write_data("train.jsonl", &(rows(1..30) + &long));
+    let run = |policy, name: &str| {
+        let mut options: Options = place.options(name);
+        options.data.max_seq_len = 80;
+        options.data.on_too_long = policy;
+        let events = train(&options).1;
+        let Event::Data(data) = &events[0] else { panic!("{:?}", events[0]) };
+        (data.dropped_rows, data.truncated_rows, data.train_rows + data.validation_rows)
+    };
+    assert_eq!(run(OnTooLong::Drop, "drop"), (1, 0, 29));
+    assert_eq!(run(OnTooLong::Truncate, "cut"), (0, 1, 30));
+}
+
+#[test]
+fn numbers_that_are_not_finite_end_the_run_and_are_never_saved() {
+    let place = Workplace::new();
+    let mut options = place.options("run");
+    options.train.learning_rate = 1e30;
+    options.train.checkpoint_every = 1;
+    let (outcome, events) = train(&options);
+    let error = outcome.unwrap_err();
+    assert!(
+        matches!(error, trainer::Error::NotFinite { count: 3, .. } | trainer::Error::BrokenAdapter { .. }),
+        "{error}"
+    );
+    assert!(!RunDir::new(&options.run_dir).adapter().exists());
+    for entry in std::fs::read_dir(RunDir::new(&options.run_dir).checkpoints()).unwrap() {
+        let adapter = formats::adapter::read_adapter(&entry.unwrap().path().join("adapter")).unwrap();
+        let mut weights = adapter.tensors.iter().flat_map(|tensor| tensor.a.iter().chain(&tensor.b));
+        assert!(weights.all(|weight| weight.is_finite()));
+    }
+    assert!(events.iter().all(|event| !matches!(event, Event::Finished(_))));
+}
+
+#[test]
+fn steps_with_a_loss_that_is_not_finite_are_skipped_three_times() {
+    let place = Workplace::new();
+    // Weights so large that the very first logits overflow.
+    write_base(&place.base(), 1e30);
+    let (outcome, events) = train(&place.options("run"));
+    assert!(matches!(outcome, Err(trainer::Error::NotFinite { step: 3, count: 3 })), "{outcome:?}");
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::StepSkipped { .. })).count(), 3);
+}

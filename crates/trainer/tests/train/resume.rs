@@ -1,0 +1,200 @@
+//! Stop anywhere, resume: the same bits.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use trainer::metrics::{self, Metric};
+use trainer::run_dir::RunDir;
+use trainer::{Error, Event, Options, Outcome, Start};
+
+use crate::tiny_base::{Workplace, train};
+
+/// Trains until `stop` says so of an event.
+fn train_until(
+    options: &Options,
+    mut stop: impl FnMut(&Event) -> bool,
+) -> (trainer::Result<Outcome>, Vec<Event>) {
+    let (mut events, cancel) = (Vec::new(), AtomicBool::new(false));
+    let mut observer = |event: Event| {
+        cancel.fetch_or(stop(&event), Ordering::Relaxed);
+        events.push(event);
+    };
+    let outcome = trainer::train(options, &mut observer, &cancel);
+    (outcome, events)
+}
+
+fn resumed(options: &Options) -> Options {
+    Options { start: Start::Resume, ..options.clone() }
+}
+
+/// Every file that must be the same whether or not a run was interrupted.
+fn result(options: &Options) -> BTreeMap<String, Vec<u8>> {
+    let run_dir = RunDir::new(&options.run_dir);
+    let mut files = BTreeMap::new();
+    for (name, dir) in [("adapter", run_dir.adapter()), ("best", run_dir.best())] {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = format!("{name}/{}", path.file_name().unwrap().to_string_lossy());
+            files.insert(name, std::fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+/// Losses and rates of all steps and validations, without times.
+fn course(options: &Options) -> Vec<String> {
+    let lines = metrics::read(&RunDir::new(&options.run_dir).metrics()).unwrap();
+    let show = |line: &Metric| match line {
+        Metric::Step(step) => {
+            let lines = (step.loss, step.learning_rate, step.grad_norm, step.validation_loss);
+            format!("{} {lines:?}", step.step)
+        }
+        other => format!("{other:?}"),
+    };
+    lines.iter().map(show).collect()
+}
+
+fn newest_checkpoint(options: &Options) -> std::path::PathBuf {
+    let dir = RunDir::new(&options.run_dir).checkpoints();
+    let step =
+        |path: &Path| -> Option<u64> { path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok() };
+    let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| step(path).is_some()).max_by_key(|path| step(path)).unwrap()
+}
+
+#[test]
+fn stopped_after_any_step_the_end_is_the_same_to_the_bit() {
+    let place = Workplace::new();
+    let whole = place.options("whole");
+    assert!(train(&whole).0.unwrap().is_finished);
+    for stops in [vec![1], vec![2, 3], vec![5, 6, 7], vec![11], vec![12]] {
+        let options = place.options(&format!("stopped-{}", stops[0]));
+        let mut next = options.clone();
+        for stop in &stops {
+            let (outcome, _) =
+                train_until(&next, |event| matches!(event, Event::Step(step) if step.step == *stop));
+            // After the last step all work is done, so a late stop changes nothing.
+            assert_eq!(outcome.unwrap().steps, *stop);
+            next = resumed(&options);
+        }
+        assert!(train(&next).0.unwrap().is_finished);
+        assert_eq!(result(&options), result(&whole), "stopped after {stops:?}");
+        assert_eq!(course(&options), course(&whole), "stopped after {stops:?}");
+    }
+}
+
+/// An observer that panics is the closest that one process comes to being killed: nothing is saved on the way out.
+#[test]
+fn killed_between_checkpoints_the_end_is_the_same_to_the_bit() {
+    let place = Workplace::new();
+    let whole = place.options("whole");
+    train(&whole).0.unwrap();
+    for kill in ["step 1", "step 5", "validation 6", "checkpoint 8", "step 12", "checkpoint 12"] {
+        let options = place.options(&kill.replace(' ', "-"));
+        let name = |event: &Event| match event {
+            Event::Step(step) => format!("step {}", step.step),
+            Event::Validation { step, .. } => format!("validation {step}"),
+            Event::Checkpoint { step, .. } => format!("checkpoint {step}"),
+            _ => String::new(),
+        };
+        let killed = std::panic::catch_unwind(|| {
+            train_until(&options, |event| {
+                if name(event) == kill {
+                    std::panic::resume_unwind(Box::new("killed"));
+                }
+                false
+            })
+        });
+        assert!(killed.is_err());
+        let (outcome, _) = train(&resumed(&options));
+        assert!(outcome.unwrap().is_finished);
+        assert_eq!(result(&options), result(&whole), "{kill}");
+        assert_eq!(course(&options), course(&whole), "{kill}");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same() {
+    let place = Workplace::new();
+    let whole = place.options("whole");
+    train(&whole).0.unwrap();
+    let options = place.options("damaged");
+    train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 9)).0.unwrap();
+    let file = newest_checkpoint(&options).join("moments/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    std::fs::write(&file, bytes).unwrap();
+
+    let (outcome, events) = train(&resumed(&options));
+    assert!(outcome.unwrap().is_finished);
+    assert!(events.iter().any(|event| matches!(event, Event::CheckpointDamaged { .. })));
+    assert!(events.iter().any(|event| matches!(event, Event::Resumed { step: 8, total_steps: 12 })));
+    assert_eq!(result(&options), result(&whole));
+    assert_eq!(course(&options), course(&whole));
+}
+
+#[test]
+fn a_finished_run_says_so_and_does_nothing() {
+    let place = Workplace::new();
+    let options = place.options("run");
+    let first = train(&options).0.unwrap();
+    let before = result(&options);
+    let (outcome, events) = train(&resumed(&options));
+    assert_eq!(outcome.unwrap(), first);
+    assert_eq!(events, [Event::AlreadyFinished(first)]);
+    assert_eq!(result(&options), before);
+}
+
+#[test]
+fn the_base_is_examined_once_a_run() {
+    let place = Workplace::new();
+    let mut options = place.options("run");
+    options.data.test = Some(place.path("test.jsonl"));
+    options.eval.exact_match_rows = 3;
+    train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 1)).0.unwrap();
+    let (outcome, events) = train(&resumed(&options));
+    assert_eq!(outcome.unwrap().base_exact_match.map(|figures| figures.rows), Some(3));
+    let examined = events.iter().filter(|event| matches!(event, Event::ExactMatch(_))).count();
+    assert_eq!(examined, 1, "the adapter alone");
+}
+
+#[test]
+fn what_changed_since_the_start_is_named() {
+    let place = Workplace::new();
+    let options = place.options("run");
+    train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 3)).0.unwrap();
+
+    let mut changed = resumed(&options);
+    changed.train.learning_rate = 0.5;
+    changed.adapter.rank = 8;
+    let Err(Error::RunChanged { changes }) = train(&changed).0 else { panic!("resumed with other options") };
+    let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
+    assert_eq!(keys, ["adapter.rank", "train.learning_rate"]);
+
+    let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    place.write_data("train.jsonl", &rows.replace("it is 3", "it is three"));
+    let Err(Error::RunChanged { changes }) = train(&resumed(&options)).0 else {
+        panic!("resumed on other data")
+    };
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].key, "contents of dataset");
+}
+
+#[test]
+fn a_moved_run_with_moved_inputs_goes_on() {
+    let place = Workplace::new();
+    let options = place.options("run");
+    train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 3)).0.unwrap();
+    let mut moved = resumed(&options);
+    for (path, name) in
+        [(&mut moved.run_dir, "run-2"), (&mut moved.model.base, "base-2"), (&mut moved.data.train[0], "d")]
+    {
+        let to = place.path(name);
+        std::fs::rename(&*path, &to).unwrap();
+        *path = to;
+    }
+    moved.train.keep = 1;
+    assert!(train(&moved).0.unwrap().is_finished);
+}
