@@ -1,0 +1,163 @@
+//! AdamW against its formula in f64, the clip, and stop-and-resume.
+
+mod numeric;
+
+use model::device::{AdamWUpdate, Buffer, Device};
+use numeric::*;
+
+#[test]
+fn an_update_follows_the_formula() {
+    const N: usize = 100;
+    let (cpu, mut random) = (cpu(), Random(5));
+    let update = AdamWUpdate {
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-6,
+        weight_decay: 0.1,
+        correction1: 0.271,
+        correction2: 0.029_701,
+        gradient_scale: 0.5,
+    };
+    let (w, g, m) = (random.values(N), random.values(N), random.values(N));
+    let v: Vec<f32> = random.values(N).iter().map(|x| x * x).collect();
+    let [mut w_d, g_d, mut m_d, mut v_d] = [&w, &g, &m, &v].map(|x| on_device(&cpu, x));
+    cpu.adamw(&update, g_d.all(), w_d.all_mut(), m_d.all_mut(), v_d.all_mut()).unwrap();
+    let (w, g, m, v) = (wide(&w), wide(&g), wide(&m), wide(&v));
+    let m: Vec<f64> = m.iter().zip(&g).map(|(m, g)| 0.9 * m + 0.1 * 0.5 * g).collect();
+    let v: Vec<f64> = v.iter().zip(&g).map(|(v, g)| 0.99 * v + 0.01 * 0.25 * g * g).collect();
+    let moved = |i: usize| w[i] * (1.0 - 0.001) - 0.01 * (m[i] / 0.271) / ((v[i] / 0.029_701).sqrt() + 1e-6);
+    assert_close("m", &on_host(&cpu, &m_d), &m, TOLERANCE);
+    assert_close("v", &on_host(&cpu, &v_d), &v, TOLERANCE);
+    assert_close("w", &on_host(&cpu, &w_d), &(0..N).map(moved).collect::<Vec<_>>(), TOLERANCE);
+}
+
+#[test]
+fn the_norm_takes_every_element() {
+    let (cpu, mut random) = (cpu(), Random(6));
+    let x = random.values(1003);
+    let expected: f64 = wide(&x).iter().map(|x| x * x).sum();
+    let found = cpu.sum_of_squares(on_device(&cpu, &x).all()).unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-12);
+}
+
+mod with_adapter {
+    use super::numeric::cpu;
+    use model::config::{Rope, RopeScaling};
+    use model::device::{Buffer, Device};
+    use model::lora::Gradients;
+    use model::optimizer::{AdamWOptions, AdamWState};
+    use model::{AdamW, Adapter, Cpu, Family, LoraOptions, ModelConfig};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            vocab_size: 16,
+            hidden: 8,
+            intermediate: 12,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 4,
+            head_dim_is_stated: false,
+            rms_eps: 1e-5,
+            rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+            qk_norm: false,
+            tied: true,
+            max_positions: 16,
+        }
+    }
+
+    fn fresh(device: &Cpu) -> (Adapter<Cpu>, AdamW<Cpu>, Gradients<Cpu>) {
+        let adapter = Adapter::new(device, &config(), &LoraOptions::default(), 1).unwrap();
+        let optimizer = AdamW::new(device, adapter.n_weights(), AdamWOptions::default()).unwrap();
+        let gradients = Gradients::new(&adapter).unwrap();
+        (adapter, optimizer, gradients)
+    }
+
+    fn set(device: &Cpu, gradients: &mut Gradients<Cpu>, seed: u64) {
+        let values = super::Random(seed).values(gradients.flat().len());
+        device.upload(&values, gradients.flat_mut().all_mut()).unwrap();
+    }
+
+    #[test]
+    fn a_restored_state_continues_with_the_same_bits() {
+        let device = cpu();
+        let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
+        for seed in 1..4 {
+            set(&device, &mut gradients, seed);
+            optimizer.update(&mut adapter, &gradients, 1e-2).unwrap();
+        }
+        let (weights, state) = (adapter.weights().unwrap(), optimizer.state().unwrap());
+        let (mut other, mut resumed, _) = fresh(&device);
+        other.set_weights(&weights).unwrap();
+        resumed.restore(&state).unwrap();
+        for seed in 4..6 {
+            set(&device, &mut gradients, seed);
+            optimizer.update(&mut adapter, &gradients, 1e-2).unwrap();
+            resumed.update(&mut other, &gradients, 1e-2).unwrap();
+        }
+        assert_eq!(other.weights().unwrap(), adapter.weights().unwrap());
+        assert_eq!(resumed.state().unwrap(), optimizer.state().unwrap());
+        assert_eq!(resumed.updates(), 5);
+        let short = AdamWState { first_moment: vec![], ..state };
+        assert!(resumed.restore(&short).is_err());
+    }
+
+    #[test]
+    fn gradients_over_the_norm_are_scaled_to_it() {
+        let device = cpu();
+        let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
+        set(&device, &mut gradients, 9);
+        let norm = optimizer.update(&mut adapter, &gradients, 0.0).unwrap();
+        let values = gradients.download().unwrap();
+        let found = optimizer.state().unwrap().first_moment;
+        assert!(norm > 1.0);
+        for (m, g) in found.iter().zip(values) {
+            let expected = 0.1 * f64::from(g) / norm;
+            assert!((f64::from(*m) - expected).abs() < 1e-7, "{m} against {expected}");
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let device = cpu();
+        let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
+        device.fill(f32::NAN, gradients.flat_mut().all_mut()).unwrap();
+        let before = adapter.weights().unwrap();
+        assert!(optimizer.update(&mut adapter, &gradients, 1.0).unwrap().is_nan());
+        assert_eq!((adapter.weights().unwrap(), optimizer.updates()), (before, 0));
+    }
+
+    #[test]
+    fn a_fresh_adapter_is_uniform_in_a_and_zero_in_b() {
+        let device = cpu();
+        let (adapter, _, _) = fresh(&device);
+        let weights = adapter.weights().unwrap();
+        for (_, cols, member) in adapter.layout().members() {
+            let (a, bound) = (&weights[member.a.clone()], 1.0 / (cols as f32).sqrt());
+            assert!(a.iter().all(|x| x.abs() <= bound) && a.iter().any(|x| x.abs() > 0.8 * bound));
+            assert!(weights[member.b.clone()].iter().all(|&x| x == 0.0));
+        }
+        let again = Adapter::new(&device, &config(), &LoraOptions::default(), 1).unwrap();
+        let other = Adapter::new(&device, &config(), &LoraOptions::default(), 2).unwrap();
+        assert_eq!(again.weights().unwrap(), weights);
+        assert_ne!(other.weights().unwrap(), weights);
+    }
+
+    #[test]
+    fn tensors_go_out_and_come_back() {
+        let device = cpu();
+        let (adapter, _, _) = fresh(&device);
+        let mut tensors = adapter.to_tensors(&config()).unwrap();
+        assert_eq!((tensors.len(), tensors[0].module.as_str()), (14, "model.layers.0.self_attn.q_proj"));
+        let mut other = Adapter::zeros(&device, &config(), &LoraOptions::default()).unwrap();
+        other.set_tensors(&config(), &tensors).unwrap();
+        assert_eq!(other.weights().unwrap(), adapter.weights().unwrap());
+        let last = tensors.pop().unwrap();
+        let error = other.set_tensors(&config(), &tensors).unwrap_err().to_string();
+        assert_eq!(error, "adapter: model.layers.1.mlp.down_proj is missing, expected its two factors");
+        tensors.extend([last.clone(), last]);
+        assert!(other.set_tensors(&config(), &tensors).is_err());
+    }
+}

@@ -1,0 +1,319 @@
+//! The whole step on tiny random models: finite differences, packing, recompute, tiles, determinism, memory.
+
+mod hashed;
+
+use std::sync::Arc;
+
+use formats::observe::Silent;
+use hashed::HashedCheckpoint;
+use model::arena::Arena;
+use model::config::{Rope, RopeScaling};
+use model::device::Device;
+use model::lora::Gradients;
+use model::optimizer::AdamWOptions;
+use model::step::{Batch, IGNORE, LossSum, StepPlan, workspace_bytes};
+use model::{AdamW, Adapter, Base, Cpu, Family, LoraOptions, ModelConfig, Quant, TrainStep};
+
+/// Central differences of an f32 loss: rounding of the loss (1e-7) over a change of 1e-2 of it, and the third
+/// derivative at that step. A term left out of a gradient shows as several per cent.
+const DIFFERENCE_TOLERANCE: f64 = 5e-3;
+
+/// The same sums in another order of blocks: a few hundred roundings of 6e-8.
+const ORDER_TOLERANCE: f64 = 2e-5;
+
+fn config(family: Family) -> ModelConfig {
+    ModelConfig {
+        family,
+        vocab_size: 300,
+        hidden: 256,
+        intermediate: 320,
+        n_layers: 3,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 32,
+        head_dim_is_stated: true,
+        rms_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        qk_norm: family.has_qk_norm(),
+        tied: family == Family::Qwen3,
+        max_positions: 256,
+    }
+}
+
+fn options() -> LoraOptions {
+    LoraOptions { rank: 4, alpha: 8.0, ..LoraOptions::default() }
+}
+
+/// Sequences of some lengths end to end, every fifth row without a target.
+struct Packed {
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    positions: Vec<u32>,
+    starts: Vec<usize>,
+}
+
+impl Packed {
+    fn new(lengths: &[usize]) -> Self {
+        let tokens = hashed::tokens("step", lengths.iter().sum(), 300);
+        let (mut targets, mut positions, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        for &length in lengths {
+            let start = targets.len();
+            starts.push(start);
+            for i in 0..length {
+                let is_target = i + 1 < length && i % 5 != 3;
+                targets.push(if is_target { tokens[start + i + 1] } else { IGNORE });
+                positions.push(i as u32);
+            }
+        }
+        Self { tokens, targets, positions, starts }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        let Self { tokens, targets, positions, starts } = self;
+        Batch { tokens, targets, positions, sequence_starts: starts }
+    }
+
+    /// Each sequence as a batch of its own.
+    fn alone(&self) -> Vec<Packed> {
+        let ends = self.starts[1..].iter().copied().chain([self.tokens.len()]);
+        let part = |(&start, end): (&usize, usize)| Packed {
+            tokens: self.tokens[start..end].to_vec(),
+            targets: self.targets[start..end].to_vec(),
+            positions: self.positions[start..end].to_vec(),
+            starts: vec![0],
+        };
+        self.starts.iter().zip(ends).map(part).collect()
+    }
+}
+
+/// A base, an adapter far from zero, and a step over both.
+struct Bench {
+    device: Cpu,
+    adapter: Adapter<Cpu>,
+    step: TrainStep<Cpu>,
+}
+
+impl Bench {
+    fn new(config: &ModelConfig, quant: Quant, options: &LoraOptions, plan: StepPlan) -> Self {
+        let device = Cpu::new(Arena::unlimited()).unwrap();
+        let base = Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent).unwrap();
+        let mut adapter = Adapter::zeros(&device, config, options).unwrap();
+        adapter.set_tensors(config, &hashed::adapter(config, options)).unwrap();
+        let step = TrainStep::new(Arc::new(base), Some(options), plan).unwrap();
+        Self { device, adapter, step }
+    }
+
+    fn run(&mut self, packed: &Packed, scale: f32) -> (LossSum, Vec<f32>) {
+        let mut gradients = Gradients::new(&self.adapter).unwrap();
+        let loss = self.step.forward_backward(&self.adapter, &packed.batch(), &mut gradients, scale).unwrap();
+        (loss, gradients.download().unwrap())
+    }
+}
+
+fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}
+
+fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    let error = norm(&difference) / norm(expected);
+    assert!(norm(expected) > 0.0 && error < tolerance, "{what}: off by {error:e}");
+}
+
+/// The loss along the gradient of one factor must change as the gradient says.
+fn check_differences(config: &ModelConfig, options: &LoraOptions) {
+    let packed = Packed::new(&[9, 1, 70, 13]);
+    let mut bench = Bench::new(config, Quant::Q4KM, options, StepPlan::new(config, 93));
+    let (_, gradient) = bench.run(&packed, 1.0);
+    let at = bench.adapter.weights().unwrap();
+    let members: Vec<_> = bench.adapter.layout().members().map(|(layer, _, m)| (layer, m.clone())).collect();
+    assert_eq!(members.len(), config.n_layers * options.targets.len());
+    for (layer, member) in members {
+        for (factor, range) in [("A", member.a), ("B", member.b)] {
+            let slope = norm(&gradient[range.clone()]);
+            assert!(slope > 0.0, "{:?} {factor} of layer {layer} gets no gradient", member.role);
+            let step = (0.1 / slope).min(0.02);
+            let mut loss_at = |distance: f64| {
+                let mut moved = at.clone();
+                for i in range.clone() {
+                    moved[i] += (distance * f64::from(gradient[i]) / slope) as f32;
+                }
+                bench.adapter.set_weights(&moved).unwrap();
+                bench.step.evaluate(Some(&bench.adapter), &packed.batch()).unwrap().sum_nll
+            };
+            let difference = (loss_at(step) - loss_at(-step)) / (2.0 * step);
+            let error = (difference / slope - 1.0).abs();
+            let role = member.role;
+            assert!(error < DIFFERENCE_TOLERANCE, "{role:?} {factor} of layer {layer}: off by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_qwen3_equal_finite_differences() {
+    check_differences(&config(Family::Qwen3), &options());
+}
+
+#[test]
+fn gradients_of_llama_equal_finite_differences() {
+    check_differences(&config(Family::Llama), &options());
+}
+
+#[test]
+fn gradients_of_some_targets_equal_finite_differences() {
+    use model::family::Role::{Down, K, Up};
+    let targets = vec![Up, K, Down];
+    let options = LoraOptions { rank: 3, alpha: 6.0, rank_stabilised: true, targets };
+    check_differences(&config(Family::Qwen3), &options);
+}
+
+#[test]
+fn packed_equals_one_by_one() {
+    let config = config(Family::Qwen3);
+    let mut bench = Bench::new(&config, Quant::Q4KM, &options(), StepPlan::new(&config, 300));
+    let packed = Packed::new(&[80, 3, 129, 66]);
+    let (together, gradient) = bench.run(&packed, 0.5);
+    let mut sum = LossSum::default();
+    let mut gradients = Gradients::new(&bench.adapter).unwrap();
+    for alone in packed.alone() {
+        sum += bench.step.forward_backward(&bench.adapter, &alone.batch(), &mut gradients, 0.5).unwrap();
+    }
+    assert_eq!(together.n_targets, sum.n_targets);
+    assert!((together.sum_nll / sum.sum_nll - 1.0).abs() < ORDER_TOLERANCE);
+    assert_near("gradient", &gradients.download().unwrap(), &gradient, ORDER_TOLERANCE);
+}
+
+#[test]
+fn recompute_and_tiles_change_nothing() {
+    let config = config(Family::Qwen3);
+    let packed = Packed::new(&[80, 3, 129]);
+    let whole = StepPlan {
+        max_tokens: 212,
+        mlp_tile_tokens: 212,
+        loss_tile_tokens: 212,
+        loss_tile_vocab: 300,
+        kept_layers: 3,
+    };
+    let (direct_loss, direct) = Bench::new(&config, Quant::Q4KM, &options(), whole).run(&packed, 1.0);
+    for kept_layers in [0, 1, 2] {
+        let plan = StepPlan { kept_layers, ..whole };
+        let (loss, again) = Bench::new(&config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        assert!(again == direct && loss == direct_loss, "a layer that ran again has the same bits");
+    }
+    let tiled = StepPlan { mlp_tile_tokens: 50, loss_tile_tokens: 33, loss_tile_vocab: 77, ..whole };
+    for kept_layers in [0, 2] {
+        let plan = StepPlan { kept_layers, ..tiled };
+        let (loss, gradient) = Bench::new(&config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        assert!((loss.sum_nll / direct_loss.sum_nll - 1.0).abs() < ORDER_TOLERANCE);
+        assert_near("tiled gradient", &gradient, &direct, ORDER_TOLERANCE);
+    }
+}
+
+/// A few updates; returns losses, adapter and optimiser state.
+fn train(threads: usize, bench: &mut Bench) -> (Vec<f64>, Vec<f32>, Vec<f32>) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let (config, options) = (config(Family::Qwen3), options());
+    bench.adapter.set_tensors(&config, &hashed::adapter(&config, &options)).unwrap();
+    pool.install(|| {
+        let mut optimizer =
+            AdamW::new(&bench.device, bench.adapter.n_weights(), AdamWOptions::default()).unwrap();
+        let mut gradients = Gradients::new(&bench.adapter).unwrap();
+        let mut losses = Vec::new();
+        for lengths in [[80, 40, 90], [100, 10, 71], [66, 64, 65]] {
+            let packed = Packed::new(&lengths);
+            gradients.zero().unwrap();
+            let loss =
+                bench.step.forward_backward(&bench.adapter, &packed.batch(), &mut gradients, 0.01).unwrap();
+            let norm = optimizer.update(&mut bench.adapter, &gradients, 1e-2).unwrap();
+            losses.extend([loss.mean(), norm]);
+        }
+        let state = optimizer.state().unwrap();
+        (losses, bench.adapter.weights().unwrap(), state.second_moment)
+    })
+}
+
+#[test]
+fn training_repeats_bit_by_bit() {
+    let config = config(Family::Qwen3);
+    let mut bench = Bench::new(&config, Quant::Q4KM, &options(), StepPlan::new(&config, 220));
+    let first = train(2, &mut bench);
+    assert!(first.0[0].is_finite() && first.1.iter().all(|x| x.is_finite()));
+    for _ in 0..3 {
+        assert!(train(2, &mut bench) == first, "two runs on two threads differ");
+    }
+    assert_eq!(train(1, &mut bench), train(1, &mut bench));
+}
+
+#[test]
+fn no_dense_copy_outlives_its_use_and_the_plan_is_what_is_drawn() {
+    let config = config(Family::Qwen3);
+    let plan = StepPlan::new(&config, 100);
+    let options = options();
+    let mut bench = Bench::new(&config, Quant::Q4KM, &options, plan);
+    let base = bench.step.base().clone();
+    let tile = 4 * model::device::cpu::TILE_FLOATS as u64;
+    let planned: u64 = workspace_bytes(&config, Some(&options), &plan).unwrap().iter().map(|(_, b)| b).sum();
+    let resident = tile + base.bytes() + 4 * bench.adapter.n_weights() as u64 + planned;
+    assert_eq!(bench.device.arena().used_bytes(), resident);
+
+    let before = bench.device.arena().peak_bytes();
+    let mut gradients = Gradients::new(&bench.adapter).unwrap();
+    let drawn = bench.device.arena().used_bytes();
+    let packed = Packed::new(&[50, 50]);
+    bench.step.forward_backward(&bench.adapter, &packed.batch(), &mut gradients, 1.0).unwrap();
+    assert_eq!(bench.device.arena().used_bytes(), drawn, "a step draws nothing");
+    assert_eq!(bench.device.arena().peak_bytes(), before.max(drawn));
+    assert_eq!(bench.device.dense().live_bytes(), 0);
+    let largest = 4 * (config.vocab_size * config.hidden) as u64;
+    let peak = bench.device.dense().peak_bytes();
+    assert!(peak > 0 && peak <= tile.max(largest), "at most one tile, or one chunk while loading: {peak}");
+}
+
+#[test]
+fn a_cap_below_the_plan_is_refused_with_what_and_how_much() {
+    let config = config(Family::Llama);
+    let plan = StepPlan::new(&config, 64);
+    let device = Cpu::new(Arena::unlimited()).unwrap();
+    let base =
+        Base::load(&device, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
+    let capped = Cpu::new(Arena::new(base.bytes() + (1 << 20))).unwrap();
+    let base =
+        Base::load(&capped, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
+    let refused = TrainStep::new(Arc::new(base), None, plan).err().unwrap().to_string();
+    assert!(refused.starts_with("no memory left for activations: "), "{refused}");
+}
+
+#[test]
+fn batches_that_cannot_run_are_refused() {
+    let config = config(Family::Llama);
+    let mut bench = Bench::new(&config, Quant::F32, &options(), StepPlan::new(&config, 8));
+    let good = Packed::new(&[4, 4]);
+    let refused = |bench: &mut Bench, change: &dyn Fn(&mut Packed)| {
+        let mut packed = Packed { starts: good.starts.clone(), ..Packed::new(&[4, 4]) };
+        change(&mut packed);
+        bench.step.evaluate(None, &packed.batch()).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refused(&mut bench, &|_| {}), "");
+    let cases: [(&dyn Fn(&mut Packed), &str); 6] = [
+        (&|p| p.tokens.clear(), "batch: number of tokens is 0, expected 1 to 8"),
+        (&|p| p.tokens[2] = 300, "batch: token id is 300, expected below 300"),
+        (&|p| p.targets[2] = 301, "batch: target id is 301, expected below 300"),
+        (&|p| p.positions[2] = 8, "batch: position is 8, expected below 8"),
+        (&|p| p.positions.truncate(3), "batch: number of positions is 3, expected 8"),
+        (&|p| p.starts[1] = 8, "batch: list of sequence starts is [0, 8], expected 0, ascending, below 8"),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(refused(&mut bench, change), expected);
+    }
+}
+
+#[test]
+fn the_loss_of_nothing_is_zero_and_moves_nothing() {
+    let config = config(Family::Qwen3);
+    let mut bench = Bench::new(&config, Quant::Q4KM, &options(), StepPlan::new(&config, 20));
+    let mut packed = Packed::new(&[20]);
+    packed.targets.fill(IGNORE);
+    let (loss, gradient) = bench.run(&packed, 1.0);
+    assert_eq!((loss.sum_nll, loss.n_targets), (0.0, 0));
+    assert!(gradient.iter().all(|&g| g == 0.0));
+}
