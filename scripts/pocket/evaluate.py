@@ -4,8 +4,8 @@
     python evaluate.py MODEL_DIR --generate      the same by transformers' own greedy `generate` (slow, independent)
     python evaluate.py MODEL_DIR --ask "Clean up: the   cat sat"
 
-Teacher forcing gives the same verdict as greedy decoding: the greedy answer equals the expected one exactly if, after
-every correct prefix, the most likely token is the next correct one.
+Teacher forcing asks whether, after every correct prefix, the most likely token is the next correct one. Then the greedy
+answer is the expected one. It is slightly stricter than comparing texts: the right text in other tokens counts as wrong.
 """
 
 import argparse

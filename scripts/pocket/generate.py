@@ -12,11 +12,8 @@ import json
 import random
 import string
 
-from sentences import fact, order, plain, scene, story
-from words import (
-    city, clock_time, date, first_name, full_name, item, made_up, number_in_words,
-    word, words,
-)
+from sentences import fact, order, scene, story
+from words import city, clock_time, date, first_name, full_name, item, made_up, number_in_words, word, words
 
 HELD_OUT_SEED = 20_000_003
 HELD_OUT_ROWS_PER_KIND = 100
