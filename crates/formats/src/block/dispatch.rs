@@ -1,8 +1,8 @@
-//! The encoders compiled for each width of vectors, chosen at run time. `unsafe` because a function compiled
+//! The codecs compiled for each width of vectors, chosen at run time. `unsafe` because a function compiled
 //! for a processor's extension may be called only where that is present.
 //!
-//! There is one source: the encoders' arrays become 128-bit vectors in the portable build and 256-bit ones
-//! with AVX2. None allows fused multiply-add, so all give the same bytes.
+//! There is one source: the codecs' arrays become 128-bit vectors in the portable build, 256-bit ones with AVX2 and,
+//! in the decoders, 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
 #![allow(unsafe_code)]
 
 use super::{BlockType, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
@@ -39,5 +39,52 @@ fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<
         BlockType::Q4K => q4_k::encode(weights, cols, imatrix, out),
         BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
         BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
+    }
+}
+
+/// Decodes whole blocks whose lengths have been checked.
+pub(super) fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
+            // SAFETY: the processor has just said that it has these extensions.
+            return unsafe { decode_avx512(ty, blocks, out) };
+        }
+        if has!("avx2") {
+            // SAFETY: the processor has just said that it has AVX2.
+            return unsafe { decode_avx2(ty, blocks, out) };
+        }
+    }
+    decode_portable(ty, blocks, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+fn decode_avx512(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+    decode_portable(ty, blocks, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn decode_avx2(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+    decode_portable(ty, blocks, out);
+}
+
+/// Inlined into each of the above.
+#[inline(always)]
+fn decode_portable(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+    match ty {
+        BlockType::F32 => plain::decode_f32(blocks, out),
+        BlockType::F16 => plain::decode_f16(blocks, out),
+        BlockType::BF16 => plain::decode_bf16(blocks, out),
+        BlockType::Q4_0 => q4_0::decode(blocks, out),
+        BlockType::Q4_1 => q4_1::decode(blocks, out),
+        BlockType::Q5_0 => q5_0::decode(blocks, out),
+        BlockType::Q5_1 => q5_1::decode(blocks, out),
+        BlockType::Q8_0 => q8_0::decode(blocks, out),
+        BlockType::Q4K => q4_k::decode(blocks, out),
+        BlockType::Q5K => q5_k::decode(blocks, out),
+        BlockType::Q6K => q6_k::decode(blocks, out),
     }
 }

@@ -105,6 +105,7 @@ pub(super) fn unpack(packed: &[u8; 12], j: usize) -> (u8, u8) {
 }
 
 /// d·s and dm·m of the eight groups of a block.
+#[inline(always)]
 pub(super) fn decoded(d: [u8; 2], dm: [u8; 2], packed: &[u8; 12]) -> [(f32, f32); GROUPS] {
     let (d, dm) = (float16::from_bytes(d), float16::from_bytes(dm));
     std::array::from_fn(|j| {

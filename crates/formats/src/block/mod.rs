@@ -215,19 +215,7 @@ pub fn encode_par(
 /// [`Error::RowLength`] or [`Error::BufferLength`] when `blocks` and `out` do not hold the same blocks.
 pub fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) -> Result<()> {
     check_length(ty, "the blocks", blocks.len(), ty.row_bytes(out.len())?)?;
-    match ty {
-        BlockType::F32 => plain::decode_f32(blocks, out),
-        BlockType::F16 => plain::decode_f16(blocks, out),
-        BlockType::BF16 => plain::decode_bf16(blocks, out),
-        BlockType::Q4_0 => q4_0::decode(blocks, out),
-        BlockType::Q4_1 => q4_1::decode(blocks, out),
-        BlockType::Q5_0 => q5_0::decode(blocks, out),
-        BlockType::Q5_1 => q5_1::decode(blocks, out),
-        BlockType::Q8_0 => q8_0::decode(blocks, out),
-        BlockType::Q4K => q4_k::decode(blocks, out),
-        BlockType::Q5K => q5_k::decode(blocks, out),
-        BlockType::Q6K => q6_k::decode(blocks, out),
-    }
+    dispatch::decode(ty, blocks, out);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ pub(super) fn encode_f32(weights: &[f32], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn decode_f32(blocks: &[u8], out: &mut [f32]) {
     for (bytes, weight) in blocks.as_chunks::<4>().0.iter().zip(out) {
         *weight = f32::from_le_bytes(*bytes);
@@ -24,6 +25,7 @@ pub(super) fn encode_f16(weights: &[f32], out: &mut [u8]) {
 }
 
 /// Sixteen at a time: the conversion then picks its instruction once a group, not once a weight.
+#[inline(always)]
 pub(super) fn decode_f16(blocks: &[u8], out: &mut [f32]) {
     const GROUP: usize = 16;
     let mut group = [f16::ZERO; GROUP];
@@ -41,6 +43,7 @@ pub(super) fn encode_bf16(weights: &[f32], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn decode_bf16(blocks: &[u8], out: &mut [f32]) {
     for (pair, weight) in blocks.as_chunks::<2>().0.iter().zip(out) {
         *weight = f32::from_bits(u32::from(u16::from_le_bytes(*pair)) << 16);

@@ -34,6 +34,7 @@ fn store(found: &Scales, block: &mut [u8; BYTES]) {
     pack_low_bits(&found.codes, &mut block[16..]);
 }
 
+#[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
         let scales = decoded(
@@ -45,7 +46,10 @@ pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
         for (j, x) in x.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let (scale, min) = scales[j];
             let shift = 4 * (j % 2);
-            *x = codes[j / 2].map(|byte| scale * f32::from(byte >> shift & 15) - min);
+            // A loop: the closure of `map` is not compiled for wider vectors.
+            for (x, byte) in x.iter_mut().zip(codes[j / 2]) {
+                *x = scale * f32::from(byte >> shift & 15) - min;
+            }
         }
     }
 }

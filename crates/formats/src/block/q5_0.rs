@@ -42,6 +42,7 @@ fn store(scale: f32, codes: &[u8; 32], block: &mut [u8; BYTES]) {
     block[6..].copy_from_slice(&nibbles::pack(codes));
 }
 
+#[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         let [d0, d1, h0, h1, h2, h3, codes @ ..] = block;

@@ -38,6 +38,7 @@ fn store(found: &Scales, block: &mut [u8; BYTES]) {
     pack_low_bits(&found.codes, low);
 }
 
+#[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
         let scales = decoded(

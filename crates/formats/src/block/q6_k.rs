@@ -80,6 +80,7 @@ fn store_codes(codes: &[[u8; 32]], block: &mut [u8; BYTES]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
         let d = float16::from_bytes([block[208], block[209]]);

@@ -18,6 +18,7 @@ pub(super) fn encode(weights: &[f32], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         let [d0, d1, codes @ ..] = block;
