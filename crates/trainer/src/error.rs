@@ -89,7 +89,7 @@ pub enum Error {
         token: String,
     },
     /// A row is longer than the base can handle.
-    #[error("a row has {tokens} tokens, but the base {} handles at most {max_positions} positions", base.display())]
+    #[error("a row has {tokens} tokens, the model in {} handles at most {max_positions} positions", base.display())]
     PositionsExceeded {
         /// The base model.
         base: PathBuf,

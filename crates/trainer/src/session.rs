@@ -93,7 +93,7 @@ impl<'a, D: Device> Session<'a, D> {
         };
         let mut optimizer = AdamW::new(&base.device, adapter.n_weights(), optimizer_options)?;
         let (state, saved_step) = match begin {
-            Begin::Fresh(state) => (state, None),
+            Begin::Fresh(state) => (*state, None),
             Begin::Resumed(saved) => {
                 adapter.set_tensors(config, &saved.adapter.tensors)?;
                 optimizer.restore(&saved.optimizer)?;
@@ -153,7 +153,7 @@ impl<'a, D: Device> Session<'a, D> {
 
     /// At every multiple of `every`, and after the last step.
     fn is_due(&self, every: u64) -> bool {
-        self.is_complete() || (every > 0 && self.state.step % every == 0)
+        self.is_complete() || (every > 0 && self.state.step.is_multiple_of(every))
     }
 
     fn one_step(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
@@ -305,7 +305,7 @@ impl<'a, D: Device> Session<'a, D> {
 /// Where a session begins.
 pub enum Begin {
     /// At step 0.
-    Fresh(State),
+    Fresh(Box<State>),
     /// At a checkpoint.
     Resumed(Box<Saved>),
 }

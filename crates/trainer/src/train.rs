@@ -191,14 +191,14 @@ impl Run<'_> {
         }
         let total_steps = self.setting.plan.table.total_steps;
         let Some(saved) = found.saved else {
-            return Ok(Begin::Fresh(State {
+            return Ok(Begin::Fresh(Box::new(State {
                 version: LAYOUT_VERSION,
                 total_steps,
                 seed: self.setting.options.train.seed,
                 base_exact_match: self.record.outcome.base_exact_match,
                 inputs: self.inputs.clone(),
                 ..State::default()
-            }));
+            })));
         };
         if saved.state.inputs != self.inputs || saved.state.total_steps != total_steps {
             let reason = "the checkpoint belongs to another run".into();
@@ -220,7 +220,11 @@ impl Run<'_> {
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.
-    fn examine_base<D: Device>(&mut self, base: &Arc<Base<D>>, mut state: State) -> Result<Option<State>> {
+    fn examine_base<D: Device>(
+        &mut self,
+        base: &Arc<Base<D>>,
+        mut state: Box<State>,
+    ) -> Result<Option<Box<State>>> {
         if state.base_exact_match.is_none() {
             state.base_exact_match = self.examination.ask(base, None, self.observer, self.cancel)?;
             if self.cancel.load(Ordering::Relaxed) {

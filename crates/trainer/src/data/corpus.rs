@@ -76,6 +76,8 @@ impl Corpus {
             for ((place, _), row) in chunk.iter().zip(rows) {
                 let (kind, fate) = row?;
                 self.check_kind(kind, path, *place)?;
+                let fate =
+                    fate.map_err(|reason| Error::Row { path: path.into(), line: place.line, reason })?;
                 self.push(file, path, *place, fate, encoder, end_of_turn)?;
             }
         }
@@ -180,16 +182,12 @@ fn read_chunk(reader: &mut RowReader) -> Result<Vec<(Place, Vec<u8>)>> {
     Ok(chunk)
 }
 
-fn encode_row(
-    path: &Path,
-    place: Place,
-    bytes: &[u8],
-    encoder: &RowEncoder<'_>,
-) -> Result<(&'static str, Fate)> {
+/// A row's kind, and what became of it or what is wrong with it.
+type EncodedRow = (&'static str, std::result::Result<Fate, String>);
+
+fn encode_row(path: &Path, place: Place, bytes: &[u8], encoder: &RowEncoder<'_>) -> Result<EncodedRow> {
     let row = Row::parse(path, place, bytes)?;
-    let fate =
-        encoder.encode(&row).map_err(|reason| Error::Row { path: path.into(), line: place.line, reason })?;
-    Ok((row.kind(), fate))
+    Ok((row.kind(), encoder.encode(&row)))
 }
 
 #[cfg(test)]

@@ -31,21 +31,30 @@ fn options_that_cannot_be() {
         |_, options| options.data.val_split = f32::NAN,
         expect!["`data.val_split` must lie between 0 and 0.5"],
     );
-    check(|_, options| options.model.quant = "q4_m_k".into(), expect!["unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"]);
+    check(
+        |_, options| options.model.quant = "q4_m_k".into(),
+        expect!["unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"],
+    );
 }
 
 #[test]
 fn data_that_cannot_be_read() {
-    check(|place, _| place.write_data("train.jsonl", ""), expect![[r#"
+    check(
+        |place, _| place.write_data("train.jsonl", ""),
+        expect![[r#"
         train.jsonl: the data file has no rows
-        hint: a data file is JSON objects, one a line, or one JSON array of them"#]]);
+        hint: a data file is JSON objects, one a line, or one JSON array of them"#]],
+    );
     check(
         |_, options| options.data.train = vec![options.run_dir.with_file_name("absent.jsonl")],
         expect!["absent.jsonl: No such file or directory (os error 2)"],
     );
-    check(|place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"messages\": [\n")), expect![[r#"
+    check(
+        |place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"messages\": [\n")),
+        expect![[r#"
         train.jsonl:3: broken JSON at column 14: EOF while parsing a list
-        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]]);
+        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]],
+    );
     check(
         |place, _| place.write_data("train.jsonl", &rows(0..2).replace("assistant", "user")),
         expect![[r#"
@@ -62,9 +71,12 @@ fn data_that_cannot_be_read() {
             train.jsonl:3: the row has 182 tokens, `data.max_seq_len` is 100
             hint: raise `data.max_seq_len`, or set `data.on_too_long` to "drop" or "truncate""#]],
     );
-    check(|place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"text\": \"x\"}\n")), expect![[r#"
-        train.jsonl:3: the row has no token to learn
-        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]]);
+    check(
+        |place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"text\": \"x\"}\n")),
+        expect![[r#"
+            train.jsonl:3: the row has `text`, the rows before it `messages`
+            hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]],
+    );
 }
 
 #[test]
@@ -83,14 +95,19 @@ fn rows_that_never_end_a_turn() {
 
 #[test]
 fn bases_whose_parts_do_not_fit() {
-    check(|place, _| std::fs::remove_dir_all(place.base()).unwrap(), expect!["base/config.json is missing, expected the configuration of a Hugging Face model"]);
+    check(
+        |place, _| std::fs::remove_dir_all(place.base()).unwrap(),
+        expect!["base/config.json is missing, expected the configuration of a Hugging Face model"],
+    );
     check(
         |place, _| {
             let path = place.base().join("model.safetensors");
             let bytes = std::fs::read(&path).unwrap();
             std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
         },
-        expect!["base/model.safetensors: tensor `model.norm.weight` lies at bytes 320768..321024, the data ends at 320924"],
+        expect![
+            "base/model.safetensors: tensor `model.norm.weight` lies at bytes 320768..321024, the data ends at 320924"
+        ],
     );
     let edit = |place: &Workplace, from: &str, to: &str| {
         let path = place.base().join("config.json");
@@ -98,7 +115,10 @@ fn bases_whose_parts_do_not_fit() {
         assert!(config.contains(from));
         std::fs::write(&path, config.replace(from, to)).unwrap();
     };
-    check(|place, _| edit(place, "\"intermediate_size\": 96", "\"intermediate_size\": 128"), expect!["tensor `model.layers.0.mlp.gate_proj.weight` has shape [96, 64], expected [128, 64]"]);
+    check(
+        |place, _| edit(place, "\"intermediate_size\": 96", "\"intermediate_size\": 128"),
+        expect!["tensor `model.layers.0.mlp.gate_proj.weight` has shape [96, 64], expected [128, 64]"],
+    );
     check(
         |place, _| {
             let path = place.base().join("tokenizer.json");
@@ -115,16 +135,19 @@ fn bases_whose_parts_do_not_fit() {
             options.data.max_seq_len = 4096;
         },
         expect![[r#"
-            a row has 330 tokens, but the base base handles at most 256 positions
+            a row has 330 tokens, the model in base handles at most 256 positions
             hint: set `data.max_seq_len` to 256 or less, and shorten longer test rows"#]],
     );
 }
 
 #[test]
 fn budgets_that_are_too_small() {
-    check(|_, options| options.budget.memory_bytes = Some(1000), expect![[r#"
+    check(
+        |_, options| options.budget.memory_bytes = Some(1000),
+        expect![[r#"
         the plan needs 1571516 bytes, the budget leaves 1000
-        hint: set `budget.memory` to at least 1571516 bytes more than `budget.reserve`"#]]);
+        hint: set `budget.memory` to at least 1571516 bytes more than `budget.reserve`"#]],
+    );
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn exact_match_tells_base_and_adapter_apart() {
 fn accumulated_split_and_whole_batches_are_the_same_run() {
     let place = Workplace::new();
     // One in ten rows is much longer, so that dividing by rows or micro-batches would show.
-    let long = |n: u32| if n % 10 == 0 { "very ".repeat(20) } else { String::new() };
+    let long = |n: u32| if n.is_multiple_of(10) { "very ".repeat(20) } else { String::new() };
     let data: String = (0..40)
         .map(|n| {
             let answer = format!("{}{n}", long(n));
