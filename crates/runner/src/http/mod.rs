@@ -1,6 +1,7 @@
 //! The server: Ollama's API and the OpenAI API over all experts, runs as server-sent events, and one web page.
 
 mod accept;
+mod experts;
 mod generation;
 mod guard;
 mod log;
@@ -27,6 +28,7 @@ use axum::routing::{get, post};
 use formats::Observer;
 use tokio::net::TcpListener;
 
+use self::experts::Experts;
 use self::guard::Guard;
 use self::log::Log;
 use self::refusal::Refusal;
@@ -81,7 +83,7 @@ pub enum ServeEvent {
 #[derive(Clone)]
 struct Server {
     worker: Worker,
-    registry: Registry,
+    experts: Experts,
     pipelines: Arc<[Arc<Pipeline>]>,
     runs: Arc<Path>,
     engine_name: Arc<str>,
@@ -109,13 +111,14 @@ pub async fn serve(
     let listener = TcpListener::bind(config.address).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let log = Log::new(observer);
+    let experts = Experts::new(config.registry, &config.pipelines)?;
     let engine_name = Arc::from(config.engine.name());
     let keep_alive = KeepAlive::For(config.keep_alive);
     let (worker, thread) = Worker::start(config.engine, keep_alive, config.max_queue, log.clone())
         .map_err(|error| wrong(&format!("the engine's thread can't be started: {error}")))?;
     let server = Server {
         worker,
-        registry: config.registry,
+        experts,
         pipelines: config.pipelines.into_iter().map(Arc::new).collect(),
         runs: Arc::from(config.runs),
         engine_name,

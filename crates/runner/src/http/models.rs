@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 
 use super::Server;
 use super::accept::body;
-use super::ollama::find;
 use super::refusal::Refusal;
 use crate::card::ExpertCard;
 use crate::clock;
@@ -17,7 +16,7 @@ pub(super) async fn version() -> Json<Value> {
 }
 
 pub(super) async fn tags(State(server): State<Server>) -> Result<Json<Value>, Refusal> {
-    let models: Vec<Value> = server.registry.cards()?.iter().map(tag).collect();
+    let models: Vec<Value> = server.experts.cards()?.iter().map(tag).collect();
     Ok(Json(json!({"models": models})))
 }
 
@@ -83,7 +82,7 @@ struct ShowBody {
 
 pub(super) async fn show(State(server): State<Server>, request: Request) -> Result<Json<Value>, Refusal> {
     let asked: ShowBody = body(request).await?;
-    let card = find(&server.registry, if asked.model.is_empty() { &asked.name } else { &asked.model })?;
+    let card = server.experts.find(if asked.model.is_empty() { &asked.name } else { &asked.model })?;
     let file = formats::gguf::Reader::open(&card.file).map_err(crate::Error::from)?;
     let metadata = file.metadata();
     let mut facts = Map::new();

@@ -23,8 +23,8 @@ use super::generation::{self, Answer, Asked, Done, Work};
 use super::refusal::Refusal;
 use super::worker::KeepAlive;
 use crate::card::{ExpertCard, LoadOptions, Sampling};
+use crate::clock;
 use crate::engine::{Finish, Form, Prompt};
-use crate::{Error, Registry, clock};
 
 /// `POST /api/generate`.
 #[derive(Deserialize)]
@@ -79,7 +79,7 @@ enum Shape {
 
 pub(super) async fn generate(State(server): State<Server>, request: Request) -> Result<Response, Refusal> {
     let asked: GenerateBody = body(request).await?;
-    let card = find(&server.registry, &asked.model)?;
+    let card = server.experts.find(&asked.model)?;
     for (key, given) in [
         ("suffix", !asked.suffix.is_empty()),
         ("template", !asked.template.is_empty()),
@@ -104,7 +104,7 @@ pub(super) async fn generate(State(server): State<Server>, request: Request) -> 
 
 pub(super) async fn chat(State(server): State<Server>, request: Request) -> Result<Response, Refusal> {
     let asked: ChatBody = body(request).await?;
-    let card = find(&server.registry, &asked.model)?;
+    let card = server.experts.find(&asked.model)?;
     if asked.tools.is_some_and(|tools| !tools.is_empty()) {
         return Err(Refusal::bad(format!("\"{}\" does not support tools", card.name)));
     }
@@ -202,21 +202,6 @@ fn last(shape: Shape, name: &str, idle: &str, text: String, done: &Done) -> Valu
     value
 }
 
-/// The expert of a name as Ollama writes it: any case, with or without `:latest`.
-pub(super) fn find(registry: &Registry, name: &str) -> Result<ExpertCard, Refusal> {
-    if name.is_empty() {
-        return Err(Refusal::bad("model is required"));
-    }
-    let plain = name.strip_suffix(":latest").unwrap_or(name);
-    let names = registry.names()?;
-    let found = names.iter().find(|known| known.eq_ignore_ascii_case(plain));
-    let card = registry.card(found.ok_or_else(|| Refusal::unknown_model(name))?);
-    card.map_err(|error| match error {
-        Error::UnknownExpert { .. } => Refusal::unknown_model(name),
-        other => other.into(),
-    })
-}
-
 /// `"5m"`, `"1h30m"`, `300` (seconds), `0`, or anything negative for always.
 fn keep_alive(value: &Value) -> Result<Option<KeepAlive>, Refusal> {
     let wrong = || Refusal::bad(format!("invalid keep_alive {value}"));
@@ -300,7 +285,7 @@ fn options(
 fn fixed(card: &ExpertCard, key: &str, asked: u32) -> Result<(), Refusal> {
     let LoadOptions { num_ctx, num_batch, num_thread, num_gpu, .. } = card.load;
     let own = match key {
-        "num_ctx" if num_ctx == 0 => return Ok(()).and_then(|()| smaller_context(card, asked)),
+        "num_ctx" if num_ctx == 0 => return smaller_context(card, asked),
         "num_ctx" => num_ctx,
         "num_batch" => num_batch,
         "num_thread" => num_thread,

@@ -15,13 +15,13 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::Server;
 use super::accept::body;
 use super::generation::{self, Answer, Asked, Work};
-use super::ollama::{find, whole};
+use super::ollama::whole;
 use super::refusal::Refusal;
 use crate::clock;
 use crate::engine::{Finish, Form, Generated, Prompt};
 
 pub(super) async fn models(State(server): State<Server>) -> Result<Json<Value>, Refusal> {
-    let cards = server.registry.cards()?;
+    let cards = server.experts.cards()?;
     let model = |card: &crate::ExpertCard| json!({"id": card.name, "object": "model", "created": card.file_modified / 1_000_000_000, "owned_by": "tune"});
     Ok(Json(json!({"object": "list", "data": cards.iter().map(model).collect::<Vec<_>>()})))
 }
@@ -54,7 +54,7 @@ struct ChatMessage {
 
 pub(super) async fn completions(State(server): State<Server>, request: Request) -> Result<Response, Refusal> {
     let asked: CompletionBody = body(request).await?;
-    let card = find(&server.registry, &asked.model)?;
+    let card = server.experts.find(&asked.model)?;
     if asked.n.is_some_and(|n| n != 1) || asked.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
         return Err(Refusal::bad(format!("'{}' gives one answer and knows no tools", card.name)));
     }
