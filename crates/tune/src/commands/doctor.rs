@@ -85,7 +85,7 @@ fn memory_bytes() -> Option<(u64, u64)> {
 
 fn disk() -> Finding {
     const SMALL: u64 = 20 << 30;
-    match formats::atomic::free_bytes(Path::new(".")) {
+    match formats::disk::free_bytes(Path::new(".")) {
         Ok(free) => Finding {
             part: "disk",
             found: format!("{} free here", bytes::show(free)),

@@ -25,7 +25,7 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
     refuse_to_replace(&request, arguments)?;
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
     let source = arguments.source.clone();
-    let result = exporter::export(&request, &EngineVerifier::new(), &mut |event| show(terminal, &event));
+    let result = exporter::export(&request, &EngineVerifier::new()?, &mut |event| show(terminal, &event));
     terminal.clear_bar();
     let receipt = result.map_err(|error| failure(&error, &source))?;
     finished(terminal, &request, &receipt);
@@ -61,7 +61,7 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
     let recipe_path = run_dir.join("recipe.toml");
     let recipe = Recipe::read(&recipe_path)?;
     let outcome = run_record::finished(run_dir)?;
-    let name = recipe.expert.name.clone().unwrap_or_else(|| Recipe::run_name(run_dir));
+    let name = recipe.expert.name.clone().unwrap_or_else(|| folder_name(run_dir));
     let evaluation = match &recipe.eval.test {
         Some(path) => run_record::conversations(path, recipe.eval.rows)?,
         None => Vec::new(),
@@ -76,7 +76,7 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
         name,
         tokenizer: recipe.model.base.clone(),
         template: Template::FromTokenizer,
-        num_ctx: recipe.expert.num_ctx.map_or(DEFAULT_NUM_CTX, |n| n as usize),
+        num_ctx: recipe.expert.num_ctx.map_or_else(|| default_num_ctx(&recipe.model.base), |n| n as usize),
         system: recipe.expert.system.clone(),
         evaluation,
         reference: Reference {
@@ -97,14 +97,14 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
 
 fn base_request(arguments: &Export) -> Result<Request, Failure> {
     let base = arguments.source.clone();
-    let name = Recipe::run_name(&base);
+    let name = folder_name(&base);
     Ok(Request {
         adapter: None,
         output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or("q4_k_m"))?,
         tokenizer: base.clone(),
         template: Template::FromTokenizer,
-        num_ctx: DEFAULT_NUM_CTX,
+        num_ctx: default_num_ctx(&base),
         system: None,
         evaluation: Vec::new(),
         reference: Reference::default(),
@@ -113,6 +113,18 @@ fn base_request(arguments: &Export) -> Result<Request, Failure> {
         name,
         base,
     })
+}
+
+/// A folder's whole name: what follows a point in `Qwen3-0.6B` is no extension.
+fn folder_name(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Never more than the base was made for, which the exporter would refuse.
+fn default_num_ctx(base: &Path) -> usize {
+    let config = formats::config::HfConfig::from_dir(base).ok();
+    let limit = config.and_then(|config| config.max_position_embeddings).unwrap_or(DEFAULT_NUM_CTX);
+    limit.min(DEFAULT_NUM_CTX)
 }
 
 fn target(request: &Request) -> PathBuf {

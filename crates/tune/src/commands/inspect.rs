@@ -9,7 +9,8 @@ use crate::terminal::Terminal;
 use formats::adapter::AdapterFiles;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{Array, Reader, Value};
-use formats::{BlockType, TensorSource};
+use formats::TensorSource;
+use formats::safetensors::{SafetensorsFile, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -35,7 +36,7 @@ fn describe(path: &Path) -> Result<Vec<String>, Failure> {
     if path.is_file() {
         return match extension {
             "gguf" => gguf(path),
-            "safetensors" => Ok(tensors(&Checkpoint::open_file(path)?)),
+            "safetensors" => Ok(tensors(SafetensorsFile::open(path)?.tensors().iter())),
             "json" => receipt(path),
             _ => Err(unknown(path)),
         };
@@ -148,18 +149,19 @@ fn model(path: &Path) -> Result<Vec<String>, Failure> {
         ),
         String::new(),
     ];
-    lines.extend(tensors(&Checkpoint::open(path)?));
+    let checkpoint = Checkpoint::open(path)?;
+    let names = checkpoint.tensor_names();
+    lines.extend(tensors(names.iter().filter_map(|name| checkpoint.tensor(name))));
     Ok(lines)
 }
 
-fn tensors(checkpoint: &Checkpoint) -> Vec<String> {
+fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
     let mut weights = 0u64;
     let mut lines = Vec::new();
-    for name in checkpoint.tensor_names() {
-        let shape: Vec<u64> = checkpoint.shape(&name).unwrap_or_default().iter().map(|&n| n as u64).collect();
+    for tensor in tensors {
+        let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
         weights += shape.iter().product::<u64>();
-        let dtype = checkpoint.dtype(&name).map_or("?", BlockType::name);
-        lines.push(format!("{name:<60} {:<18} {dtype}", dimensions(&shape)));
+        lines.push(format!("{:<60} {:<18} {}", tensor.name, dimensions(&shape), tensor.dtype));
     }
     lines.push(String::new());
     lines.push(format!("{} tensors · {} weights", lines.len() - 1, show::count(weights)));

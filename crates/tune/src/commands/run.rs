@@ -99,7 +99,6 @@ fn show(terminal: &mut Terminal, event: &Event) {
         }
         Event::RunFinished { .. } => {}
         Event::Residency(event) => residency_row(terminal, event),
-        _ => {}
     }
 }
 

@@ -19,12 +19,13 @@ const MAX_QUEUE: usize = 64;
 pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     let registry = pipeline_file::registry();
     let pipelines = arguments.pipelines.iter().map(|path| pipeline_file::read(path, &registry));
+    let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
         engine: Box::new(LlamaEngine::new()?),
         registry,
-        pipelines: pipelines.collect::<Result<_, _>>()?,
+        pipelines,
         runs: pipeline_file::runs(),
         keep_alive: KEEP_ALIVE,
         max_queue: MAX_QUEUE,

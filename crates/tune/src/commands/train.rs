@@ -232,6 +232,5 @@ fn one_line(text: &str) -> String {
 fn keep_recipe(recipe: &Path, run_dir: &Path) -> Result<(), Failure> {
     let text = std::fs::read(recipe)?;
     std::fs::create_dir_all(run_dir)?;
-    formats::atomic::write_file(&run_dir.join("recipe.toml"), |file| std::io::Write::write_all(file, &text))?;
-    Ok(())
+    Ok(formats::atomic::write_bytes(&run_dir.join("recipe.toml"), &text)?)
 }
