@@ -74,14 +74,14 @@ fn scaling(hf: &HfConfig, origin: &str) -> Result<RopeScaling> {
     let Some(table) = &hf.rope_scaling else { return Ok(RopeScaling::None) };
     let kind = table.get("rope_type").or_else(|| table.get("type")).and_then(|value| value.as_str());
     let number = |key: &str| {
-        table.get(key).and_then(|value| value.as_f64()).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-            Error::InvalidConfig {
+        table.get(key).and_then(|value| value.as_f64()).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(
+            || Error::InvalidConfig {
                 origin: origin.to_owned(),
                 key: format!("rope_scaling.{key}"),
                 found: table.get(key).map_or("missing".to_owned(), |value| value.to_string()),
                 expected: "a positive number".to_owned(),
-            }
-        })
+            },
+        )
     };
     match kind.unwrap_or("missing") {
         "default" => Ok(RopeScaling::None),

@@ -205,9 +205,10 @@ impl TensorSpec {
     fn new(config: &ModelConfig, role: Role, layer: Option<usize>) -> TensorSpec {
         let (rows, cols) = config.shape(role);
         let (hf, gguf) = match layer {
-            Some(i) => {
-                (format!("model.layers.{i}.{}.weight", role.hf_module()), format!("blk.{i}.{}.weight", role.gguf_stem()))
-            }
+            Some(i) => (
+                format!("model.layers.{i}.{}.weight", role.hf_module()),
+                format!("blk.{i}.{}.weight", role.gguf_stem()),
+            ),
             None if role == Role::Output => ("lm_head.weight".to_owned(), "output.weight".to_owned()),
             None => (format!("model.{}.weight", role.hf_module()), format!("{}.weight", role.gguf_stem())),
         };
