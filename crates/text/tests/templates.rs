@@ -103,3 +103,25 @@ fn templates_are_bounded() {
     assert!(fails("{{ '{:2000000000}'.format(1) }}").contains("format"));
     assert!(ChatTemplate::from_source(&" ".repeat(1 << 20), "", "").is_err());
 }
+
+#[test]
+fn text_that_doubles_is_refused() {
+    for source in [
+        &format!("{{% set x = 'ab' %}}{}", "{% set x = x ~ x %}".repeat(50)),
+        "{% for m in messages %}{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(a='a', b='b') %}{% for i in range(99) %}{% set ns.a = ns.a ~ ns.b %}{% set ns.b = ns.a %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join(',') %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+        "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = twice(ns.x) %}{% endfor %}",
+        "{% macro grow(n, x) %}{% if n %}{{ grow(n - 1, x ~ x) }}{% endif %}{% endmacro %}{{ grow(60, 'ab') }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% if i %}{% set ns.x = ns.x ~ ns.x %}{% else %}{% set ns.x = '' %}{% endif %}{% endfor %}",
+    ] {
+        let refused = ChatTemplate::from_source(source, "", "").map(|_| source).unwrap_err().to_string();
+        assert!(refused.contains("grows without bound"), "{source}: {refused}");
+    }
+    let grows_with_messages = "{% set ns = namespace(a='', b='') %}{% for m in messages %}{% set ns.a = ns.a ~ m.content ~ '\\n' %}\
+        {% set ns.b = ns.b ~ ns.a if m.role == 'user' else ns.b %}{% endfor %}{{ ns.b }}";
+    ChatTemplate::from_source(grows_with_messages, "", "").unwrap();
+}

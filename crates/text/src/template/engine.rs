@@ -10,6 +10,7 @@ use minijinja::{Environment, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::clock::strftime;
+use super::growth::unbounded;
 use super::python::{json_of, str_of};
 use crate::{Error, Result};
 
@@ -45,6 +46,10 @@ impl Engine {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut syntax = minijinja::syntax::SyntaxConfig::builder();
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
+        if let Some(name) = unbounded(&source, &syntax) {
+            let reason = format!("`{name}` is made of itself more than once, and grows without bound");
+            return Err(Error::Template { reason });
+        }
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(method);
         environment

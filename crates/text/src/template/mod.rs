@@ -4,6 +4,7 @@ mod clock;
 mod engine;
 mod find;
 mod generation;
+mod growth;
 mod python;
 
 use std::path::Path;

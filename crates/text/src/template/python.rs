@@ -33,7 +33,13 @@ pub(super) fn json_of(value: &Value, indent: Option<usize>) -> String {
     text
 }
 
+/// Longer than any output may be; a list of lists that share their items writes more than it holds.
+const LIMIT_BYTES: usize = 64 << 20;
+
 fn write_value(text: &mut String, value: &Value, style: Style, depth: usize) {
+    if text.len() > LIMIT_BYTES {
+        return;
+    }
     let json = matches!(style, Style::Json { .. });
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => text.push_str(if json { "null" } else { "None" }),

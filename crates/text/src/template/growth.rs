@@ -1,0 +1,288 @@
+//! Templates whose text would double and double again.
+//!
+//! The engine counts instructions, not bytes: `{% set ns.x = ns.x ~ ns.x %}` forty times over is some hundred
+//! instructions and a terabyte. So the template is followed here with sizes in place of values, each loop some
+//! sixty times: text that a conversation makes longer grows with a small power of the number of messages, text
+//! that is made of itself grows past every bound. What grows by detours slow enough is not found out; what it
+//! puts out is still bounded.
+
+use std::collections::HashMap;
+
+use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Macro, Stmt};
+use minijinja::machinery::parse;
+use minijinja::syntax::SyntaxConfig;
+
+/// How often a loop is followed.
+const ROUNDS: usize = 64;
+/// Sixty-four messages, each put together with each and all again, stay below.
+const LIMIT: f64 = 1e12;
+/// Statements to follow; loops within loops within loops are cut short at that.
+const STEPS: usize = 30_000;
+
+/// Whether the template makes text of itself without bound; the variable that grows.
+pub(super) fn unbounded(source: &str, syntax: &SyntaxConfig) -> Option<String> {
+    // What does not parse is refused with a better message elsewhere.
+    let Ok(Stmt::Template(template)) = parse(source, "chat_template", syntax.clone()) else { return None };
+    let mut sizes = Sizes::default();
+    sizes.statements(&template.children);
+    sizes.found
+}
+
+/// How much longer than the parts of a conversation texts are.
+#[derive(Default)]
+struct Sizes<'a> {
+    /// By variable, and by `namespace.attribute`.
+    of: HashMap<String, f64>,
+    macros: HashMap<&'a str, &'a Macro<'a>>,
+    /// Macros being followed, with the sizes of their parameters.
+    following: Vec<(&'a str, Vec<f64>)>,
+    steps: usize,
+    /// A variable that is too large.
+    found: Option<String>,
+}
+
+impl<'a> Sizes<'a> {
+    fn get(&self, name: &str) -> f64 {
+        self.of.get(name).copied().unwrap_or(1.0)
+    }
+
+    fn set(&mut self, name: String, size: f64) {
+        if size > LIMIT && self.found.is_none() {
+            self.found = Some(name.clone());
+        }
+        self.of.insert(name, size);
+    }
+
+    /// Forgets what a scope has set but for attributes of namespaces, which outlive it.
+    fn leave(&mut self, before: &HashMap<String, f64>) {
+        self.of.retain(|name, _| name.contains('.') || before.contains_key(name));
+        for (name, size) in before.iter().filter(|(name, _)| !name.contains('.')) {
+            self.of.insert(name.clone(), *size);
+        }
+    }
+
+    fn assign(&mut self, target: &Expr, size: f64) {
+        match target {
+            Expr::Var(variable) => self.set(variable.id.to_owned(), size),
+            Expr::GetAttr(_) => path(target).into_iter().for_each(|path| self.set(path, size)),
+            Expr::List(list) => list.items.iter().for_each(|item| self.assign(item, size)),
+            Expr::Tuple(tuple) => tuple.items.iter().for_each(|item| self.assign(item, size)),
+            _ => {}
+        }
+    }
+
+    /// The size of what statements put out.
+    fn statements(&mut self, statements: &'a [Stmt<'a>]) -> f64 {
+        self.steps += statements.len();
+        statements.iter().map(|statement| self.statement(statement)).sum()
+    }
+
+    fn statement(&mut self, statement: &'a Stmt<'a>) -> f64 {
+        match statement {
+            Stmt::EmitExpr(emit) => self.expression(&emit.expr),
+            Stmt::EmitRaw(_) => 1.0,
+            Stmt::ForLoop(repeated) => {
+                let items = self.expression(&repeated.iter);
+                let otherwise = self.statements(&repeated.else_body);
+                let mut size = 0.0;
+                for round in 1..=ROUNDS {
+                    let before = self.of.clone();
+                    self.assign(&repeated.target, items);
+                    size += self.statements(&repeated.body);
+                    self.leave(&before);
+                    if self.of == before || self.found.is_some() || self.steps > STEPS {
+                        size *= (ROUNDS / round) as f64;
+                        break;
+                    }
+                }
+                size + otherwise
+            }
+            Stmt::IfCond(condition) => {
+                let before = self.of.clone();
+                let taken = self.statements(&condition.true_body);
+                let after = std::mem::replace(&mut self.of, before);
+                let other = self.statements(&condition.false_body);
+                for (name, size) in after {
+                    let merged = self.of.entry(name).or_insert(size);
+                    *merged = merged.max(size);
+                }
+                taken.max(other)
+            }
+            Stmt::WithBlock(block) => {
+                for (target, value) in &block.assignments {
+                    let size = self.expression(value);
+                    self.assign(target, size);
+                }
+                self.statements(&block.body)
+            }
+            Stmt::Set(set) => {
+                match (&set.target, &set.expr) {
+                    (Expr::Var(name), Expr::Call(call)) if is_variable(&call.expr, "namespace") => {
+                        self.namespace(name.id, &call.args);
+                    }
+                    _ => {
+                        let size = self.expression(&set.expr);
+                        self.assign(&set.target, size);
+                    }
+                }
+                0.0
+            }
+            Stmt::SetBlock(block) => {
+                let size = self.statements(&block.body);
+                self.assign(&block.target, size);
+                0.0
+            }
+            Stmt::FilterBlock(block) => self.statements(&block.body),
+            Stmt::AutoEscape(block) => self.statements(&block.body),
+            Stmt::Macro(declared) => {
+                self.macros.insert(declared.name, &**declared);
+                0.0
+            }
+            Stmt::CallBlock(block) => self.statements(&block.macro_decl.body) + self.call(&block.call),
+            Stmt::Do(done) => self.call(&done.call),
+            _ => 1.0,
+        }
+    }
+
+    /// A new namespace, in place of what the name stood for.
+    fn namespace(&mut self, name: &str, attributes: &'a [CallArg<'a>]) {
+        let sizes = self.arguments(attributes);
+        let prefix = format!("{name}.");
+        self.of.retain(|path, _| !path.starts_with(&prefix));
+        for (attribute, size) in attributes.iter().zip(sizes) {
+            if let CallArg::Kwarg(attribute, _) = attribute {
+                self.set(format!("{prefix}{attribute}"), size);
+            }
+        }
+    }
+
+    /// The size of what a macro puts out. One that calls itself ends where its data end, and takes an
+    /// instruction each time; but what it hands on may grow.
+    fn expand(&mut self, called: &'a Macro<'a>, arguments: &'a [CallArg<'a>]) -> f64 {
+        let sizes: Vec<f64> = self.parameters(called, arguments);
+        if let Some((_, known)) = self.following.iter_mut().find(|(name, _)| *name == called.name) {
+            known.iter_mut().zip(sizes).for_each(|(known, size)| *known = known.max(size));
+            return 1.0;
+        }
+        self.following.push((called.name, sizes));
+        let mut size = 0.0;
+        for _ in 0..ROUNDS {
+            let before = self.of.clone();
+            let sizes = self.following.last().map(|(_, sizes)| sizes.clone()).unwrap_or_default();
+            for (parameter, size) in called.args.iter().zip(&sizes) {
+                self.assign(parameter, *size);
+            }
+            size = self.statements(&called.body);
+            self.leave(&before);
+            let hands_on_the_same = self.following.last().is_none_or(|(_, handed)| *handed == sizes);
+            if hands_on_the_same || self.found.is_some() || self.steps > STEPS {
+                break;
+            }
+        }
+        self.following.pop();
+        size
+    }
+
+    /// The sizes of a macro's parameters in a call.
+    fn parameters(&mut self, called: &'a Macro<'a>, arguments: &'a [CallArg<'a>]) -> Vec<f64> {
+        let sizes = self.arguments(arguments);
+        let mut parameters = vec![1.0; called.args.len()];
+        for (at, (argument, size)) in arguments.iter().zip(sizes).enumerate() {
+            let named = |name: &str| called.args.iter().position(|parameter| is_variable(parameter, name));
+            let parameter = if let CallArg::Kwarg(name, _) = argument { named(name) } else { Some(at) };
+            parameter
+                .and_then(|at| parameters.get_mut(at))
+                .into_iter()
+                .for_each(|parameter| *parameter = size);
+        }
+        parameters
+    }
+
+    fn expression(&mut self, expression: &'a Expr<'a>) -> f64 {
+        match expression {
+            Expr::Var(variable) => self.get(variable.id),
+            Expr::Slice(slice) => self.expression(&slice.expr),
+            Expr::BinOp(operation) => {
+                let (left, right) = (self.expression(&operation.left), self.expression(&operation.right));
+                match operation.op {
+                    BinOpKind::Add | BinOpKind::Concat | BinOpKind::Rem => left + right,
+                    BinOpKind::Mul => left * right,
+                    BinOpKind::ScAnd | BinOpKind::ScOr => left.max(right),
+                    _ => 1.0,
+                }
+            }
+            Expr::IfExpr(either) => {
+                let other = either.false_expr.as_ref().map_or(1.0, |other| self.expression(other));
+                self.expression(&either.true_expr).max(other)
+            }
+            Expr::Filter(filter) => {
+                let base = filter.expr.as_ref().map_or(1.0, |base| self.expression(base));
+                self.applied(filter.name, base, &filter.args)
+            }
+            Expr::GetAttr(attribute) => match path(expression).and_then(|path| self.of.get(&path).copied()) {
+                Some(size) => size,
+                None => self.expression(&attribute.expr),
+            },
+            Expr::GetItem(item) => self.expression(&item.expr),
+            Expr::Call(call) => self.call(call),
+            Expr::List(list) => list.items.iter().map(|item| self.expression(item)).sum(),
+            Expr::Tuple(tuple) => tuple.items.iter().map(|item| self.expression(item)).sum(),
+            Expr::Map(map) => map.values.iter().map(|value| self.expression(value)).sum(),
+            _ => 1.0,
+        }
+    }
+
+    fn call(&mut self, call: &'a Call<'a>) -> f64 {
+        match &call.expr {
+            Expr::GetAttr(method) => {
+                let base = self.expression(&method.expr);
+                self.applied(method.name, base, &call.args)
+            }
+            Expr::Var(function) if function.id == "raise_exception" => 0.0,
+            Expr::Var(function) => match self.macros.get(function.id).copied() {
+                Some(called) => self.expand(called, &call.args),
+                None => self.arguments(&call.args).iter().sum::<f64>().max(1.0),
+            },
+            _ => 1.0,
+        }
+    }
+
+    /// A filter or method: most keep the size, some put arguments between or instead of parts.
+    fn applied(&mut self, name: &str, base: f64, arguments: &'a [CallArg<'a>]) -> f64 {
+        let sizes = self.arguments(arguments);
+        let is_made = |argument: &CallArg| {
+            !matches!(argument, CallArg::Pos(Expr::Const(_)) | CallArg::Kwarg(_, Expr::Const(_)))
+        };
+        let made =
+            arguments.iter().zip(sizes).filter(|(argument, _)| is_made(argument)).map(|(_, size)| size);
+        match name {
+            "length" | "count" | "find" | "startswith" | "endswith" | "int" | "float" | "round" | "abs" => {
+                1.0
+            }
+            "replace" | "join" | "format" => base + made.sum::<f64>(),
+            "default" | "d" | "get" => made.fold(base, f64::max),
+            _ => base,
+        }
+    }
+
+    fn arguments(&mut self, arguments: &'a [CallArg<'a>]) -> Vec<f64> {
+        let size = |argument: &'a CallArg<'a>| match argument {
+            CallArg::Pos(value) | CallArg::PosSplat(value) | CallArg::KwargSplat(value) => {
+                self.expression(value)
+            }
+            CallArg::Kwarg(_, value) => self.expression(value),
+        };
+        arguments.iter().map(size).collect()
+    }
+}
+
+fn is_variable(expression: &Expr, name: &str) -> bool {
+    matches!(expression, Expr::Var(variable) if variable.id == name)
+}
+
+/// `namespace.attribute`.
+fn path(expression: &Expr) -> Option<String> {
+    let Expr::GetAttr(attribute) = expression else { return None };
+    let Expr::Var(namespace) = &attribute.expr else { return None };
+    Some(format!("{}.{}", namespace.id, attribute.name))
+}
