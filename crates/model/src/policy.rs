@@ -105,7 +105,7 @@ pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> Bloc
     let wanted = match spec.role {
         role if role.is_norm() => return BlockType::F32,
         _ if !is_quantised(ordinary) => ordinary,
-        _ if is_head && spec.cols % ordinary.block_len() != 0 => BlockType::Q8_0,
+        _ if is_head && !spec.cols.is_multiple_of(ordinary.block_len()) => BlockType::Q8_0,
         _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
         Role::V | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
         Role::V if ordinary == BlockType::Q4K && is_llama_70b(config) => BlockType::Q5K,
@@ -131,7 +131,7 @@ fn is_quantised(ty: BlockType) -> bool {
 
 /// The type that a row of `cols` weights can have when it is no whole number of blocks.
 fn fallback(wanted: BlockType, cols: usize) -> BlockType {
-    if cols % wanted.block_len() == 0 {
+    if cols.is_multiple_of(wanted.block_len()) {
         return wanted;
     }
     let smaller = match wanted {
@@ -140,7 +140,7 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
         BlockType::Q6K => BlockType::Q8_0,
         other => other,
     };
-    if cols % smaller.block_len() == 0 { smaller } else { BlockType::F16 }
+    if cols.is_multiple_of(smaller.block_len()) { smaller } else { BlockType::F16 }
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ use model::config::{ModelConfig, RopeScaling, gguf_metadata};
 use model::family::{self, Naming};
 use shared::shared;
 
+type Table = HashMap<String, Vec<usize>>;
+
 /// Names and shapes without weights.
 #[derive(Clone)]
-struct Shapes(HashMap<String, Vec<usize>>);
+struct Shapes(Table);
 
 impl Shapes {
     fn of(config: &ModelConfig, naming: Naming) -> Shapes {
@@ -166,7 +168,7 @@ fn wrong_configurations_name_file_key_and_what_would_be_right() {
 fn wrong_tensors_are_named() {
     let config = tiny_llama();
     let right = Shapes::of(&config, Naming::Hf);
-    let check = |change: &dyn Fn(&mut HashMap<String, Vec<usize>>), expected: Option<&str>| {
+    let check = |change: &dyn Fn(&mut Table), expected: Option<&str>| {
         let mut shapes = right.clone();
         change(&mut shapes.0);
         let found = family::check(&config, &shapes, Naming::Hf).err().map(|error| error.to_string());

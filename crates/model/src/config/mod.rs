@@ -77,11 +77,11 @@ impl ModelConfig {
                 return invalid(key, value.to_string(), &format!("1 to {limit}"));
             }
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let expected = format!("a divisor of num_attention_heads {}", self.n_heads);
             return invalid("num_key_value_heads", self.n_kv_heads.to_string(), &expected);
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return invalid("head_dim", self.head_dim.to_string(), "an even number");
         }
         if !(self.rms_eps.is_finite() && self.rms_eps > 0.0) {

@@ -120,17 +120,15 @@ impl<D: Device> Workspace<D> {
 
     fn upload_rows(&mut self, rows: &[Row]) -> Result<()> {
         let n = rows.len();
-        let uploads: [(&mut D::Indices, fn(&Row) -> u32); 3] = [
-            (&mut self.tokens, |row| row.token),
-            (&mut self.positions, |row| row.position),
-            (&mut self.cache_rows, |row| row.cache_row),
-        ];
-        for (indices, field) in uploads {
-            self.host_indices.clear();
-            self.host_indices.extend(rows.iter().map(field));
-            self.device.upload_indices(&self.host_indices, indices.first_mut(n))?;
-        }
-        Ok(())
+        let host = &mut self.host_indices;
+        let mut upload = |field: fn(&Row) -> u32, to: &mut D::Indices| {
+            host.clear();
+            host.extend(rows.iter().map(field));
+            self.device.upload_indices(host, to.first_mut(n))
+        };
+        upload(|row| row.token, &mut self.tokens)?;
+        upload(|row| row.position, &mut self.positions)?;
+        upload(|row| row.cache_row, &mut self.cache_rows)
     }
 
     /// stream += Wo · attention(norm(stream))
