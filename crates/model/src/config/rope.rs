@@ -153,6 +153,15 @@ mod tests {
         }
     }
 
+    /// Bits of the interpolated factors as llama.cpp's converter computes them (torch 2.15.0, f32).
+    #[test]
+    fn llama3_factors_have_the_converters_bits() {
+        let factors = LLAMA_3_2.gguf_factors(64).unwrap();
+        let bits: Vec<u32> = factors[14..19].iter().map(|factor| factor.to_bits()).collect();
+        let (one, thirty_two) = (1.0f32.to_bits(), 32.0f32.to_bits());
+        assert_eq!(bits, [one, 1_070_816_962, 1_079_161_967, 1_092_266_734, thirty_two]);
+    }
+
     const TRANSFORMERS_LLAMA_3_2: [(usize, f32); 12] = [
         (0, 1.0),
         (1, 0.663_601_3),
