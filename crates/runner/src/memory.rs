@@ -96,7 +96,7 @@ mod tests {
     fn memory_is_measured() {
         let state = main_memory();
         assert!(state.free_bytes > 0 && state.free_bytes <= state.total_bytes, "{state:?}");
-        let block = vec![1_u8; 64 << 20];
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = main_memory();
         assert!(after.resident_bytes >= state.resident_bytes + (48 << 20), "{state:?} {after:?}");
         drop(block);

@@ -1,7 +1,9 @@
 //! A run on disk: an append-only journal with a checksum a line, and one content-addressed artefact an item.
 //!
-//!     runs/<id>/journal.jsonl            what was begun, each item done, the end
-//!     runs/<id>/artefacts/<blake3>       the input and every output, named by what they hold
+//! ```text
+//! runs/<id>/journal.jsonl            what was begun, each item done, the end
+//! runs/<id>/artefacts/<blake3>       the input and every output, named by what they hold
+//! ```
 //!
 //! An artefact is on disk before the line that names it, so a line means the item is done.
 

@@ -85,7 +85,8 @@ fn references(names: impl IntoIterator<Item = String>) -> Result<References, Str
 fn describe(error: &minijinja::Error) -> String {
     let place = error.line().map_or_else(String::new, |line| format!(" (line {line})"));
     let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
-    format!("{}{detail}{place}", error.kind())
+    let source = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
+    format!("{}{detail}{source}{place}", error.kind())
 }
 
 #[derive(Default)]
