@@ -15,6 +15,7 @@ use crate::data::corpus::Corpus;
 use crate::data::dataset::Question;
 use crate::error::Result;
 use crate::event::{Event, ExactMatch, Weights};
+use crate::memory_use::Growth;
 
 /// Questions that decode side by side.
 const SIDE_BY_SIDE: usize = 16;
@@ -67,6 +68,8 @@ pub struct Examination<'a> {
     pub max_positions: usize,
     /// Tokens to text.
     pub tokenizer: &'a Tokenizer,
+    /// The memory that the run takes.
+    pub growth: &'a Growth,
 }
 
 impl Examination<'_> {
@@ -93,6 +96,7 @@ impl Examination<'_> {
         let started = Instant::now();
         let mut generator = Generator::new(base.clone(), adapter.map(Adapter::options), capacity)?;
         let answers = self.answers(&mut generator, adapter, weights, observer, cancel)?;
+        self.growth.sample();
         if cancel.load(Ordering::Relaxed) {
             return Ok(None);
         }

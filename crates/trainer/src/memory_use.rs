@@ -3,6 +3,8 @@
 //! Only anonymous memory counts: pages of a memory-mapped checkpoint belong to the system's cache, which takes them
 //! back whenever it needs them.
 
+use std::cell::Cell;
+
 /// Anonymous resident memory of this process in bytes; `None` where the system does not tell.
 pub fn anonymous_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
@@ -14,28 +16,28 @@ fn parse(status: &str) -> Option<u64> {
 }
 
 /// What a run adds to the process that hosts it: the highest of all samples, less what was there before.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Growth {
     before_bytes: Option<u64>,
-    peak_bytes: Option<u64>,
+    peak_bytes: Cell<Option<u64>>,
 }
 
 impl Growth {
     /// Takes what the process has now as the ground.
     pub fn start() -> Self {
-        Self { before_bytes: anonymous_bytes(), peak_bytes: None }
+        Self { before_bytes: anonymous_bytes(), peak_bytes: Cell::new(None) }
     }
 
     /// Samples once more; the step's memory stays allocated between steps, so a sample a step finds the peak.
-    pub fn sample(&mut self) -> Option<u64> {
+    pub fn sample(&self) -> Option<u64> {
         let now = anonymous_bytes()?.saturating_sub(self.before_bytes?);
-        self.peak_bytes = self.peak_bytes.max(Some(now));
-        self.peak_bytes
+        self.peak_bytes.set(self.peak_bytes.get().max(Some(now)));
+        self.peak_bytes.get()
     }
 
     /// The highest sample.
     pub fn peak_bytes(&self) -> Option<u64> {
-        self.peak_bytes
+        self.peak_bytes.get()
     }
 }
 
@@ -51,7 +53,7 @@ mod tests {
 
     #[test]
     fn an_allocation_shows_where_the_system_tells() {
-        let mut growth = Growth::start();
+        let growth = Growth::start();
         let block = std::hint::black_box(vec![1_u8; 256 << 20]);
         let Some(peak) = growth.sample() else {
             println!("skipped: this system does not tell its memory");

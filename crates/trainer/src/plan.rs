@@ -11,7 +11,9 @@ use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::event::PlanTable;
+use crate::memory_use::Growth;
 use crate::options::Options;
+use crate::record::Chosen;
 use crate::run_dir::RunDir;
 
 /// Sizes of a run, fixed before anything is allocated.
@@ -20,55 +22,64 @@ pub struct Plan {
     pub table: PlanTable,
     /// Sizes of the step's workspace.
     pub step: StepPlan,
-    /// Limit on the tokens of a micro-batch.
-    pub micro_batch_tokens: usize,
+    /// What a resumed run must take over.
+    pub chosen: Chosen,
+    device_bytes: u64,
 }
 
 /// What the plan is made for.
-struct Shapes<'a> {
-    config: &'a ModelConfig,
-    quant: Quant,
-    lora: &'a LoraOptions,
-    answers: Option<Capacity>,
+pub struct Shapes<'a> {
+    /// The base.
+    pub config: &'a ModelConfig,
+    /// How its weights are held.
+    pub quant: Quant,
+    /// The adapter.
+    pub lora: &'a LoraOptions,
+    /// What decodes side by side in the evaluation.
+    pub answers: Option<Capacity>,
 }
 
 impl Plan {
-    /// Chooses the largest micro-batch that fits; `kept_tokens` is the one that a resumed run must keep.
+    /// Chooses the largest micro-batch that fits, unless a resumed run has `chosen` before.
+    ///
+    /// Data and tokenizer are in memory by now, so that what they take is measured rather than guessed.
     ///
     /// # Errors
     /// [`Error::BudgetTooSmall`] when not even one row at a time fits.
     pub fn new(
         options: &Options,
-        quant: Quant,
-        lora: &LoraOptions,
-        config: &ModelConfig,
+        shapes: &Shapes<'_>,
         dataset: &Dataset,
-        answers: Option<Capacity>,
-        kept_tokens: Option<usize>,
+        growth: &Growth,
+        chosen: Option<Chosen>,
     ) -> Result<Self> {
         let mut batches = Batches::new(dataset.train_rows.clone(), &options.train);
         let total_steps = batches.total_steps(options.train.length);
         let whole = batches.largest_micro_batch(total_steps, &dataset.corpus).max(dataset.longest_row());
-        let shapes = Shapes { config, quant, lora, answers };
-        let budget = options.budget.memory_bytes;
-        let limit = budget.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
-        let tokens = match kept_tokens {
-            Some(tokens) => tokens,
+        let host_bytes = chosen.map_or_else(|| growth.sample().unwrap_or(0), |chosen| chosen.host_bytes);
+        let host = host_rows(host_bytes, shapes.trained_parameters());
+        let beside_bytes: u64 = host.iter().map(|row| row.bytes).sum();
+        let budget =
+            options.budget.memory_bytes.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
+        let limit = budget.map(|bytes| bytes.saturating_sub(beside_bytes));
+
+        let tokens = match chosen {
+            Some(chosen) => chosen.micro_batch_tokens,
             None => shapes.largest_that_fits(dataset.longest_row(), whole, limit)?,
         };
-        let step = StepPlan::new(config, tokens);
-        let is_small_enough = shapes.fits(&step, limit)?;
-        if let Some(have_bytes) = limit.filter(|_| !is_small_enough) {
-            return Err(shapes.too_small(tokens, have_bytes)?);
+        let step = StepPlan::new(shapes.config, tokens);
+        if !shapes.fits(&step, limit)? {
+            return Err(shapes.too_small(tokens, budget.unwrap_or(0), beside_bytes)?);
         }
         let step = shapes.with_kept_layers(step, limit)?;
-        let memory = shapes.table(&step)?;
+        let device = shapes.table(&step)?;
+        let device_bytes = device.total_bytes();
         batches.limit_tokens(tokens);
-        let trained_parameters = trained_parameters(config, lora);
+        let trained_parameters = shapes.trained_parameters();
         let table = PlanTable {
-            rows: memory.rows.iter().map(|row| (row.name.to_owned(), row.bytes)).collect(),
-            total_bytes: memory.total_bytes(),
-            budget_bytes: limit,
+            rows: device.rows.iter().chain(&host).map(|row| (row.name.to_owned(), row.bytes)).collect(),
+            total_bytes: device_bytes + beside_bytes,
+            budget_bytes: budget,
             micro_batch_tokens: tokens,
             rows_per_step: batches.rows_per_step(),
             steps_per_epoch: batches.steps_per_epoch(),
@@ -77,15 +88,15 @@ impl Plan {
             trained_parameters,
             disk_bytes: disk_bytes(trained_parameters, options.train.keep),
         };
-        Ok(Self { table, step, micro_batch_tokens: tokens })
+        Ok(Self { table, step, chosen: Chosen { micro_batch_tokens: tokens, host_bytes }, device_bytes })
     }
 
-    /// The device, capped by the plan's total.
+    /// The device, capped by what the plan gives it.
     ///
     /// # Errors
     /// What the device meets.
     pub fn device(&self) -> Result<Cpu> {
-        Ok(Cpu::new(Arena::new(self.table.total_bytes))?)
+        Ok(Cpu::new(Arena::new(self.device_bytes))?)
     }
 
     /// Refuses to start what could not be saved.
@@ -148,8 +159,11 @@ impl Shapes<'_> {
         Ok(step)
     }
 
-    fn too_small(&self, tokens: usize, have_bytes: u64) -> Result<Error> {
-        let need = |tokens| Ok::<u64, Error>(self.table(&StepPlan::new(self.config, tokens))?.total_bytes());
+    fn too_small(&self, tokens: usize, have_bytes: u64, beside_bytes: u64) -> Result<Error> {
+        let need = |tokens| {
+            let device = self.table(&StepPlan::new(self.config, tokens))?;
+            Ok::<u64, Error>(device.total_bytes() + beside_bytes)
+        };
         let need_bytes = need(tokens)?;
         let mut shorter = tokens / 2;
         while shorter >= SHORTEST_ADVICE && need(shorter)? > have_bytes {
@@ -161,22 +175,36 @@ impl Shapes<'_> {
         };
         Ok(Error::BudgetTooSmall { need_bytes, have_bytes, would_fit })
     }
+
+    fn trained_parameters(&self) -> u64 {
+        let (config, lora) = (self.config, self.lora);
+        let per_layer: usize = lora
+            .targets
+            .iter()
+            .map(|&role| {
+                let (rows, cols) = config.shape(role);
+                lora.rank * (rows + cols)
+            })
+            .sum();
+        (per_layer * config.n_layers) as u64
+    }
 }
+
+/// What the process takes beside the device's allocator.
+fn host_rows(host_bytes: u64, trained_parameters: u64) -> [MemoryRow; 3] {
+    [
+        MemoryRow { name: "data, tokenizer, program", bytes: host_bytes },
+        // Adapter, the same under its names, and two moments, copied while a checkpoint is written.
+        MemoryRow { name: "copies for a checkpoint", bytes: 16 * trained_parameters },
+        MemoryRow { name: "scratch of the threads", bytes: SCRATCH_BYTES },
+    ]
+}
+
+/// Packed panels of the matrix products, stacks, what the allocator keeps back: 9 MiB measured on two threads.
+const SCRATCH_BYTES: u64 = 16 << 20;
 
 /// No one trains on shorter rows.
 const SHORTEST_ADVICE: usize = 64;
-
-fn trained_parameters(config: &ModelConfig, lora: &LoraOptions) -> u64 {
-    let per_layer: usize = lora
-        .targets
-        .iter()
-        .map(|&role| {
-            let (rows, cols) = config.shape(role);
-            lora.rank * (rows + cols)
-        })
-        .sum();
-    (per_layer * config.n_layers) as u64
-}
 
 /// Kept checkpoints and one more while the newest is written: adapter and two moments each; result and best.
 fn disk_bytes(trained_parameters: u64, keep: usize) -> u64 {

@@ -48,6 +48,15 @@ pub struct Inputs {
     pub template: String,
 }
 
+/// What a resumed run takes over from the first plan instead of choosing anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// Largest micro-batch; sums depend on it in their last bits.
+    pub micro_batch_tokens: usize,
+    /// Memory of data, tokenizer and program, as measured at the start.
+    pub host_bytes: u64,
+}
+
 /// The body of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
@@ -57,8 +66,8 @@ pub struct RunRecord {
     pub options: Options,
     /// What it was made from.
     pub inputs: Inputs,
-    /// Largest micro-batch that the plan allowed; a resumed run keeps it, since sums depend on it.
-    pub micro_batch_tokens: usize,
+    /// What the plan chose or measured.
+    pub chosen: Chosen,
     /// How it went so far.
     pub outcome: Outcome,
 }
@@ -210,7 +219,7 @@ mod tests {
             version: LAYOUT_VERSION,
             options: Options::default(),
             inputs: Inputs { base: "a".repeat(64), ..Inputs::default() },
-            micro_batch_tokens: 0,
+            chosen: Chosen::default(),
             outcome: Outcome::default(),
         };
         let inputs = Inputs { base: "b".repeat(64), recipe: "other".into(), ..Inputs::default() };

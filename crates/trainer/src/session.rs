@@ -41,6 +41,8 @@ pub struct Setting<'a> {
     pub dataset: &'a Dataset,
     /// Memory and batches.
     pub plan: &'a Plan,
+    /// The memory that the run takes.
+    pub growth: &'a Growth,
 }
 
 /// A run in memory: everything that changes from step to step.
@@ -55,7 +57,6 @@ pub struct Session<'a, D: Device> {
     packed: Packed,
     state: State,
     metrics: MetricsLog,
-    growth: Growth,
     speed: Speed,
     started: Instant,
     seconds_before: f64,
@@ -76,13 +77,7 @@ impl<'a, D: Device> Session<'a, D> {
     ///
     /// # Errors
     /// What the model meets; a saved adapter that does not fit.
-    pub fn new(
-        setting: Setting<'a>,
-        base: &Arc<Base<D>>,
-        lora: &LoraOptions,
-        begin: Begin,
-        growth: Growth,
-    ) -> Result<Self> {
+    pub fn new(setting: Setting<'a>, base: &Arc<Base<D>>, lora: &LoraOptions, begin: Begin) -> Result<Self> {
         let (options, config) = (setting.options, &base.config);
         let mut adapter = Adapter::new(&base.device, config, lora, options.train.seed)?;
         let clip = options.train.clip;
@@ -102,7 +97,7 @@ impl<'a, D: Device> Session<'a, D> {
             }
         };
         let mut batches = Batches::new(setting.dataset.train_rows.clone(), &options.train);
-        batches.limit_tokens(setting.plan.micro_batch_tokens);
+        batches.limit_tokens(setting.plan.chosen.micro_batch_tokens);
         let metrics = MetricsLog::open(&setting.run_dir.metrics(), saved_step)?;
         Ok(Self {
             batches,
@@ -113,7 +108,6 @@ impl<'a, D: Device> Session<'a, D> {
             optimizer,
             packed: Packed::default(),
             metrics,
-            growth,
             speed: Speed::default(),
             started: Instant::now(),
             seconds_before: state.seconds,
@@ -222,7 +216,7 @@ impl<'a, D: Device> Session<'a, D> {
             tokens: update.tokens,
             target_tokens: update.target_tokens,
             tokens_per_second: self.speed.tokens_per_second(),
-            memory_bytes: self.growth.sample(),
+            memory_bytes: self.setting.growth.sample(),
             planned_bytes: self.setting.plan.table.total_bytes,
             eta_seconds: self.speed.seconds_per_step() * (total_steps - step) as f64,
         }
@@ -266,6 +260,7 @@ impl<'a, D: Device> Session<'a, D> {
             optimizer: self.optimizer.state()?,
         };
         let (path, bytes) = checkpoint::save(self.setting.run_dir, &saved, self.setting.options.train.keep)?;
+        self.setting.growth.sample();
         self.saved_step = Some(self.state.step);
         observer.observe(Event::Checkpoint { step: self.state.step, path, bytes });
         Ok(())
@@ -298,7 +293,7 @@ impl<'a, D: Device> Session<'a, D> {
     /// Ends the session, giving back the memory of training.
     pub fn finish(mut self) -> Ended<D> {
         self.state.seconds = self.seconds();
-        Ended { state: self.state, adapter: self.adapter, metrics: self.metrics, growth: self.growth }
+        Ended { state: self.state, adapter: self.adapter, metrics: self.metrics }
     }
 }
 
@@ -318,8 +313,6 @@ pub struct Ended<D: Device> {
     pub adapter: Adapter<D>,
     /// The run's metrics.
     pub metrics: MetricsLog,
-    /// The memory it took.
-    pub growth: Growth,
 }
 
 impl Update {

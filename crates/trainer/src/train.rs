@@ -19,7 +19,7 @@ use crate::lock::RunLock;
 use crate::memory_use::Growth;
 use crate::metrics::Metric;
 use crate::options::{Options, Start};
-use crate::plan::Plan;
+use crate::plan::{Plan, Shapes};
 use crate::record::{Inputs, LAYOUT_VERSION, RunRecord, option_changes, recipe_blake3};
 use crate::run_dir::RunDir;
 use crate::session::{Begin, Ended, Session, Setting};
@@ -49,10 +49,10 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     if let Some(record) = &record {
         record.check_unchanged(options, &inputs)?;
     }
-    let examination = examination(options, &base_files, &dataset);
-    let kept_tokens = record.as_ref().map(|record| record.micro_batch_tokens);
-    let plan =
-        Plan::new(options, quant, &lora, &base_files.config, &dataset, examination.capacity(), kept_tokens)?;
+    let examination = examination(options, &base_files, &dataset, &growth);
+    let chosen = record.as_ref().map(|record| record.chosen);
+    let shapes = Shapes { config: &base_files.config, quant, lora: &lora, answers: examination.capacity() };
+    let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
 
@@ -62,10 +62,16 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     };
     let record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
     record.write(&run_dir)?;
-    let setting =
-        Setting { options, run_dir: &run_dir, base_files: &base_files, dataset: &dataset, plan: &plan };
+    let setting = Setting {
+        options,
+        run_dir: &run_dir,
+        base_files: &base_files,
+        dataset: &dataset,
+        plan: &plan,
+        growth: &growth,
+    };
     let run = Run { setting, quant, lora, inputs, record, examination, observer, cancel };
-    run.run(growth)
+    run.run()
 }
 
 /// Takes up an existing run, or checks that there is none.
@@ -122,7 +128,12 @@ fn hash_inputs(options: &Options, base_files: &BaseFiles, dataset: &Dataset) -> 
     Ok(inputs)
 }
 
-fn examination<'a>(options: &Options, base_files: &'a BaseFiles, dataset: &'a Dataset) -> Examination<'a> {
+fn examination<'a>(
+    options: &Options,
+    base_files: &'a BaseFiles,
+    dataset: &'a Dataset,
+    growth: &'a Growth,
+) -> Examination<'a> {
     Examination {
         questions: &dataset.questions,
         n_exact_match: dataset.n_exact_match,
@@ -131,6 +142,7 @@ fn examination<'a>(options: &Options, base_files: &'a BaseFiles, dataset: &'a Da
         max_new_tokens: options.eval.max_new_tokens,
         max_positions: base_files.config.max_positions,
         tokenizer: &base_files.tokenizer,
+        growth,
     }
 }
 
@@ -139,7 +151,7 @@ fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
         version: LAYOUT_VERSION,
         options: options.clone(),
         inputs: inputs.clone(),
-        micro_batch_tokens: plan.micro_batch_tokens,
+        chosen: plan.chosen,
         outcome: Outcome {
             total_steps: plan.table.total_steps,
             planned_bytes: plan.table.total_bytes,
@@ -161,7 +173,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn run(mut self, growth: Growth) -> Result<Outcome> {
+    fn run(mut self) -> Result<Outcome> {
         let begin = self.find_beginning()?;
         let base = Arc::new(self.load_base()?);
         let begin = match begin {
@@ -171,7 +183,7 @@ impl Run<'_> {
             },
             resumed => resumed,
         };
-        let mut session = Session::new(self.setting, &base, &self.lora, begin, growth)?;
+        let mut session = Session::new(self.setting, &base, &self.lora, begin)?;
         session.run(self.observer, self.cancel)?;
         let is_complete = session.is_complete();
         if is_complete {
@@ -259,7 +271,7 @@ impl Run<'_> {
             metrics.append(&Metric::ExactMatch { step: ended.state.step, exact_match })?;
             self.observer.observe(Event::ExactMatch(exact_match));
         }
-        ended.growth.sample();
+        self.setting.growth.sample();
         let adapter_dir = self.setting.run_dir.adapter();
         let outcome = Outcome {
             is_finished: true,
@@ -290,7 +302,7 @@ impl Run<'_> {
             skipped_steps: state.skipped_steps,
             seconds: state.seconds,
             planned_bytes: self.setting.plan.table.total_bytes,
-            memory_bytes: ended.growth.peak_bytes(),
+            memory_bytes: self.setting.growth.peak_bytes(),
         }
     }
 }

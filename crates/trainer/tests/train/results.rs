@@ -122,22 +122,24 @@ fn accumulated_split_and_whole_batches_are_the_same_run() {
 #[test]
 fn a_small_budget_splits_micro_batches_and_changes_nothing_else() {
     let place = Workplace::new();
-    let (_, events) = train(&place.options("free"));
-    let free = losses(&events);
-    let plan =
-        events.iter().find_map(|event| if let Event::Plan(plan) = event { Some(plan.clone()) } else { None });
-    let whole = plan.unwrap();
-
-    let mut options = place.options("tight");
-    let shrunk = (1..40).find_map(|step| {
-        options.budget.memory_bytes = Some(whole.total_bytes * (40 - step) / 40);
-        options.run_dir = place.path(&format!("tight-{step}"));
+    let run = |name: &str, memory_bytes| {
+        let mut options = place.options(name);
+        options.train.batch_size = 16;
+        options.train.length = Length::MaxSteps(3);
+        options.budget.memory_bytes = memory_bytes;
         let events = train(&options).1;
-        let plan =
-            events.iter().find_map(|event| if let Event::Plan(plan) = event { Some(plan) } else { None })?;
-        (plan.micro_batch_tokens < whole.micro_batch_tokens).then(|| (plan.clone(), losses(&events)))
+        let plan = events
+            .iter()
+            .find_map(|event| if let Event::Plan(plan) = event { Some(plan.clone()) } else { None });
+        (plan, losses(&events))
+    };
+    let (whole, free) = run("free", None);
+    let whole = whole.unwrap();
+    let tight = (1..80).find_map(|step| {
+        let (plan, losses) = run(&format!("tight-{step}"), Some(whole.total_bytes * (80 - step) / 80));
+        plan.filter(|plan| plan.micro_batch_tokens < whole.micro_batch_tokens).map(|plan| (plan, losses))
     });
-    let (plan, tight) = shrunk.expect("some budget between one row and a whole batch");
+    let (plan, tight) = tight.expect("some budget between one row and a whole batch");
     assert!(plan.total_bytes <= plan.budget_bytes.unwrap());
     assert_eq!((plan.kept_layers, tight.len()), (0, free.len()));
     for (a, b) in free.iter().zip(&tight) {
