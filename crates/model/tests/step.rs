@@ -276,7 +276,8 @@ fn a_cap_below_the_plan_is_refused_with_what_and_how_much() {
     let device = Cpu::new(Arena::unlimited()).unwrap();
     let base =
         Base::load(&device, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
-    let capped = Cpu::new(Arena::new(base.bytes() + (1 << 20))).unwrap();
+    let tile = 4 * model::device::cpu::TILE_FLOATS as u64;
+    let capped = Cpu::new(Arena::new(base.bytes() + tile + (64 << 10))).unwrap();
     let base =
         Base::load(&capped, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
     let refused = TrainStep::new(Arc::new(base), None, plan).err().unwrap().to_string();

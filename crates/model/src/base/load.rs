@@ -99,8 +99,8 @@ fn take<D: Device>(
     if spec.permute.is_none() {
         return device.upload_rows(blocks, 0, matrix);
     }
-    let rows = blocks.chunks_exact(ty.row_bytes(spec.cols)?).enumerate();
-    rows.into_iter().try_for_each(|(row, blocks)| device.upload_rows(blocks, spec.hf_row(row), matrix))
+    let mut rows = blocks.chunks_exact(ty.row_bytes(spec.cols)?).enumerate();
+    rows.try_for_each(|(row, blocks)| device.upload_rows(blocks, spec.hf_row(row), matrix))
 }
 
 fn tensor<'a>(gguf: &'a Reader, spec: &TensorSpec) -> Result<&'a formats::gguf::TensorInfo> {

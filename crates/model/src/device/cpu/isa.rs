@@ -81,8 +81,8 @@ pub(super) fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let whole = n - n % LANES;
     let mut start = 0;
     while start < whole {
-        for lane in 0..LANES {
-            lanes[lane] += f(start + lane);
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(start + lane);
         }
         start += LANES;
     }
@@ -132,18 +132,12 @@ pub(super) fn exp(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5·2²³ leaves the rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = if x > HIGHEST {
-        HIGHEST
-    } else if x < LOWEST {
-        LOWEST
-    } else {
-        x
-    };
+    let clamped = x.clamp(LOWEST, HIGHEST);
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         p = p * r + c;
     }
     let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
