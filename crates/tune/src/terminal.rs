@@ -98,14 +98,6 @@ impl Terminal {
         }
     }
 
-    /// Text as it arrives from a model, made harmless for a terminal.
-    pub fn piece(&mut self, text: &str) {
-        if !self.json {
-            let mut out = std::io::stderr().lock();
-            drop(write!(out, "{}", harmless(text)).and_then(|()| out.flush()));
-        }
-    }
-
     fn line(&mut self, style: Style, key: &str, text: &str) {
         if !self.json {
             self.line_always(style, key, text);

@@ -8,7 +8,7 @@ use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
 use crate::toml_file;
-use crate::verifier::EngineVerifier;
+use crate::verifier::{EngineVerifier, Prompts};
 use exporter::{Event, Figures, GateFigures, Limits, Provenance, Receipt, Reference, Request, Template};
 use model::policy::Quant;
 use std::path::{Path, PathBuf};
@@ -25,9 +25,11 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
     refuse_to_replace(&request, arguments)?;
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
     let source = arguments.source.clone();
-    let result = exporter::export(&request, &EngineVerifier::new()?, &mut |event| show(terminal, &event));
+    let verifier = EngineVerifier::new()?;
+    let result = exporter::export(&request, &verifier, &mut |event| show(terminal, &event));
     terminal.clear_bar();
     let receipt = result.map_err(|error| failure(&error, &source))?;
+    warn_of_other_tokenizer(terminal, verifier.prompts());
     finished(terminal, &request, &receipt);
     Ok(())
 }
@@ -196,6 +198,16 @@ fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>
             show::count(figures.n_target_tokens as u64),
             figures.n_stopped,
             figures.n_rows
+        ));
+    }
+}
+
+fn warn_of_other_tokenizer(terminal: &mut Terminal, prompts: &Prompts) {
+    let (differing, seen) = (prompts.n_differing.get(), prompts.n_seen.get());
+    if differing > 0 {
+        terminal.warning(format!(
+            "llama.cpp's own tokenizer reads {differing} of {seen} prompts otherwise than training did; \
+             here the right ids are served, a server that tokenises by itself will be worse at these"
         ));
     }
 }

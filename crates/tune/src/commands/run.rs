@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 /// More than this is no text that someone wants to run through a small model.
 const MAX_INPUT_BYTES: u64 = 64 << 20;
 
-/// Runs the pipeline and prints the last step's outputs on standard output.
+/// Runs the pipeline and prints what its last expert gave on standard output.
 pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
     let pipeline = pipeline_file::read(&arguments.pipeline, &pipeline_file::registry())?;
     let input = input(&arguments.input)?;
@@ -103,7 +103,12 @@ fn show(terminal: &mut Terminal, event: &Event) {
 }
 
 fn item(terminal: &mut Terminal, result: &ItemResult) {
-    let mut line = format!("{:>3}  {}", result.item + 1, result.output.trim().replace('\n', " ⏎ "));
+    let what = match (is_answer(result), result.objections.len()) {
+        (true, _) => result.output.trim().replace('\n', " ⏎ "),
+        (false, 0) => "ok".into(),
+        (false, n) => format!("{n} objections"),
+    };
+    let mut line = format!("{:>3}  {what}", result.item + 1);
     if result.output_tokens > 0 {
         let rate = result.output_tokens as f64 / (result.decode_ms / 1e3).max(1e-9);
         line += &format!(
@@ -115,6 +120,11 @@ fn item(terminal: &mut Terminal, result: &ItemResult) {
     for objection in &result.objections {
         terminal.warning(format!("{}, item {}: {objection}", result.step, result.item + 1));
     }
+}
+
+/// Whether an expert gave it; a check has no generation that could finish.
+fn is_answer(result: &ItemResult) -> bool {
+    result.finish.is_some()
 }
 
 fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
@@ -140,9 +150,9 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
 }
 
 fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
-    let last = outcome.results.last().map(|result| result.step.clone()).unwrap_or_default();
+    let last = outcome.results.iter().rfind(|result| is_answer(result)).map(|result| result.step.as_str());
     if !terminal.is_json() {
-        for result in outcome.results.iter().filter(|result| result.step == last) {
+        for result in outcome.results.iter().filter(|result| Some(result.step.as_str()) == last) {
             terminal.result(result.output.trim_end());
         }
     }
