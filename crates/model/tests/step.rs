@@ -14,9 +14,9 @@ use model::optimizer::AdamWOptions;
 use model::step::{Batch, IGNORE, LossSum, StepPlan, workspace_bytes};
 use model::{AdamW, Adapter, Base, Cpu, Family, LoraOptions, ModelConfig, Quant, TrainStep};
 
-/// Central differences of an f32 loss: rounding of the loss (1e-7) over a change of 1e-2 of it, and the third
-/// derivative at that step. A term left out of a gradient shows as several per cent.
-const DIFFERENCE_TOLERANCE: f64 = 5e-3;
+/// Central differences of an f32 loss: its rounding and the third derivative at the step; the worst seen is 1.3e-4.
+/// The low-rank path of one layer kind left out of the input's gradient shows as 6e-3, a norm left out as 8e-2.
+const DIFFERENCE_TOLERANCE: f64 = 5e-4;
 
 /// The same sums in another order of blocks: a few hundred roundings of 6e-8.
 const ORDER_TOLERANCE: f64 = 2e-5;
@@ -289,13 +289,14 @@ fn batches_that_cannot_run_are_refused() {
     let config = config(Family::Llama);
     let mut bench = Bench::new(&config, Quant::F32, &options(), StepPlan::new(&config, 8));
     let good = Packed::new(&[4, 4]);
-    let refused = |bench: &mut Bench, change: &dyn Fn(&mut Packed)| {
+    type Change = dyn Fn(&mut Packed);
+    let refused = |bench: &mut Bench, change: &Change| {
         let mut packed = Packed { starts: good.starts.clone(), ..Packed::new(&[4, 4]) };
         change(&mut packed);
         bench.step.evaluate(None, &packed.batch()).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(refused(&mut bench, &|_| {}), "");
-    let cases: [(&dyn Fn(&mut Packed), &str); 6] = [
+    let cases: [(&Change, &str); 6] = [
         (&|p| p.tokens.clear(), "batch: number of tokens is 0, expected 1 to 8"),
         (&|p| p.tokens[2] = 300, "batch: token id is 300, expected below 300"),
         (&|p| p.targets[2] = 301, "batch: target id is 301, expected below 300"),
