@@ -237,4 +237,8 @@ pub struct Outcome {
     pub planned_bytes: u64,
     /// Highest memory that was measured.
     pub memory_bytes: Option<u64>,
+    /// Most bytes of dense copies of base weights that were alive at once.
+    pub dense_peak_bytes: u64,
+    /// Bytes of dense copies of base weights that were alive after the last step: none may outlive its use.
+    pub dense_live_bytes: u64,
 }

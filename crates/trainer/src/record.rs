@@ -154,8 +154,11 @@ fn flatten(prefix: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
     }
 }
 
+/// By way of text, in which an f32 has as few digits as it needs: 0.0002 rather than 0.00019999999494757503.
 fn to_json(value: &impl Serialize) -> Value {
-    serde_json::to_value(value).expect("options and hashes are strings, numbers and paths from UTF-8 text")
+    let text = serde_json::to_string(value)
+        .expect("options and hashes are strings, numbers and paths from UTF-8 text");
+    serde_json::from_str(&text).expect("the serialiser writes valid JSON")
 }
 
 fn short(hash: String) -> String {
@@ -204,10 +207,10 @@ mod tests {
         let text: Vec<_> = option_changes(&was, &is).iter().map(Change::to_string).collect();
         expect![[r#"
             adapter.targets: was ["all-linear"], is ["q_proj"]
-            train.learning_rate: was 0.00019999999494757503, is 0.0010000000474974513
+            train.learning_rate: was 0.0002, is 0.001
             train.length.epochs: was 1, is absent
             train.length.max_steps: was absent, is 7
-            train.warmup.ratio: was 0.029999999329447746, is absent
+            train.warmup.ratio: was 0.03, is absent
             train.warmup.steps: was absent, is 3"#]]
         .assert_eq(&text.join("\n"));
         assert_ne!(recipe_blake3(&was), recipe_blake3(&is));

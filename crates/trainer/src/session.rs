@@ -48,6 +48,7 @@ pub struct Setting<'a> {
 /// A run in memory: everything that changes from step to step.
 pub struct Session<'a, D: Device> {
     setting: Setting<'a>,
+    device: D,
     batches: Batches,
     schedule: Schedule,
     step: TrainStep<D>,
@@ -113,6 +114,7 @@ impl<'a, D: Device> Session<'a, D> {
             seconds_before: state.seconds,
             saved_step,
             state,
+            device: base.device.clone(),
             setting,
         })
     }
@@ -293,7 +295,9 @@ impl<'a, D: Device> Session<'a, D> {
     /// Ends the session, giving back the memory of training.
     pub fn finish(mut self) -> Ended<D> {
         self.state.seconds = self.seconds();
-        Ended { state: self.state, adapter: self.adapter, metrics: self.metrics }
+        let dense = self.device.dense();
+        let dense_bytes = (dense.peak_bytes(), dense.live_bytes());
+        Ended { dense_bytes, state: self.state, adapter: self.adapter, metrics: self.metrics }
     }
 }
 
@@ -313,6 +317,8 @@ pub struct Ended<D: Device> {
     pub adapter: Adapter<D>,
     /// The run's metrics.
     pub metrics: MetricsLog,
+    /// Dense copies of base weights: the most bytes alive at once, and those alive after the last step.
+    pub dense_bytes: (u64, u64),
 }
 
 impl Update {

@@ -303,6 +303,8 @@ impl Run<'_> {
             seconds: state.seconds,
             planned_bytes: self.setting.plan.table.total_bytes,
             memory_bytes: self.setting.growth.peak_bytes(),
+            dense_peak_bytes: ended.dense_bytes.0,
+            dense_live_bytes: ended.dense_bytes.1,
         }
     }
 }

@@ -61,6 +61,16 @@ fn a_run_learns_and_writes_adapter_record_and_metrics() {
 }
 
 #[test]
+fn no_dense_copy_of_a_base_weight_outlives_its_use() {
+    let place = Workplace::new();
+    let outcome = train(&place.options("run")).0.unwrap();
+    let whole_base = std::fs::metadata(place.base().join("model.safetensors")).unwrap().len();
+    let peak = outcome.dense_peak_bytes;
+    assert!(peak > 0 && peak < whole_base / 2, "{peak} of {whole_base}");
+    assert_eq!(outcome.dense_live_bytes, 0);
+}
+
+#[test]
 fn the_plan_holds_and_is_reported_beside_what_was_measured() {
     let place = Workplace::new();
     let (outcome, events) = train(&place.options("run"));
