@@ -31,7 +31,8 @@ echo "  $((took_ms / 1000)) s"
 
 # A killed run must come forward by a checkpoint now and then: start and base evaluation take part of each try.
 most_ms=$((took_ms / 4 + 1000))
-for kill in $(seq "$kills"); do
+kill=1
+while [ "$kill" -le "$kills" ]; do
     resume=(); [ -d "$work/killed" ] && resume=(--resume)
     "$tune" train "$work/recipe.toml" --run-dir "$work/killed" "${resume[@]}" 2>> "$work/killed.log" > /dev/null &
     pid=$!
@@ -46,6 +47,7 @@ for kill in $(seq "$kills"); do
     fi
     wait "$pid" 2> /dev/null || true
     echo "  kill $kill after $wait_ms ms, newest checkpoint: step $(steps_done)"
+    kill=$((kill + 1))
 done
 
 echo "last resumption"

@@ -1,5 +1,7 @@
 //! The plan: how large a micro-batch may be, what memory and disk the run takes, and whether that fits.
 
+use std::path::Path;
+
 use formats::disk::free_bytes;
 use model::arena::Arena;
 use model::generate::Capacity;
@@ -104,12 +106,16 @@ impl Plan {
     /// # Errors
     /// [`Error::DiskTooFull`].
     pub fn check_disk(&self, run_dir: &RunDir) -> Result<()> {
-        let (need_bytes, have_bytes) = (self.table.disk_bytes, free_bytes(run_dir.path())?);
-        if need_bytes <= have_bytes {
-            return Ok(());
-        }
-        Err(Error::DiskTooFull { path: run_dir.path().into(), need_bytes, have_bytes })
+        check_free(run_dir.path(), self.table.disk_bytes)
     }
+}
+
+fn check_free(path: &Path, need_bytes: u64) -> Result<()> {
+    let have_bytes = free_bytes(path)?;
+    if need_bytes <= have_bytes {
+        return Ok(());
+    }
+    Err(Error::DiskTooFull { path: path.into(), need_bytes, have_bytes })
 }
 
 impl Shapes<'_> {
@@ -171,7 +177,10 @@ impl Shapes<'_> {
         }
         let would_fit = match shorter >= SHORTEST_ADVICE {
             true => format!("rows of at most {shorter} tokens would fit: set `data.max_seq_len` to that"),
-            false => format!("set `budget.memory` to at least {need_bytes} bytes more than `budget.reserve`"),
+            false => {
+                let need = need_bytes.div_ceil(1 << 20);
+                format!("set `budget.memory` to at least {need}MB more than `budget.reserve`")
+            }
         };
         Ok(Error::BudgetTooSmall { need_bytes, have_bytes, would_fit })
     }
@@ -216,3 +225,19 @@ fn disk_bytes(trained_parameters: u64, keep: usize) -> u64 {
 
 /// State, manifest, configuration and headers beside the weights.
 const SMALL_FILES_BYTES: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_full_is_named_with_need_and_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("runs/x");
+        check_free(&run_dir, 1).unwrap();
+        let error = check_free(&run_dir, u64::MAX).unwrap_err();
+        assert!(matches!(error, Error::DiskTooFull { need_bytes: u64::MAX, .. }), "{error}");
+        assert_eq!(error.hint().unwrap(), "free some space, or lower `train.keep`");
+        assert!(!run_dir.exists());
+    }
+}

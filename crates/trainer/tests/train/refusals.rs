@@ -149,7 +149,10 @@ fn budgets_that_are_too_small() {
     let error = train(&options).0.unwrap_err();
     let Error::BudgetTooSmall { need_bytes, have_bytes: 1_001_000, .. } = &error else { panic!("{error}") };
     // The need is measured in part; what it says must be enough.
-    let hint = format!("set `budget.memory` to at least {need_bytes} bytes more than `budget.reserve`");
+    let hint = format!(
+        "set `budget.memory` to at least {}MB more than `budget.reserve`",
+        need_bytes.div_ceil(1 << 20)
+    );
     assert_eq!(error.hint().unwrap(), hint);
     assert!(!options.run_dir.exists());
 }
