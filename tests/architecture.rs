@@ -35,9 +35,11 @@ fn code(path: &Path) -> String {
 }
 
 fn dependencies(package: &str) -> BTreeSet<String> {
-    let manifest = std::fs::read_to_string(root().join("crates").join(package).join("Cargo.toml")).expect("a manifest");
+    let manifest =
+        std::fs::read_to_string(root().join("crates").join(package).join("Cargo.toml")).expect("a manifest");
     let manifest: toml::Table = manifest.parse().expect("TOML");
-    let table = |name| manifest.get(name).and_then(toml::Value::as_table).into_iter().flat_map(|t| t.keys().cloned());
+    let table =
+        |name| manifest.get(name).and_then(toml::Value::as_table).into_iter().flat_map(|t| t.keys().cloned());
     table("dependencies").chain(table("dev-dependencies")).collect()
 }
 
@@ -86,7 +88,8 @@ fn only_the_terminal_module_prints() {
 fn the_top_level_is_as_designed() {
     for entry in std::fs::read_dir(root()).expect("the workspace").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let known = name.starts_with('.') || TOP_LEVEL.contains(&name.as_str()) || NOT_OURS.contains(&name.as_str());
+        let known =
+            name.starts_with('.') || TOP_LEVEL.contains(&name.as_str()) || NOT_OURS.contains(&name.as_str());
         assert!(known, "{name} stands at the top level");
     }
 }
@@ -124,7 +127,8 @@ fn every_module_is_on_the_map() {
         let folder = root().join("crates").join(package).join("src");
         for entry in std::fs::read_dir(&folder).expect("a crate").flatten() {
             let name = entry.file_name().to_string_lossy().trim_end_matches(".rs").to_owned();
-            let listed = ["lib", "main", "error"].contains(&name.as_str()) || map.contains(&format!("`{name}`"));
+            let listed =
+                ["lib", "main", "error"].contains(&name.as_str()) || map.contains(&format!("`{name}`"));
             assert!(listed, "crates/README.md does not mention {package}'s `{name}`");
         }
     }

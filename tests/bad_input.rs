@@ -5,6 +5,7 @@ mod harness;
 use expect_test::{Expect, expect};
 use harness::{Folder, recipe, root, tune};
 use std::path::Path;
+use std::process::Command;
 
 /// Trains by a recipe that is wrong somewhere; no run may come of it.
 fn check_train(folder: &Folder, recipe_text: &str, expected: Expect) {
@@ -23,45 +24,136 @@ fn errors(shown: &str) -> String {
 }
 
 fn row(text: &str) -> String {
-    format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}},{{\"role\":\"assistant\",\"content\":\"yes\"}}]}}\n")
+    format!(
+        "{{\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}},{{\"role\":\"assistant\",\"content\":\"yes\"}}]}}\n"
+    )
 }
 
 #[test]
 fn recipes() {
     let folder = Folder::new();
-    check_train(&folder, &recipe(&[("learning_rate", "lerning_rate = 1e-3")]), expect![[""]]);
-    check_train(&folder, &recipe(&[("batch_size", "micro_batch_size = 4")]), expect![[""]]);
-    check_train(&folder, &recipe(&[("batch_size", "batch_size = \"four\"")]), expect![[""]]);
-    check_train(&folder, &recipe(&[("max_steps", "max_steps = 0")]), expect![[""]]);
-    check_train(&folder, &recipe(&[("base", "base = \"recipes/pocket\"\nquant = \"q4_k_n\"")]), expect![[""]]);
-    check_train(&folder, &recipe(&[("memory", "memory = \"9MB\""), ("reserve", "reserve = \"1MB\"")]), expect![[""]]);
+    check_train(
+        &folder,
+        &recipe(&[("learning_rate", "lerning_rate = 1e-3")]),
+        expect![[r#"
+        error    DIR/wrong.toml:9: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+        hint     did you mean `learning_rate`?
+        exit 1
+    "#]],
+    );
+    check_train(
+        &folder,
+        &recipe(&[("batch_size", "micro_batch_size = 4")]),
+        expect![[r#"
+        error    DIR/wrong.toml:8: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+        hint     here it is called `train.batch_size`
+        exit 1
+    "#]],
+    );
+    check_train(
+        &folder,
+        &recipe(&[("batch_size", "batch_size = \"four\"")]),
+        expect![[r#"
+            error    DIR/wrong.toml:8: `batch_size`: invalid type: string "four", expected a whole number
+            exit 1
+        "#]],
+    );
+    check_train(
+        &folder,
+        &recipe(&[("max_steps", "max_steps = 0")]),
+        expect![[r#"
+            error    DIR/wrong.toml:7: `train.max_steps` must be at least 1
+            exit 1
+        "#]],
+    );
+    check_train(
+        &folder,
+        &recipe(&[("base", "base = \"recipes/pocket\"\nquant = \"q4_k_n\"")]),
+        expect![[r#"
+            error    DIR/wrong.toml:3: unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)
+            exit 1
+        "#]],
+    );
+    check_train(
+        &folder,
+        &recipe(&[("memory", "memory = \"9MB\""), ("reserve", "reserve = \"1MB\"")]),
+        expect![[r#"
+            error    DIR/wrong.toml:17: the plan needs 47.4 MiB, the budget leaves 8.0 MiB
+            hint     set `budget.memory` to at least 48MB more than `budget.reserve`
+            exit 1
+        "#]],
+    );
     let output = tune(&["train", &folder.text("none.toml")]).output().expect("tune");
-    expect![[""]].assert_eq(&errors(&folder.shown(&output)));
+    expect![[r#"
+        error    cannot read DIR/none.toml: No such file or directory (os error 2)
+        exit 1
+    "#]]
+    .assert_eq(&errors(&folder.shown(&output)));
 }
 
 #[test]
 fn bases() {
     let folder = Folder::new();
-    check_train(&folder, &recipe(&[("base", "base = \"recipes/nothing\"")]), expect![[""]]);
+    check_train(
+        &folder,
+        &recipe(&[("base", "base = \"recipes/nothing\"")]),
+        expect![[r#"
+            error    recipes/nothing/config.json is missing, expected the configuration of a Hugging Face model
+            hint     paths in a recipe are relative to the folder tune is started in
+            exit 1
+        "#]],
+    );
 
     let base_line = |folder: &Folder| format!("base = \"{}\"", folder.text("base"));
     let base = folder.copy(&root().join("recipes/pocket"), "base");
     let weights = std::fs::read(base.join("model.safetensors")).expect("weights");
     std::fs::write(base.join("model.safetensors"), &weights[..weights.len() / 2]).expect("a truncated file");
-    check_train(&folder, &recipe(&[("base", &base_line(&folder))]), expect![[""]]);
+    check_train(
+        &folder,
+        &recipe(&[("base", &base_line(&folder))]),
+        expect![[r#"
+            error    DIR/base/model.safetensors: tensor `model.layers.2.mlp.up_proj.weight` lies at bytes 4983808..5377024, the data ends at 5243328
+            hint     the file is damaged or cut short: fetch it again
+            exit 1
+        "#]],
+    );
     std::fs::write(base.join("model.safetensors"), &weights).expect("the whole file");
 
     change(&base.join("config.json"), "\"intermediate_size\": 768", "\"intermediate_size\": 512");
-    check_train(&folder, &recipe(&[("base", &base_line(&folder))]), expect![[""]]);
+    check_train(
+        &folder,
+        &recipe(&[("base", &base_line(&folder))]),
+        expect![[r#"
+            error    DIR/base: tensor `model.layers.0.mlp.gate_proj.weight` has shape [768, 256], expected [512, 256]
+            hint     config.json and the weights must be of the same model
+            exit 1
+        "#]],
+    );
     change(&base.join("config.json"), "\"intermediate_size\": 512", "\"intermediate_size\": 768");
 
     change(&base.join("config.json"), "Qwen3ForCausalLM", "BertModel");
-    check_train(&folder, &recipe(&[("base", &base_line(&folder))]), expect![[""]]);
+    check_train(
+        &folder,
+        &recipe(&[("base", &base_line(&folder))]),
+        expect![[r#"
+            error    DIR/base: DIR/base/config.json: architecture `BertModel` is not supported (supported: LlamaForCausalLM, Qwen3ForCausalLM)
+            hint     config.json and the weights must be of the same model
+            exit 1
+        "#]],
+    );
     change(&base.join("config.json"), "BertModel", "Qwen3ForCausalLM");
 
     if let Some(other) = harness::shared("assets/models/Qwen3-0.6B/tokenizer.json") {
         std::fs::copy(other, base.join("tokenizer.json")).expect("another tokenizer");
-        check_train(&folder, &recipe(&[("base", &base_line(&folder))]), expect![[""]]);
+        check_train(
+            &folder,
+            &recipe(&[("base", &base_line(&folder))]),
+            expect![[r#"
+            error    DIR/base: the tokenizer has 151669 tokens, but the base model's embedding has 2048 rows
+            hint     the tokenizer files are of another model; fetch the base again
+            exit 1
+        "#]],
+        );
     }
 }
 
@@ -74,16 +166,51 @@ fn change(path: &Path, from: &str, to: &str) {
 #[test]
 fn datasets() {
     let folder = Folder::new();
-    let mut check = |content: &str, expected: Expect| {
+    let check = |content: &str, expected: Expect| {
         let data = folder.write("data.jsonl", content);
         let line = format!("train = \"{data}\"");
         check_train(&folder, &recipe(&[("train =", &line)]), expected);
     };
-    check("", expect![[""]]);
-    check(&format!("{}{{\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}\n", row("a")), expect![[""]]);
-    check(&format!("{}{{\"messages\":[\n", row("a")), expect![[""]]);
-    check(&format!("{}{{\"colour\":\"red\"}}\n", row("a")), expect![[""]]);
-    check(&format!("{}{}", row("a"), row(&"word ".repeat(400))), expect![[""]]);
+    check(
+        "",
+        expect![[r#"
+        error    DIR/data.jsonl: the data file has no rows
+        hint     a data file is JSON objects, one a line, or one JSON array of them
+        exit 1
+    "#]],
+    );
+    check(
+        &format!("{}{{\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}\n", row("a")),
+        expect![[r#"
+        error    DIR/data.jsonl:2: the conversation has no assistant turn
+        hint     add the answer that is to be learned, or remove the row
+        exit 1
+    "#]],
+    );
+    check(
+        &format!("{}{{\"messages\":[\n", row("a")),
+        expect![[r#"
+        error    DIR/data.jsonl:2: broken JSON at column 13: EOF while parsing a list
+        hint     a row is one JSON object with `messages` (a list of `role` and `content`) or `text`
+        exit 1
+    "#]],
+    );
+    check(
+        &format!("{}{{\"colour\":\"red\"}}\n", row("a")),
+        expect![[r#"
+        error    DIR/data.jsonl:2: the row has neither `messages` nor `text`, but `colour`
+        hint     a row is one JSON object with `messages` (a list of `role` and `content`) or `text`
+        exit 1
+    "#]],
+    );
+    check(
+        &format!("{}{}", row("a"), row(&"word ".repeat(400))),
+        expect![[r#"
+        error    DIR/data.jsonl:2: the row has 414 tokens, `data.max_seq_len` is 256
+        hint     raise `data.max_seq_len`, or set `data.on_too_long` to "drop" or "truncate"
+        exit 1
+    "#]],
+    );
 }
 
 #[test]
@@ -92,12 +219,36 @@ fn exports() {
     let check = |arguments: &[&str], expected: Expect| {
         let output = tune(arguments).output().expect("tune");
         expected.assert_eq(&errors(&folder.shown(&output)));
-        assert!(!folder.path("out").exists() || std::fs::read_dir(folder.path("out")).expect("a folder").next().is_none());
+        assert!(
+            !folder.path("out").exists()
+                || std::fs::read_dir(folder.path("out")).expect("a folder").next().is_none()
+        );
     };
     let out = folder.text("out");
-    check(&["export", "recipes/pocket", "--quant", "q4_k_n", "--out", &out], expect![[""]]);
-    check(&["export", &folder.text("nothing"), "--out", &out], expect![[""]]);
-    check(&["export", "datasets", "--out", &out], expect![[""]]);
+    check(
+        &["export", "recipes/pocket", "--quant", "q4_k_n", "--out", &out],
+        expect![[r#"
+        error    unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)
+        hint     did you mean `q4_k_m`?
+        exit 1
+    "#]],
+    );
+    check(
+        &["export", &folder.text("nothing"), "--out", &out],
+        expect![[r#"
+        error    DIR/nothing is neither a run nor a model's folder
+        hint     a run has recipe.toml and adapter/, a model's folder has config.json
+        exit 1
+    "#]],
+    );
+    check(
+        &["export", "datasets", "--out", &out],
+        expect![[r#"
+        error    datasets is neither a run nor a model's folder
+        hint     a run has recipe.toml and adapter/, a model's folder has config.json
+        exit 1
+    "#]],
+    );
 }
 
 #[test]
@@ -114,7 +265,11 @@ fn an_adapter_of_another_base_is_refused() {
     std::fs::write(other.join("model.safetensors"), weights).expect("another base");
     change(&folder.path("run/recipe.toml"), "recipes/pocket", &other.display().to_string());
     let output = tune(&["export", &run]).output().expect("tune");
-    expect![[""]].assert_eq(&errors(&folder.shown(&output)));
+    expect![[r#"
+        error    the adapter DIR/run/adapter was trained on another base: it records a2d6cadf2538e48ad6bffd06931938e7e83e6a17c6c2b0e2fdb74dbe4748dcb6, DIR/other is 219c43c474976dc1b253071f70e0a36067ad53d8e1a26e56d7bbafd17222c089
+        hint     see `base_path` in the adapter's tune.json for the base it belongs to
+        exit 1
+    "#]].assert_eq(&errors(&folder.shown(&output)));
     assert!(!folder.path("run/export").join("run-q4_k_m.gguf").exists());
 }
 
@@ -127,10 +282,67 @@ fn pipelines_and_ports() {
         "name = \"p\"\n[experts.a]\nfile = \"nowhere.gguf\"\n[[steps]]\nname = \"s\"\nexpert = \"b\"\nprompt = \"{{ input }}\"\n",
     );
     let output = tune(&["run", &pipeline, "--input", &input]).output().expect("tune");
-    expect![[""]].assert_eq(&errors(&folder.shown(&output)));
+    expect![[r#"
+        error    DIR/p.toml: nowhere.gguf does not exist
+        hint     make it with tune export; paths are relative to the folder you are in
+        exit 1
+    "#]]
+    .assert_eq(&errors(&folder.shown(&output)));
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let output = tune(&["serve", "--port", &port]).output().expect("tune");
-    expect![[""]].assert_eq(&errors(&folder.shown(&output)).replace(&port, "PORT"));
+    expect![[r#"
+        error    can't listen on 127.0.0.1:PORT: Address already in use (os error 98)
+        hint     choose another port with --port
+        exit 1
+    "#]]
+    .assert_eq(&errors(&folder.shown(&output)).replace(&port, "PORT"));
+}
+
+/// A disk of 2 MB, where the system lets us have one.
+struct SmallDisk<'a>(&'a Path);
+
+impl SmallDisk<'_> {
+    fn mount(at: &Path) -> Option<SmallDisk<'_>> {
+        std::fs::create_dir_all(at).expect("a folder");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(at).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(SmallDisk(at));
+        }
+        println!("skipped: no small disk can be mounted here (needs root)");
+        None
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(self.0).output());
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    let folder = Folder::new();
+    let small = folder.path("small");
+    let Some(_disk) = SmallDisk::mount(&small) else { return };
+    let out = folder.text("small/out");
+    let output =
+        tune(&["export", "recipes/pocket", "--quant", "q4_k_m", "--out", &out]).output().expect("tune");
+    expect![[r#"
+        error    no room for DIR/small/out/pocket-q4_k_m.gguf: it needs 3282016 bytes, 2097152 are free on its disk
+        hint     free some room, or write to another disk
+        exit 1
+    "#]].assert_eq(&errors(&folder.shown(&output)));
+    let written = std::fs::read_dir(&out).map_or(0, |entries| entries.flatten().count());
+    assert_eq!(written, 0, "something was left on the full disk");
+
+    let recipe_path = folder.write("r.toml", recipe(&[]));
+    let run = folder.text("small/run");
+    let output = tune(&["train", &recipe_path, "--run-dir", &run]).output().expect("tune");
+    expect![[r#"
+        error    DIR/small/run: the run needs 28704768 bytes of disk, 2097152 are free
+        hint     free some space, or lower `train.keep`
+        exit 1
+    "#]].assert_eq(&errors(&folder.shown(&output)));
 }

@@ -26,6 +26,15 @@ fn kill_after(arguments: &[&str], moment: Duration) {
     child.wait().expect("a child");
 }
 
+/// A kill may come before there is a run to resume.
+fn start_or_resume<'a>(recipe: &'a str, run: &'a str) -> Vec<&'a str> {
+    let mut arguments = vec!["train", recipe, "--run-dir", run];
+    if Path::new(run).exists() {
+        arguments.push("--resume");
+    }
+    arguments
+}
+
 fn adapter_bytes(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter")
 }
@@ -33,20 +42,21 @@ fn adapter_bytes(run: &Path) -> Vec<u8> {
 #[test]
 fn a_killed_run_resumes_to_the_same_bits() {
     let folder = Folder::new();
-    let recipe_path = folder.write("r.toml", recipe(&[("max_steps", "max_steps = 16"), ("rows", "rows = 1")]));
+    let recipe_path =
+        folder.write("r.toml", recipe(&[("max_steps", "max_steps = 16"), ("rows", "rows = 1")]));
     let whole = folder.text("whole");
     let output = tune(&["train", &recipe_path, "--run-dir", &whole]).output().expect("tune");
     assert!(output.status.success(), "{}", folder.shown(&output));
 
     let killed = folder.text("killed");
-    kill_after(&["train", &recipe_path, "--run-dir", &killed], Duration::from_millis(TRAIN_KILLS_MS[0]));
-    for moment in &TRAIN_KILLS_MS[1..] {
-        kill_after(&["train", &recipe_path, "--run-dir", &killed, "--resume"], Duration::from_millis(*moment));
+    for moment in TRAIN_KILLS_MS {
+        kill_after(&start_or_resume(&recipe_path, &killed), Duration::from_millis(moment));
     }
-    let output = tune(&["train", &recipe_path, "--run-dir", &killed, "--resume"]).output().expect("tune");
+    let output = tune(&start_or_resume(&recipe_path, &killed)).output().expect("tune");
     assert!(output.status.success(), "{}", folder.shown(&output));
     assert!(adapter_bytes(Path::new(&whole)) == adapter_bytes(Path::new(&killed)), "the adapters differ");
-    let metrics = |run: &str| steps(&std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).expect("metrics"));
+    let metrics =
+        |run: &str| steps(&std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).expect("metrics"));
     assert_eq!(metrics(&whole), metrics(&killed));
 }
 
@@ -61,10 +71,15 @@ fn a_killed_export_leaves_no_bad_file() {
     let folder = Folder::new();
     let out = folder.text("out");
     for moment in EXPORT_KILLS_MS {
-        kill_after(&["export", "recipes/pocket", "--quant", "q4_k_m", "--out", &out], Duration::from_millis(moment));
+        kill_after(
+            &["export", "recipes/pocket", "--quant", "q4_k_m", "--out", &out],
+            Duration::from_millis(moment),
+        );
         check_exports(&folder, &out);
     }
-    let output = tune(&["export", "recipes/pocket", "--quant", "q4_k_m", "--out", &out, "--force"]).output().expect("tune");
+    let output = tune(&["export", "recipes/pocket", "--quant", "q4_k_m", "--out", &out, "--force"])
+        .output()
+        .expect("tune");
     assert!(output.status.success(), "{}", folder.shown(&output));
     let left: Vec<_> = std::fs::read_dir(&out).expect("a folder").flatten().map(|e| e.file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().contains(".tmp")), "{left:?}");

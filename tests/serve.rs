@@ -23,13 +23,18 @@ impl Server {
     fn start() -> Server {
         let folder = Folder::new();
         let out = folder.text("export");
-        let exported = tune(&["export", "recipes/pocket", "--quant", "q8_0", "--out", &out]).output().expect("tune");
+        let exported =
+            tune(&["export", "recipes/pocket", "--quant", "q8_0", "--out", &out]).output().expect("tune");
         assert!(exported.status.success(), "{}", folder.shown(&exported));
         let pipeline = folder.write("p.toml", pipeline(&folder.text("export/pocket-q8_0.gguf")));
-        let mut child =
-            tune(&["serve", &pipeline, "--port", "0"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tune");
+        let mut child = tune(&["serve", &pipeline, "--port", "0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tune");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-        let address = lines.find_map(|line| line.ok()?.split("http://").nth(1).map(str::to_owned)).expect("an address");
+        let address =
+            lines.find_map(|line| line.ok()?.split("http://").nth(1).map(str::to_owned)).expect("an address");
         // The rest of the log must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Server { child, address, _folder: folder }
@@ -108,7 +113,8 @@ fn ollamas_api_the_page_and_a_pipeline() {
         assert!(chat[key].as_u64().is_some(), "{key} in {chat}");
     }
 
-    let (_, stream) = server.ask("POST", "/api/chat", &json!({"model": "pocket", "messages": messages}).to_string(), "");
+    let (_, stream) =
+        server.ask("POST", "/api/chat", &json!({"model": "pocket", "messages": messages}).to_string(), "");
     let lines: Vec<Value> = stream.lines().map(|line| serde_json::from_str(line).expect("NDJSON")).collect();
     let streamed: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
     assert!(lines.len() > 3 && streamed == answer, "{stream}");
@@ -121,7 +127,8 @@ fn ollamas_api_the_page_and_a_pipeline() {
     let (status, generated) = server.json("POST", "/api/generate", &prompt);
     assert_eq!((status, generated["response"].is_string()), (200, true), "{generated}");
 
-    let (status, missing) = server.json("POST", "/api/chat", &json!({"model": "nobody", "messages": messages}));
+    let (status, missing) =
+        server.json("POST", "/api/chat", &json!({"model": "nobody", "messages": messages}));
     assert_eq!(status, 404);
     assert!(missing["error"].as_str().is_some_and(|e| e.contains("nobody")), "{missing}");
 

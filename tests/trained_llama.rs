@@ -24,8 +24,9 @@ fn llama_cpp_continues_an_export_as_our_forward_does() {
     let folder = Folder::new();
     for quant in ["q4_k_m", "q8_0", "f16"] {
         let out = folder.text(quant);
-        let exported =
-            tune(&["export", &base.to_string_lossy(), "--quant", quant, "--out", &out]).output().expect("tune");
+        let exported = tune(&["export", &base.to_string_lossy(), "--quant", quant, "--out", &out])
+            .output()
+            .expect("tune");
         assert!(exported.status.success(), "{}", folder.shown(&exported));
         let file = folder.path(&format!("{quant}/stories260K-hf-{quant}.gguf"));
         assert_eq!(by_llama_cpp(&file), by_ourselves(&file), "{quant}");
@@ -50,6 +51,7 @@ fn by_ourselves(file: &Path) -> Vec<u32> {
     let capacity = Capacity { n_sequences: 1, n_tokens: 128 };
     let mut generator = Generator::new(base, None, capacity).expect("a generator");
     let request = Request { stop: &[], sampler: SamplerOptions::GREEDY, max_new_tokens: N_NEW };
-    let generated = generator.generate(None, &prompt(&tokenizer), &request, &mut |_| ControlFlow::Continue(()));
+    let generated =
+        generator.generate(None, &prompt(&tokenizer), &request, &mut |_| ControlFlow::Continue(()));
     generated.expect("a text").ids
 }

@@ -20,22 +20,41 @@ fn recipe_to_pipeline() {
     let run = folder.text("run");
 
     let shown = must(&folder, &["train", &recipe_path, "--run-dir", &run]);
-    for word in ["plan ", "step 6/6", "validation loss", "exact match of the base", "exact match of the adapter", "wrote "] {
+    for word in [
+        "plan ",
+        "step 6/6",
+        "validation loss",
+        "exact match of the base",
+        "exact match of the adapter",
+        "wrote ",
+    ] {
         assert!(shown.contains(word), "`{word}` is missing in\n{shown}");
     }
     let metrics = std::fs::read_to_string(folder.path("run/metrics.jsonl")).expect("metrics");
-    let steps: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-    assert!(steps.iter().any(|s| s["step"] == 6 && s["loss"].as_f64().is_some_and(f64::is_finite)), "{metrics}");
+    let steps: Vec<serde_json::Value> =
+        metrics.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    assert!(
+        steps.iter().any(|s| s["step"] == 6 && s["loss"].as_f64().is_some_and(f64::is_finite)),
+        "{metrics}"
+    );
 
     // Six steps teach nothing yet, so the gate's comparison with the adapter holds trivially; that the engine
     // sees the ids of training and that the file loads is checked all the same.
     let shown = must(&folder, &["export", &run, "--quant", "q4_k_m"]);
-    for word in ["read back", "llama.cpp loaded it", "exact match of the exported file", "Q4_K", "Q6_K", "receipt.json"] {
+    for word in [
+        "read back",
+        "llama.cpp loaded it",
+        "exact match of the exported file",
+        "Q4_K",
+        "Q6_K",
+        "receipt.json",
+    ] {
         assert!(shown.contains(word), "`{word}` is missing in\n{shown}");
     }
     let gguf = folder.text("run/export/run-q4_k_m.gguf");
     let shown = must(&folder, &["inspect", &gguf]);
-    for word in ["tokenizer.ggml.pre", "qwen2", "blk.0.attn_q.weight", "tokenizer.chat_template", "im_end"] {
+    for word in ["tokenizer.ggml.pre", "qwen2", "blk.0.attn_q.weight", "tokenizer.chat_template", "im_start"]
+    {
         assert!(shown.contains(word), "`{word}` is missing in\n{shown}");
     }
     for path in ["run", "run/adapter", "run/export/receipt.json"] {
@@ -45,7 +64,8 @@ fn recipe_to_pipeline() {
 
     let pipeline = folder.write("p.toml", pipeline(&gguf));
     let input = folder.write("in.txt", "Anna bought three apples in Paris.\nTom sold two lamps in Rome.\n");
-    let output = tune(&["run", &pipeline, "--input", &input, "--runs", &folder.text("pipe")]).output().expect("tune");
+    let output =
+        tune(&["run", &pipeline, "--input", &input, "--runs", &folder.text("pipe")]).output().expect("tune");
     let shown = folder.shown(&output);
     assert!(shown.contains("loaded") && shown.contains("unloaded"), "{shown}");
 }

@@ -65,8 +65,11 @@ impl Folder {
 
     /// What a command printed on both streams and its exit code, without what changes from run to run.
     pub fn shown(&self, output: &Output) -> String {
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let text = text.replace(&self.0.path().display().to_string(), "DIR").replace(&root().display().to_string(), "ROOT");
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = text
+            .replace(&self.0.path().display().to_string(), "DIR")
+            .replace(&root().display().to_string(), "ROOT");
         format!("{text}exit {}\n", output.status.code().map_or("by a signal".into(), |code| code.to_string()))
     }
 }

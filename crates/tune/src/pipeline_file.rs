@@ -12,7 +12,9 @@ pub fn read(path: &Path, registry: &Registry) -> Result<Pipeline, Failure> {
     let spec: PipelineSpec = toml_file::read(path, &[])?;
     let missing = spec.experts.values().filter_map(|expert| expert.file.as_ref()).find(|file| !file.exists());
     if let Some(file) = missing {
-        return Err(Failure::new(format!("{}: {} does not exist", path.display(), file.display())).hint(way_to(file)));
+        return Err(
+            Failure::new(format!("{}: {} does not exist", path.display(), file.display())).hint(way_to(file))
+        );
     }
     spec.check(&Recipe::run_name(path), Path::new("."), registry)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))

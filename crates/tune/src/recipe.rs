@@ -5,9 +5,7 @@ use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
-use trainer::options::{
-    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions,
-};
+use trainer::options::{AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions};
 use trainer::{Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 
 /// The whole recipe, one field a table.
@@ -318,13 +316,16 @@ impl TrainTable {
     fn options(&self) -> Result<TrainOptions, Failure> {
         let length = match (self.epochs, self.max_steps) {
             (Some(_), Some(_)) => {
-                return Err(Failure::new("`train.epochs` and `train.max_steps` are both given").hint("keep one"));
+                return Err(
+                    Failure::new("`train.epochs` and `train.max_steps` are both given").hint("keep one")
+                );
             }
             (Some(epochs), None) => Length::Epochs(epochs),
             (None, Some(steps)) => Length::MaxSteps(steps),
             (None, None) => Length::Epochs(1),
         };
-        let warmup = if self.warmup < 1.0 { Warmup::Ratio(self.warmup) } else { Warmup::Steps(self.warmup as u64) };
+        let warmup =
+            if self.warmup < 1.0 { Warmup::Ratio(self.warmup) } else { Warmup::Steps(self.warmup as u64) };
         Ok(TrainOptions {
             length,
             batch_size: self.batch_size,
@@ -352,7 +353,12 @@ mod tests {
         let path = folder.path().join("r.toml");
         std::fs::write(&path, text).expect("a file in a temporary folder");
         let shown = match Recipe::read(&path) {
-            Ok(recipe) => format!("{} rank {} lr {}", recipe.model.base.display(), recipe.adapter.rank, recipe.train.learning_rate),
+            Ok(recipe) => format!(
+                "{} rank {} lr {}",
+                recipe.model.base.display(),
+                recipe.adapter.rank,
+                recipe.train.learning_rate
+            ),
             Err(f) => format!("{}\nhint: {}", f.message, f.hint.unwrap_or_default()),
         };
         expected.assert_eq(&shown.replace(&folder.path().display().to_string(), "DIR"));
@@ -367,16 +373,51 @@ mod tests {
 
     #[test]
     fn an_unknown_key_names_line_and_nearest_key() {
-        check(&format!("{GOOD}[train]\nlerning_rate = 1.0\n"), expect![[""]]);
-        check(&format!("{GOOD}[train]\nmicro_batch_size = 1\n"), expect![[""]]);
-        check("[modle]\nbase = \"b\"\n", expect![[""]]);
+        check(
+            &format!("{GOOD}[train]\nlerning_rate = 1.0\n"),
+            expect![[r#"
+            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            hint: did you mean `learning_rate`?"#]],
+        );
+        check(
+            &format!("{GOOD}[train]\nmicro_batch_size = 1\n"),
+            expect![[r#"
+            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            hint: here it is called `train.batch_size`"#]],
+        );
+        check(
+            "[modle]\nbase = \"b\"\n",
+            expect![[r#"
+            DIR/r.toml:1: unknown field `modle`, expected one of `model`, `adapter`, `data`, `train`, `eval`, `budget`, `export`, `expert`
+            hint: did you mean `model`?"#]],
+        );
     }
 
     #[test]
     fn a_wrong_type_names_line_and_what_is_expected() {
-        check(&format!("{GOOD}[adapter]\nrank = \"sixteen\"\n"), expect![[""]]);
-        check(&format!("{GOOD}[budget]\nmemory = \"8 potatoes\"\n"), expect![[""]]);
-        check("[model\n", expect![[""]]);
-        check("[model]\nbase = \"b\"\n", expect![[""]]);
+        check(
+            &format!("{GOOD}[adapter]\nrank = \"sixteen\"\n"),
+            expect![[r#"
+                DIR/r.toml:6: `rank`: invalid type: string "sixteen", expected a whole number
+                hint: "#]],
+        );
+        check(
+            &format!("{GOOD}[budget]\nmemory = \"8 potatoes\"\n"),
+            expect![[r#"
+            DIR/r.toml:6: `8 potatoes` is not a size
+            hint: "#]],
+        );
+        check(
+            "[model\n",
+            expect![[r#"
+            DIR/r.toml:1: unclosed table, expected `]`
+            hint: "#]],
+        );
+        check(
+            "[model]\nbase = \"b\"\n",
+            expect![[r#"
+            DIR/r.toml:1: missing field `data`
+            hint: "#]],
+        );
     }
 }

@@ -19,8 +19,13 @@ pub fn finished(run_dir: &Path) -> Result<Outcome, Failure> {
     if outcome.is_finished {
         return Ok(outcome);
     }
-    Err(Failure::new(format!("{} has stopped after step {} of {}", run_dir.display(), outcome.steps, outcome.total_steps))
-        .hint("finish it first with --resume"))
+    Err(Failure::new(format!(
+        "{} has stopped after step {} of {}",
+        run_dir.display(),
+        outcome.steps,
+        outcome.total_steps
+    ))
+    .hint("finish it first with --resume"))
 }
 
 /// The first `limit` held-out conversations of a data file.

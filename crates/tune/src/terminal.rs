@@ -62,7 +62,9 @@ impl Terminal {
     pub fn failure(&mut self, failure: &Failure) {
         self.clear_bar();
         if self.json {
-            self.json(&serde_json::json!({"event": "error", "message": failure.message, "hint": failure.hint}));
+            self.json(
+                &serde_json::json!({"event": "error", "message": failure.message, "hint": failure.hint}),
+            );
         }
         self.line_always(ERROR, "error", &failure.message);
         if let Some(hint) = &failure.hint {

@@ -29,11 +29,38 @@ fn explain(path: &Path, text: &str, error: &toml::de::Error, aliases: Aliases) -
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
     let line = text[..start].matches('\n').count() + 1;
     let message = error.message();
-    let failure = Failure::new(format!("{}:{line}: {message}", path.display()));
+    let key = key_at(text, line)
+        .filter(|_| message.starts_with("invalid"))
+        .map_or_else(String::new, |key| format!("`{key}`: "));
+    let failure = Failure::new(format!("{}:{line}: {key}{}", path.display(), plain(message)));
     match way_out(message, aliases) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
+}
+
+/// The key of a line, as written.
+fn key_at(text: &str, line: usize) -> Option<&str> {
+    let (key, _) = text.lines().nth(line - 1)?.split_once('=')?;
+    Some(key.trim())
+}
+
+/// Rust's names of types, in words.
+fn plain(message: &str) -> String {
+    let whole = ["usize", "u64", "u32"].iter().fold(message.to_owned(), |m, name| {
+        m.replace(&format!("expected {name}"), "expected a whole number")
+    });
+    ["f32", "f64"].iter().fold(whole, |m, name| m.replace(&format!("expected {name}"), "expected a number"))
+}
+
+/// The line, from 1, on which a file sets a key such as `train.epochs`.
+pub fn line_of(text: &str, dotted: &str) -> Option<usize> {
+    let (table, key) = dotted.rsplit_once('.')?;
+    let header = format!("[{table}]");
+    let lines = text.lines().enumerate().skip_while(|(_, line)| line.trim() != header).skip(1);
+    let mut inside = lines.take_while(|(_, line)| !line.trim_start().starts_with('['));
+    let found = inside.find(|(_, line)| line.split_once('=').is_some_and(|(name, _)| name.trim() == key))?;
+    Some(found.0 + 1)
 }
 
 /// The hint for an unknown key: the words in backticks of serde's message are the key, then the valid ones.
@@ -56,4 +83,18 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .filter(|(likeness, _)| *likeness > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_in_its_own_table() {
+        let text = "[a]\nx = 1\n[b]\n  y=2\nx = 3\n[c]\nz = 1\n";
+        assert_eq!(line_of(text, "b.x"), Some(5));
+        assert_eq!(line_of(text, "b.y"), Some(4));
+        assert_eq!(line_of(text, "b.z"), None);
+        assert_eq!(line_of(text, "d.x"), None);
+    }
 }

@@ -42,7 +42,10 @@ impl Verifier for EngineVerifier {
     fn load(&self, file: &Path, num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
         let load = LoadOptions { num_ctx: u32::try_from(num_ctx)?, ..LoadOptions::default() };
         let options = SessionOptions { load, check_tensors: true, all_logits: true };
-        Ok(Box::new(EngineModel { session: Session::open(file, &options)?, prompts: Rc::clone(&self.prompts) }))
+        Ok(Box::new(EngineModel {
+            session: Session::open(file, &options)?,
+            prompts: Rc::clone(&self.prompts),
+        }))
     }
 }
 
@@ -67,7 +70,8 @@ impl LoadedModel for EngineModel {
 
     fn generate(&mut self, prompt: &[u32], max_new_tokens: usize) -> Result<Generation, EngineError> {
         let session = &mut self.session;
-        let end = session.template().and_then(|template| text::end_of_turn(session.tokenizer(), template).ok());
+        let end =
+            session.template().and_then(|template| text::end_of_turn(session.tokenizer(), template).ok());
         let stop: Vec<u32> = end.into_iter().collect();
         let mut ids = session.greedy(prompt, &stop, max_new_tokens)?;
         let ended = ids.len() < max_new_tokens.min(session.context_tokens() - prompt.len());

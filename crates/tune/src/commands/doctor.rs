@@ -31,8 +31,9 @@ pub fn run(terminal: &mut Terminal) -> Result<(), Failure> {
             terminal.more(format!("→ {remedy}"));
         }
     }
-    runner::engine::processor::check()
-        .map_err(|error| Failure::new(error).hint("training works; run the exported file with another engine"))
+    runner::engine::processor::check().map_err(|error| {
+        Failure::new(error).hint("training works; run the exported file with another engine")
+    })
 }
 
 fn processor() -> Finding {
@@ -69,7 +70,8 @@ fn memory() -> Finding {
         return Finding { part: "memory", found: "not known on this system".into(), remedy: None };
     };
     let found = format!("{} of {} free", bytes::show(available), bytes::show(total));
-    let remedy = (available < SMALL).then(|| "state what may be used in a recipe: [budget] memory = \"4GB\"".to_owned());
+    let remedy = (available < SMALL)
+        .then(|| "state what may be used in a recipe: [budget] memory = \"4GB\"".to_owned());
     Finding { part: "memory", found, remedy }
 }
 
@@ -89,7 +91,8 @@ fn disk() -> Finding {
         Ok(free) => Finding {
             part: "disk",
             found: format!("{} free here", bytes::show(free)),
-            remedy: (free < SMALL).then(|| "an 8 B model wants 16 GB for its base and 5 GB for an export".to_owned()),
+            remedy: (free < SMALL)
+                .then(|| "an 8 B model wants 16 GB for its base and 5 GB for an export".to_owned()),
         },
         Err(error) => Finding { part: "disk", found: error.to_string(), remedy: None },
     }
@@ -130,12 +133,18 @@ fn ollama_version(address: &str) -> Option<String> {
 fn base() -> Finding {
     let shipped = Path::new("recipes/pocket/model.safetensors");
     if shipped.is_file() {
-        Finding { part: "base", found: "recipes/pocket, the small base that ships with the project".into(), remedy: None }
+        Finding {
+            part: "base",
+            found: "recipes/pocket, the small base that ships with the project".into(),
+            remedy: None,
+        }
     } else {
         Finding {
             part: "base",
             found: "recipes/pocket is not here".into(),
-            remedy: Some("run tune in the project's folder for the quickstart, or name a base in the recipe".into()),
+            remedy: Some(
+                "run tune in the project's folder for the quickstart, or name a base in the recipe".into(),
+            ),
         }
     }
 }

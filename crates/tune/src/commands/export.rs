@@ -85,7 +85,10 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
             base: figures(outcome.base_exact_match),
             adapter: figures(outcome.adapter_exact_match),
         },
-        limits: Limits { max_exact_drop_points: Some(recipe.export.max_exact_match_drop), ..Limits::default() },
+        limits: Limits {
+            max_exact_drop_points: Some(recipe.export.max_exact_match_drop),
+            ..Limits::default()
+        },
         provenance: Provenance {
             base_name: Some(recipe.model.base.display().to_string()),
             recipe_blake3: Some(formats::hash::blake3_file(&recipe_path)?),
@@ -146,7 +149,9 @@ fn failure(error: &exporter::Error, source: &Path) -> Failure {
     let failure = Failure::new(error);
     match error.hint() {
         Some(hint) => failure.hint(hint),
-        None if source.join("recipe.toml").is_file() => failure.hint("the run and its adapter are as they were"),
+        None if source.join("recipe.toml").is_file() => {
+            failure.hint("the run and its adapter are as they were")
+        }
         None => failure,
     }
 }
@@ -188,9 +193,15 @@ fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>
     if figures.n_rows == 0 {
         return;
     }
-    terminal.row("match", format!("exact match of the exported file: {}", show::share(figures.n_exact, figures.n_rows)));
+    terminal.row(
+        "match",
+        format!("exact match of the exported file: {}", show::share(figures.n_exact, figures.n_rows)),
+    );
     if let Some(adapter) = adapter {
-        terminal.more(format!("before the export, with the adapter: {}", show::share(adapter.n_exact, adapter.n_rows)));
+        terminal.more(format!(
+            "before the export, with the adapter: {}",
+            show::share(adapter.n_exact, adapter.n_rows)
+        ));
     }
     if let Some(nll) = figures.mean_nll {
         terminal.more(format!(
@@ -213,7 +224,8 @@ fn warn_of_other_tokenizer(terminal: &mut Terminal, prompts: &Prompts) {
 }
 
 fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
-    let types: Vec<String> = receipt.types.iter().map(|t| format!("{} {}", t.n_tensors, t.type_name)).collect();
+    let types: Vec<String> =
+        receipt.types.iter().map(|t| format!("{} {}", t.n_tensors, t.type_name)).collect();
     terminal.row("types", types.join(" · "));
     terminal.row(
         "wrote",
@@ -224,6 +236,10 @@ fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
             show::seconds(receipt.times.total_s)
         ),
     );
-    terminal.more(format!("{}, {}", request.output.join("Modelfile").display(), request.output.join("receipt.json").display()));
+    terminal.more(format!(
+        "{}, {}",
+        request.output.join("Modelfile").display(),
+        request.output.join("receipt.json").display()
+    ));
     terminal.row("next", "tune run recipes/pipeline.toml --input FILE, or tune serve recipes/pipeline.toml");
 }

@@ -6,10 +6,10 @@ use crate::failure::Failure;
 use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
+use formats::TensorSource;
 use formats::adapter::AdapterFiles;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{Array, Reader, Value};
-use formats::TensorSource;
 use formats::safetensors::{SafetensorsFile, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -90,7 +90,11 @@ fn gguf(path: &Path) -> Result<Vec<String>, Failure> {
         lines.push(format!("{name:<8} {count:>4} tensors {:>12}", bytes::show(size)));
     }
     let bits = 8.0 * total as f64 / weights.max(1) as f64;
-    lines.push(format!("{} weights · {} · {bits:.2} bits a weight", show::count(weights), bytes::show(total)));
+    lines.push(format!(
+        "{} weights · {} · {bits:.2} bits a weight",
+        show::count(weights),
+        bytes::show(total)
+    ));
     Ok(lines)
 }
 
@@ -172,7 +176,13 @@ fn adapter(path: &Path, files: &AdapterFiles) -> Vec<String> {
     let config = &files.config;
     let parameters: usize = files.tensors.iter().map(|t| t.a.len() + t.b.len()).sum();
     let mut lines = vec![
-        format!("adapter  {} · {} · rank {} · alpha {}", path.display(), config.peft_type, config.r, config.lora_alpha),
+        format!(
+            "adapter  {} · {} · rank {} · alpha {}",
+            path.display(),
+            config.peft_type,
+            config.r,
+            config.lora_alpha
+        ),
         format!("         {} modules · {} parameters", files.tensors.len(), show::count(parameters as u64)),
         format!("base     {}", config.base_model_name_or_path.as_deref().unwrap_or("not stated")),
     ];
@@ -181,9 +191,11 @@ fn adapter(path: &Path, files: &AdapterFiles) -> Vec<String> {
         lines.push(format!("trained  {} steps", made_from.steps));
     }
     lines.push(String::new());
-    lines.extend(files.tensors.iter().map(|t| {
-        format!("{:<44} A {} × {}   B {} × {}", t.module, t.r, t.in_features, t.out_features, t.r)
-    }));
+    lines.extend(
+        files.tensors.iter().map(|t| {
+            format!("{:<44} A {} × {}   B {} × {}", t.module, t.r, t.in_features, t.out_features, t.r)
+        }),
+    );
     lines
 }
 
@@ -192,7 +204,12 @@ fn training_run(path: &Path) -> Result<Vec<String>, Failure> {
     let state = if outcome.is_finished { "finished" } else { "not finished" };
     let mut lines = vec![
         format!("run      {} · {state}", path.display()),
-        format!("steps    {} of {} in {}", outcome.steps, outcome.total_steps, show::seconds(outcome.seconds)),
+        format!(
+            "steps    {} of {} in {}",
+            outcome.steps,
+            outcome.total_steps,
+            show::seconds(outcome.seconds)
+        ),
     ];
     if let (Some(before), Some(after)) = (outcome.base_validation_loss, outcome.validation_loss) {
         lines.push(format!("loss     validation {before:.4} → {after:.4}"));
@@ -206,8 +223,8 @@ fn training_run(path: &Path) -> Result<Vec<String>, Failure> {
 
 fn receipt(path: &Path) -> Result<Vec<String>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
-    let receipt: exporter::Receipt =
-        serde_json::from_str(&text).map_err(|e| Failure::new(format!("{} is no receipt: {e}", path.display())))?;
+    let receipt: exporter::Receipt = serde_json::from_str(&text)
+        .map_err(|e| Failure::new(format!("{} is no receipt: {e}", path.display())))?;
     let mut lines = vec![
         format!("expert   {} · {} · {}", receipt.name, receipt.architecture, receipt.quant),
         format!(
@@ -227,10 +244,17 @@ fn receipt(path: &Path) -> Result<Vec<String>, Failure> {
         format!("type     {:<6} {:>4} tensors {:>12}", t.type_name, t.n_tensors, bytes::show(t.bytes))
     }));
     if receipt.gate.n_rows > 0 {
-        lines.push(format!("match    {} in {}", show::share(receipt.gate.n_exact, receipt.gate.n_rows), receipt.gate.engine));
+        lines.push(format!(
+            "match    {} in {}",
+            show::share(receipt.gate.n_exact, receipt.gate.n_rows),
+            receipt.gate.engine
+        ));
     }
     if let Some(adapter) = receipt.reference.adapter {
-        lines.push(format!("         {} with the adapter, before the export", show::share(adapter.n_exact, adapter.n_rows)));
+        lines.push(format!(
+            "         {} with the adapter, before the export",
+            show::share(adapter.n_exact, adapter.n_rows)
+        ));
     }
     Ok(lines)
 }

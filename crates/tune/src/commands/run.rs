@@ -46,7 +46,9 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
     terminal.clear_bar();
     match outcome {
         Ok(outcome) => finished(terminal, &outcome),
-        Err(runner::Error::Cancelled) => Err(resumable(Failure::interrupted("stopped; what was done is kept"), arguments, run_id)),
+        Err(runner::Error::Cancelled) => {
+            Err(resumable(Failure::interrupted("stopped; what was done is kept"), arguments, run_id))
+        }
         Err(error) => Err(resumable(Failure::new(error), arguments, run_id)),
     }
 }
@@ -67,7 +69,11 @@ fn input(path: &Path) -> Result<String, Failure> {
     };
     from.take(MAX_INPUT_BYTES + 1).read_to_string(&mut text).map_err(cannot)?;
     if text.len() as u64 > MAX_INPUT_BYTES {
-        return Err(Failure::new(format!("{} has more than {}", path.display(), bytes::show(MAX_INPUT_BYTES))));
+        return Err(Failure::new(format!(
+            "{} has more than {}",
+            path.display(),
+            bytes::show(MAX_INPUT_BYTES)
+        )));
     }
     Ok(text)
 }
@@ -90,11 +96,16 @@ fn show(terminal: &mut Terminal, event: &Event) {
         }
         Event::Prompt { .. } | Event::Text { .. } => {}
         Event::Repair { step, item, attempt, objections } => {
-            terminal.warning(format!("{step}, item {}: attempt {attempt}, since {}", item + 1, objections.join("; ")));
+            terminal.warning(format!(
+                "{step}, item {}: attempt {attempt}, since {}",
+                item + 1,
+                objections.join("; ")
+            ));
         }
         Event::ItemFinished(result) => item(terminal, result),
         Event::StepFinished { step, n_computed, n_objected, ms } => {
-            let objections = if *n_objected > 0 { format!(" · {n_objected} objected to") } else { String::new() };
+            let objections =
+                if *n_objected > 0 { format!(" · {n_objected} objected to") } else { String::new() };
             terminal.more(format!("{step}: {n_computed} items in {}{objections}", show::seconds(ms / 1e3)));
         }
         Event::RunFinished { .. } => {}
@@ -143,7 +154,11 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
         ),
         ResidencyEvent::Unloaded { expert, unload_ms, memory } => terminal.row(
             "unloaded",
-            format!("{expert} in {} · {} free", show::seconds(unload_ms / 1e3), bytes::show(memory.free_bytes)),
+            format!(
+                "{expert} in {} · {} free",
+                show::seconds(unload_ms / 1e3),
+                bytes::show(memory.free_bytes)
+            ),
         ),
         ResidencyEvent::Loading { .. } | ResidencyEvent::LoadProgress { .. } => {}
     }

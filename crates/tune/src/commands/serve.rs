@@ -36,7 +36,8 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         // Without a handler Ctrl-C just ends the process.
         drop(tokio::signal::ctrl_c().await);
     };
-    let server = runtime.spawn(serve(config, stop, Box::new(move |event: ServeEvent| drop(events.send(event)))));
+    let server =
+        runtime.spawn(serve(config, stop, Box::new(move |event: ServeEvent| drop(events.send(event)))));
     for event in shown {
         show_event(terminal, &event);
     }

@@ -7,6 +7,7 @@ use crate::interrupt;
 use crate::recipe::Recipe;
 use crate::show;
 use crate::terminal::Terminal;
+use crate::toml_file;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, StepReport, Weights};
@@ -24,7 +25,8 @@ pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
     let cancel = interrupt::flag();
 
     terminal.row("recipe", format!("{} → {}", arguments.recipe.display(), run_dir.display()));
-    let mut view = View { terminal, recipe: &arguments.recipe, run_dir: &run_dir, last_line: None, kept: Ok(()) };
+    let mut view =
+        View { terminal, recipe: &arguments.recipe, run_dir: &run_dir, last_line: None, kept: Ok(()) };
     let outcome = trainer::train(&options, &mut |event| view.show(event), &cancel);
     view.terminal.clear_bar();
     view.kept?;
@@ -35,7 +37,7 @@ pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
             outcome.steps, outcome.total_steps
         ))
         .hint(format!("continue with: tune train {} --resume", arguments.recipe.display()))),
-        Err(error) => Err(failure(&error)),
+        Err(error) => Err(failure(&error, &arguments.recipe, &recipe)),
     }
 }
 
@@ -43,12 +45,42 @@ fn default_run_dir(recipe: &Path) -> PathBuf {
     Path::new("runs").join(Recipe::run_name(recipe))
 }
 
-fn failure(error: &trainer::Error) -> Failure {
-    let failure = Failure::new(error);
+/// The trainer's error with the place in the user's files that it is about, and the way out.
+fn failure(error: &trainer::Error, path: &Path, recipe: &Recipe) -> Failure {
+    let base = recipe.model.base.display().to_string();
+    let failure = match error {
+        trainer::Error::Option { key, .. } => Failure::new(format!("{}: {error}", place(path, key))),
+        trainer::Error::Model(model::Error::UnknownQuant { .. }) => {
+            Failure::new(format!("{}: {error}", place(path, "model.quant")))
+        }
+        // The model knows its tensors but not its files.
+        trainer::Error::Model(source) if !source.to_string().contains(&base) => {
+            Failure::new(format!("{base}: {error}")).hint("config.json and the weights must be of the same model")
+        }
+        trainer::Error::BudgetTooSmall { need_bytes, have_bytes, .. } => Failure::new(format!(
+            "{}: the plan needs {}, the budget leaves {}",
+            place(path, "budget.memory"),
+            bytes::show(*need_bytes),
+            bytes::show(*have_bytes)
+        )),
+        trainer::Error::Formats(formats::Error::MissingFile { .. }) => {
+            Failure::new(error).hint("paths in a recipe are relative to the folder tune is started in")
+        }
+        trainer::Error::Formats(_) => {
+            Failure::new(error).hint("the file is damaged or cut short: fetch it again")
+        }
+        _ => Failure::new(error),
+    };
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
+}
+
+/// `recipe.toml:12`, or the file alone where the key is left to its default.
+fn place(path: &Path, key: &str) -> String {
+    let line = std::fs::read_to_string(path).ok().and_then(|text| toml_file::line_of(&text, key));
+    line.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()))
 }
 
 /// A run's events on the terminal.
@@ -96,7 +128,9 @@ impl View<'_> {
                 self.terminal.progress_on_screen(done as u64, total as u64, &line);
             }
             Event::ExactMatch(figure) => self.exact_match(figure),
-            Event::Sample { weights, prompt, expected, answer } => self.sample(weights, &prompt, &expected, &answer),
+            Event::Sample { weights, prompt, expected, answer } => {
+                self.sample(weights, &prompt, &expected, &answer)
+            }
             Event::Checkpoint { .. } => {}
             Event::Warning { message } => self.terminal.warning(message),
             Event::Finished(outcome) => self.finished(&outcome),
@@ -143,7 +177,8 @@ impl View<'_> {
 
     fn step(&mut self, step: &StepReport) {
         let line = step_line(step);
-        let is_due = self.last_line.is_none_or(|at| at.elapsed() >= BETWEEN_LINES) || step.step == step.total_steps;
+        let is_due =
+            self.last_line.is_none_or(|at| at.elapsed() >= BETWEEN_LINES) || step.step == step.total_steps;
         if is_due {
             self.last_line = Some(Instant::now());
             self.terminal.progress(step.step, step.total_steps, &line);
@@ -184,7 +219,8 @@ impl View<'_> {
         }
         if let (Some(before), Some(after)) = (outcome.base_exact_match, outcome.adapter_exact_match) {
             let percent = |figure: ExactMatch| 100.0 * figure.share();
-            self.terminal.row("result", format!("exact match {:.1} % → {:.1} %", percent(before), percent(after)));
+            self.terminal
+                .row("result", format!("exact match {:.1} % → {:.1} %", percent(before), percent(after)));
         }
         if let Some(measured) = outcome.memory_bytes {
             let planned = bytes::show(outcome.planned_bytes);
@@ -192,7 +228,12 @@ impl View<'_> {
         }
         self.terminal.row(
             "wrote",
-            format!("{} ({}) in {}", adapter.display(), bytes::show(outcome.adapter_bytes), show::seconds(outcome.seconds)),
+            format!(
+                "{} ({}) in {}",
+                adapter.display(),
+                bytes::show(outcome.adapter_bytes),
+                show::seconds(outcome.seconds)
+            ),
         );
         self.terminal.row("next", format!("tune export {} --quant q4_k_m", self.run_dir.display()));
     }
