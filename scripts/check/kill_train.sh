@@ -30,7 +30,7 @@ took_ms=$(($(now_ms) - began))
 echo "  $((took_ms / 1000)) s"
 
 # A killed run must come forward by a checkpoint now and then: start and base evaluation take part of each try.
-most_ms=$((took_ms / 4 + 1000))
+most_ms=$((took_ms / 6 + 1000))
 kill=1
 while [ "$kill" -le "$kills" ]; do
     resume=(); [ -d "$work/killed" ] && resume=(--resume)

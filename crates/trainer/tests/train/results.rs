@@ -216,3 +216,19 @@ fn steps_with_a_loss_that_is_not_finite_are_skipped_three_times() {
     assert!(matches!(outcome, Err(trainer::Error::NotFinite { step: 3, count: 3 })), "{outcome:?}");
     assert_eq!(events.iter().filter(|event| matches!(event, Event::StepSkipped { .. })).count(), 3);
 }
+
+/// Sums in another order, on processors with wider or narrower registers, grown over six steps.
+const PROCESSOR_TOLERANCE: f64 = 1e-4;
+
+#[test]
+fn the_course_of_a_run_is_pinned() {
+    const LOSSES: [f64; 6] = [6.127756, 5.731652, 5.272247, 4.779296, 4.669967, 4.339742];
+    let place = Workplace::new();
+    let mut options = place.options("run");
+    options.train.length = Length::MaxSteps(6);
+    let found = losses(&train(&options).1);
+    assert_eq!(found.len(), LOSSES.len(), "{found:?}");
+    for (found, pinned) in found.iter().zip(LOSSES) {
+        assert!((found - pinned).abs() < PROCESSOR_TOLERANCE, "{found} instead of {pinned}");
+    }
+}
