@@ -233,7 +233,7 @@ impl ExpertCard {
         let architecture =
             architecture.ok_or_else(|| wrong("the file has no `general.architecture`".to_owned()))?;
         let template_blake3 = check_text(name, metadata)?;
-        llama::check_vocabulary(name, &path)?;
+        check_engine(name, &path)?;
         let (n_parameters, weight_type) = weights(&reader);
         Ok(Self {
             name: name.to_owned(),
@@ -300,6 +300,14 @@ fn check_text(name: &str, metadata: &gguf::Metadata) -> Result<Option<String>> {
     Ok(Some(hash::blake3_bytes(template.source().as_bytes())))
 }
 
+/// Checks with llama.cpp itself that it knows the file's architecture and vocabulary.
+fn check_engine(name: &str, path: &Path) -> Result<()> {
+    llama::Vocabulary::open(path).map(drop).map_err(|error| match error {
+        Error::Load { path, reason, .. } => Error::Load { expert: name.to_owned(), path, reason },
+        other => other,
+    })
+}
+
 /// Number of weights, and the type most of them have.
 fn weights(reader: &gguf::Reader) -> (u64, String) {
     let mut by_type: Vec<(&str, u64)> = Vec::new();
@@ -323,11 +331,15 @@ fn provenance(file: &Path) -> Result<Option<Provenance>> {
         Err(error) => return Err(Error::io(receipt)(error)),
     };
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return Ok(None) };
-    let text = |key: &str| value.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    let text = |pointer: &str| value.pointer(pointer).and_then(|value| value.as_str()).map(str::to_owned);
+    // A receipt beside several files speaks of one of them.
+    if text("/file").as_deref() != file.file_name().and_then(|name| name.to_str()) {
+        return Ok(None);
+    }
     Ok(Some(Provenance {
-        base_blake3: text("base_blake3"),
-        adapter_blake3: text("adapter_blake3"),
-        recipe_blake3: text("recipe_blake3"),
+        base_blake3: text("/sources/base_blake3"),
+        adapter_blake3: text("/sources/adapter_blake3"),
+        recipe_blake3: text("/provenance/recipe_blake3"),
         receipt,
     }))
 }

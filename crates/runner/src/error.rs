@@ -136,11 +136,11 @@ pub enum Error {
         reason: String,
     },
     /// A step of a running pipeline failed.
-    #[error("step `{step}`, item {item}: {reason}")]
+    #[error("step `{step}`, item {}: {reason}", item + 1)]
     Step {
         /// The step's name.
         step: String,
-        /// The item's number, from 0.
+        /// The item's index; people are told its number, from 1.
         item: usize,
         /// What happened.
         reason: String,

@@ -202,7 +202,7 @@ fn an_answer_that_can_not_be_repaired_ends_the_run_with_the_reasons() {
     let (outcome, events) = place.run(&pipeline, "x", RunOptions::default());
     let error = outcome.unwrap_err().to_string();
     assert!(
-        error.starts_with("step `extract`, item 0: the answer does not satisfy the schema after 2 attempts"),
+        error.starts_with("step `extract`, item 1: the answer does not satisfy the schema after 2 attempts"),
         "{error}"
     );
     assert!(error.contains("the answer was cut after 1 tokens"), "{error}");
@@ -225,7 +225,7 @@ fn a_check_records_or_stops() {
     spec["steps"][2]["on_fail"] = "stop".into();
     let pipeline = place.check(spec).unwrap();
     let (outcome, _) = place.run(&pipeline, "something else", RunOptions::default());
-    assert!(outcome.unwrap_err().to_string().starts_with("step `check`, item 0: `/name`"));
+    assert!(outcome.unwrap_err().to_string().starts_with("step `check`, item 1: `/name`"));
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn what_does_not_fit_the_context_is_refused() {
     let pipeline = place.check(orders()).unwrap();
     let (outcome, _) = place.run(&pipeline, &"x".repeat(1000), RunOptions::default());
     let error = outcome.unwrap_err().to_string();
-    assert!(error.contains("step `normalise`, item 0") && error.contains("its context holds 512"), "{error}");
+    assert!(error.contains("step `normalise`, item 1") && error.contains("its context holds 512"), "{error}");
     let (outcome, _) = place.run(&pipeline, " \n ", RunOptions::default());
     assert!(outcome.unwrap_err().to_string().contains("no line to map over"));
 }

@@ -30,7 +30,8 @@ fn options() -> CardOptions {
 fn an_expert_is_registered_listed_read_and_removed() {
     let (directory, registry, file) = place();
     assert!(registry.cards().unwrap().is_empty());
-    let receipt = r#"{"base_blake3": "b", "recipe_blake3": "r", "more": [1]}"#;
+    let receipt =
+        r#"{"file": "hello.gguf", "sources": {"base_blake3": "b"}, "provenance": {"recipe_blake3": "r"}}"#;
     std::fs::write(directory.path().join("receipt.json"), receipt).unwrap();
     let options =
         CardOptions { system: Some("Be kind.".to_owned()), stop: vec!["###".to_owned()], ..options() };
@@ -40,6 +41,7 @@ fn an_expert_is_registered_listed_read_and_removed() {
     assert!(card.template_blake3.is_some());
     let provenance = card.provenance.clone().unwrap();
     assert_eq!((provenance.base_blake3.as_deref(), provenance.adapter_blake3), (Some("b"), None));
+    assert_eq!(provenance.recipe_blake3.as_deref(), Some("r"));
     assert_eq!(registry.card("greeter").unwrap(), card);
     assert_eq!(registry.cards().unwrap(), [card]);
     registry.remove("greeter").unwrap();

@@ -83,7 +83,7 @@ function showStatus() {
   const { total_bytes: total, free_bytes: free, resident_bytes: own, devices = [] } = status.memory;
   const part = (n) => `${total ? Math.max(0, Math.min(100, (100 * n) / total)) : 0}%`;
   const [ownBar, otherBar] = byId("meter").children;
-  ownBar.style.width = part(own);
+  ownBar.style.width = own > 0 ? `max(3px, ${part(own)})` : "0";
   otherBar.style.width = part(total - free - own);
   const facts = [["tune", bytes(own)], ["free", `${bytes(free)} of ${bytes(total)}`]];
   for (const device of devices) facts.push([device.name, `${bytes(device.free_bytes)} free of ${bytes(device.total_bytes)}`]);

@@ -6,14 +6,15 @@ mod sampler;
 pub mod session;
 mod size;
 mod stop;
+mod vocabulary;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 pub(crate) use sampler::check_schema;
-pub(crate) use session::check_vocabulary;
 pub use session::{Session, SessionOptions};
 use text::{DecodeStream, Message, Tokenizer};
+pub use vocabulary::Vocabulary;
 
 use self::sampler::Chooser;
 use self::stop::{StopTexts, Watched};

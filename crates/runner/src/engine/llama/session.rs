@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use formats::gguf;
@@ -281,7 +281,7 @@ pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenize
 }
 
 /// A token that stands twice in the vocabulary makes llama.cpp abort the whole process.
-fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
+pub(super) fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
     let tokens = metadata.get_strings("tokenizer.ggml.tokens").unwrap_or_default();
     let mut seen = HashSet::with_capacity(tokens.len());
     match tokens.iter().find(|token| !seen.insert(token.as_str())) {
@@ -306,13 +306,4 @@ fn stop_ids(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate
 /// What a card's `num_ctx` means: 0 is the smaller of 4096 and what the model was trained on.
 pub(super) fn context_size(asked: u32, trained: u32) -> u32 {
     if asked > 0 { asked } else { trained.clamp(1, 4096) }
-}
-
-/// Checks with llama.cpp itself that it knows the file's architecture and vocabulary, without its weights.
-pub(crate) fn check_vocabulary(name: &str, path: &Path) -> Result<()> {
-    processor::check()?;
-    ffi::start();
-    let loaded = Model::load(path, Some(0), ffi::Part::Vocabulary, &mut |_| true);
-    let path: PathBuf = path.to_owned();
-    loaded.map(|_| ()).map_err(|reason| Error::Load { expert: name.to_owned(), path, reason })
 }

@@ -1,0 +1,57 @@
+//! Files of other people: published vocabularies through both tokenizers. Skipped where the assets are absent.
+
+use std::path::{Path, PathBuf};
+
+use runner::engine::llama::Vocabulary;
+use text::Tokenizer;
+
+fn assets() -> Option<PathBuf> {
+    let given = std::env::var_os("TUNE_SHARED").map(PathBuf::from);
+    let shared = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
+    let assets = shared.join("assets");
+    if assets.is_dir() {
+        return Some(assets);
+    }
+    eprintln!("skipped: {} is not there", assets.display());
+    None
+}
+
+/// Chat markup of several families, each of whose parts is a control token in some vocabulary and text in others.
+///
+/// Not for Phi-3, which llama.cpp has rules of its own for that its file does not tell: it strips blanks right of
+/// control tokens and overrides the type of `</s>`.
+const MARKUP: &str =
+    "<|im_start|>user\nHi<|im_end|>\n<s>[INST] x [/INST]</s><|user|>\n y <|end|><|endoftext|> z";
+
+#[test]
+fn engine_and_text_layer_give_the_same_ids_for_published_vocabularies() {
+    let Some(assets) = assets() else { return };
+    let mut compared = Vec::new();
+    let mut entries: Vec<PathBuf> =
+        std::fs::read_dir(assets.join("gguf-vocab")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in
+        entries.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+    {
+        let file = formats::gguf::Reader::open(&path).unwrap();
+        let Ok(tokenizer) = Tokenizer::from_gguf(file.metadata()) else { continue };
+        let engine = Vocabulary::open(&path).unwrap();
+        let texts = std::fs::read_to_string(path.with_extension("gguf.inp")).unwrap_or_default();
+        let is_phi_3 = path.ends_with("ggml-vocab-phi-3.gguf");
+        let markup = (!is_phi_3).then_some(MARKUP);
+        for text in texts.split("\n__ggml_vocab_test__\n").chain(markup) {
+            assert_eq!(tokenizer.encode(text), engine.tokenize(text, false), "{}: {text:?}", path.display());
+            assert_eq!(
+                tokenizer.encode_template(text),
+                engine.tokenize(text, true),
+                "{}: {text:?}",
+                path.display()
+            );
+        }
+        if let Some(eos) = tokenizer.eos() {
+            assert!(engine.ends_generation(eos), "{}: {eos}", path.display());
+        }
+        compared.push(path);
+    }
+    assert!(compared.len() >= 4, "{compared:?}");
+}
