@@ -27,7 +27,7 @@ impl Server {
             tune(&["export", "recipes/pocket", "--quant", "q8_0", "--out", &out]).output().expect("tune");
         assert!(exported.status.success(), "{}", folder.shown(&exported));
         let pipeline = folder.write("p.toml", pipeline(&folder.text("export/pocket-q8_0.gguf")));
-        let mut child = tune(&["serve", &pipeline, "--port", "0"])
+        let mut child = tune(&["serve", &pipeline, "--port", "0", "--runs", &folder.text("runs")])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

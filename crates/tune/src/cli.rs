@@ -81,6 +81,9 @@ pub struct Serve {
     pub host: std::net::IpAddr,
     #[arg(long, default_value_t = 11435)]
     pub port: u16,
+    /// Where runs are kept, a folder each [default: runs/pipelines]
+    #[arg(long)]
+    pub runs: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -26,7 +26,7 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         engine: Box::new(LlamaEngine::new()?),
         registry,
         pipelines,
-        runs: pipeline_file::runs(),
+        runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
         keep_alive: KEEP_ALIVE,
         max_queue: MAX_QUEUE,
     };

@@ -55,7 +55,8 @@ fn failure(error: &trainer::Error, path: &Path, recipe: &Recipe) -> Failure {
         }
         // The model knows its tensors but not its files.
         trainer::Error::Model(source) if !source.to_string().contains(&base) => {
-            Failure::new(format!("{base}: {error}")).hint("config.json and the weights must be of the same model")
+            Failure::new(format!("{base}: {error}"))
+                .hint("config.json and the weights must be of the same model")
         }
         trainer::Error::BudgetTooSmall { need_bytes, have_bytes, .. } => Failure::new(format!(
             "{}: the plan needs {}, the budget leaves {}",
