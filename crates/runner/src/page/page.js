@@ -355,6 +355,7 @@ async function run() {
   live.controller = new AbortController();
   byId("run").disabled = true;
   byId("stop").hidden = false;
+  if (status) { status.n_jobs = Math.max(1, status.n_jobs); showStatus(); }
   const ticking = setInterval(() => { byId("clock").textContent = duration(performance.now() - live.begun); }, 100);
   let hasEnded = false;
   try {
