@@ -125,8 +125,8 @@ fn a_missing_or_broken_file() {
 }
 
 fn assets() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared/assets");
-    std::env::var_os("TUNE_SHARED").map_or(root, PathBuf::from)
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared");
+    std::env::var_os("TUNE_SHARED").map_or(root, PathBuf::from).join("assets")
 }
 
 #[test]

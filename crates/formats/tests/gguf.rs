@@ -130,8 +130,8 @@ fn published_vocabulary_files_survive_to_the_byte() {
 }
 
 fn assets() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared/assets");
-    std::env::var_os("TUNE_SHARED").map_or(root, PathBuf::from)
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared");
+    std::env::var_os("TUNE_SHARED").map_or(root, PathBuf::from).join("assets")
 }
 
 // Attacks. Offsets of the sample's head: magic 0, version 4, tensors 8, keys 16, first key 24.

@@ -119,8 +119,8 @@ fn a_file_larger_than_memory_is_read_by_rows() {
 
 #[test]
 fn a_published_checkpoint_is_read() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared/assets");
-    let assets = std::env::var_os("TUNE_SHARED").map_or(root, Into::into);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).unwrap().join("shared");
+    let assets = std::env::var_os("TUNE_SHARED").map_or(root, std::path::PathBuf::from).join("assets");
     let dir = assets.join("lm/stories260K-hf");
     if !dir.is_dir() {
         eprintln!("skipped: {} is absent", dir.display());
