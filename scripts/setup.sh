@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs and the machine lacks: a C++ compiler, cmake, libclang (for the bindings
 # of llama.cpp) and Rust.  Called by quickstart.sh and test.sh; does nothing where all of it is there.
-#   scripts/setup.sh [extra Debian packages …]
+#   scripts/setup.sh [packages that are welcome but not needed …]
 set -euo pipefail
 
 missing=()
@@ -19,12 +19,18 @@ if [ "$(uname)" = Linux ] && command -v apt-get >/dev/null; then
   need libclang-dev has_libclang
   need ca-certificates test -d /etc/ssl/certs
   need curl command -v curl
+  needed=("${missing[@]}")
+  missing=()
   for package in "$@"; do need "$package" installed "$package"; done
-  if [ ${#missing[@]} -gt 0 ]; then
-    echo "setup    installing ${missing[*]}"
+  if [ $((${#needed[@]} + ${#missing[@]})) -gt 0 ]; then
+    echo "setup    installing ${needed[*]} ${missing[*]}"
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+    install() { DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
     $sudo apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    [ ${#needed[@]} = 0 ] || install "${needed[@]}"
+    for package in "${missing[@]}"; do
+      install "$package" || echo "setup    $package is not to be had here; what needs it will say that it was skipped"
+    done
   fi
 else
   for tool in cmake clang c++; do

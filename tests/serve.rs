@@ -6,7 +6,7 @@ use harness::{Folder, tune};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Long enough for a busy machine; a healthy answer takes milliseconds.
@@ -145,6 +145,28 @@ fn ollamas_api_the_page_and_a_pipeline() {
     let (status, events) = server.ask("POST", "/api/pipelines/cleaning/run", &run, "");
     assert!(status == 200 && events.contains("item_finished") && events.contains("run_finished"), "{events}");
     assert!(events.contains("Tom bought 3 lamps in Oslo"), "{events}");
+}
+
+/// The page as a browser shows it: its script has run and the server's answers are in it.
+#[test]
+fn the_page_in_a_browser() {
+    let server = Server::start();
+    let profile = Folder::new();
+    let shown = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .args(["--virtual-time-budget=5000", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", profile.text("profile")))
+        .arg(format!("http://{}/", server.address))
+        .output();
+    let Ok(shown) = shown else {
+        println!("skipped: there is no chromium here");
+        return;
+    };
+    let dom = String::from_utf8_lossy(&shown.stdout);
+    for word in ["pocket", "cleaning", "qwen3"] {
+        assert!(dom.contains(word), "`{word}` is missing in\n{dom}");
+    }
 }
 
 #[test]
