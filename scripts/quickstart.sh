@@ -10,7 +10,7 @@ scripts/setup.sh
 [ -r "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 [ "${1:-}" = --fresh ] && rm -rf runs/quickstart runs/pocket
 
-echo "build    tune (the first build compiles llama.cpp and takes 10 to 20 minutes on two cores)"
+echo "build    tune (the first build compiles llama.cpp and takes 5 to 10 minutes on two cores)"
 cargo build --release --quiet -p tune
 tune=${CARGO_TARGET_DIR:-target}/release/tune
 
@@ -20,8 +20,8 @@ if [ -e runs/quickstart ]; then
 else
   say train recipes/quickstart.toml
 fi
-say export runs/quickstart --quant q4_k_m
-say export recipes/pocket --quant q8_0
+say export runs/quickstart --quant q4_k_m --force
+say export recipes/pocket --quant q8_0 --force
 say run recipes/pipeline.toml --input recipes/pipeline-input.txt
 
 cat <<E2
