@@ -5,11 +5,13 @@ mod harness;
 
 use harness::{Folder, recipe, tune};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Moments of the kill, in milliseconds after the start; the last is past the end of so short a run.
 const TRAIN_KILLS_MS: [u64; 5] = [150, 400, 700, 1100, 1600];
+/// For the first steps of a run on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 const EXPORT_KILLS_MS: [u64; 4] = [40, 120, 250, 500];
 
 fn kill_after(arguments: &[&str], moment: Duration) {
@@ -64,6 +66,30 @@ fn a_killed_run_resumes_to_the_same_bits() {
 fn steps(metrics: &str) -> Vec<(u64, String)> {
     let lines = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
     lines.filter_map(|l| Some((l["step"].as_u64()?, l["loss"].to_string()))).collect()
+}
+
+#[test]
+fn ctrl_c_saves_and_says_how_to_go_on() {
+    let folder = Folder::new();
+    let text = recipe(&[("max_steps", "max_steps = 400"), ("checkpoint_every", "checkpoint_every = 1000")]);
+    let recipe_path = folder.write("r.toml", text);
+    let run = folder.text("run");
+    let arguments = ["train", &recipe_path, "--run-dir", &run];
+    let child = tune(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tune");
+    let started = Instant::now();
+    let has_begun =
+        || std::fs::read_to_string(folder.path("run/metrics.jsonl")).is_ok_and(|m| m.contains("\"step\":3"));
+    while !has_begun() && started.elapsed() < PATIENCE {
+        std::thread::yield_now();
+    }
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(interrupted.expect("kill").success());
+    let output = child.wait_with_output().expect("a child");
+    let shown = folder.shown(&output);
+    assert_eq!(output.status.code(), Some(130), "{shown}");
+    assert!(shown.contains("--run-dir DIR/run --resume"), "{shown}");
+    let checkpoints = std::fs::read_dir(folder.path("run/checkpoints")).expect("checkpoints").count();
+    assert_eq!(checkpoints, 1, "{shown}");
 }
 
 #[test]

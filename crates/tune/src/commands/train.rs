@@ -36,9 +36,16 @@ pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
             "stopped after step {} of {}; nothing is lost",
             outcome.steps, outcome.total_steps
         ))
-        .hint(format!("continue with: tune train {} --resume", arguments.recipe.display()))),
+        .hint(again(arguments))),
         Err(error) => Err(failure(&error, &arguments.recipe, &recipe)),
     }
+}
+
+/// The command that goes on with an interrupted run.
+fn again(arguments: &Train) -> String {
+    let run_dir =
+        arguments.run_dir.as_ref().map_or_else(String::new, |path| format!(" --run-dir {}", path.display()));
+    format!("continue with: tune train {}{run_dir} --resume", arguments.recipe.display())
 }
 
 fn default_run_dir(recipe: &Path) -> PathBuf {
