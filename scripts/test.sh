@@ -13,5 +13,9 @@ if [ $# -eq 0 ]; then
   cargo fmt --all --check
   cargo clippy --release --workspace --all-targets --quiet -- -D warnings
 fi
-cargo test --release --workspace --no-fail-fast -- "$@"
-echo "tests    passed in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --release --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log"
+echo "tests    passed in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s, builds included"
+# cargo closes with the documentation tests of the last crate; this is the sum over all of them.
+awk '/^test result:/ { passed += $4; failed += $6 } END { print passed " passed, " failed " failed" }' "$log"

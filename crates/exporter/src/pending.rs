@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use formats::disk;
+use formats::lock::LockedFile;
 
 use crate::{Error, Result};
 
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 pub(crate) struct Pending {
     path: PathBuf,
     temp: PathBuf,
-    file: File,
+    file: LockedFile,
     is_final: bool,
 }
 
@@ -31,11 +32,10 @@ impl Pending {
         let file = loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temp);
             let file = file.map_err(failed(&temp, "create"))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_owned() }),
-                Err(TryLockError::Error(source)) => return Err(failed(&temp, "lock")(source)),
-            }
+            let file = LockedFile::try_new(file).map_err(|(_, error)| match error {
+                TryLockError::WouldBlock => Error::Busy { path: path.to_owned() },
+                TryLockError::Error(source) => failed(&temp, "lock")(source),
+            })?;
             // Between the two calls another export may have finished and renamed this very file: it would be
             // the final one that is emptied below.
             if is_same_file(&file, &temp) {

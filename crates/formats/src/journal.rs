@@ -4,7 +4,7 @@
 //! 0, so that a line which was lost or moved is noticed. Each record is synced before the next is written:
 //! only the last line can be torn, and it is cut off when the journal is opened.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::atomic::{parent, sync_dir};
 use crate::disk::write_error;
+use crate::lock::LockedFile;
 use crate::{Error, Result, hash};
 
 /// Hex digits of the checksum: 64 bits of BLAKE3, against accidents, not attackers.
@@ -22,7 +23,7 @@ const CHECKSUM_DIGITS: usize = 16;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    file: LockedFile,
     /// Bytes and number of the whole records.
     length_bytes: u64,
     n_records: u64,
@@ -39,9 +40,9 @@ impl Journal {
     pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, Self)> {
         let failed = |action| move |source| Error::Io { path: path.to_owned(), action, source };
         std::fs::create_dir_all(parent(path)).map_err(failed("make the directory of"))?;
-        let mut file =
+        let file =
             OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed("open"))?;
-        file.try_lock().map_err(|error| match error {
+        let mut file = LockedFile::try_new(file).map_err(|(_, error)| match error {
             std::fs::TryLockError::WouldBlock => Error::InUse { path: path.to_owned() },
             std::fs::TryLockError::Error(source) => failed("lock")(source),
         })?;

@@ -18,6 +18,7 @@ pub mod gguf;
 pub mod hash;
 pub mod journal;
 pub mod json;
+pub mod lock;
 pub mod map;
 pub mod observe;
 pub mod safetensors;

@@ -1,7 +1,9 @@
 //! One writer at a time: a run's folder is locked by the process that trains it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+
+use formats::lock::LockedFile;
 
 use crate::error::{Error, Result};
 use crate::run_dir::RunDir;
@@ -9,7 +11,7 @@ use crate::run_dir::RunDir;
 /// Held while a process writes a run; the system frees it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    _file: LockedFile,
 }
 
 impl RunLock {
@@ -20,24 +22,24 @@ impl RunLock {
     pub fn take(run_dir: &RunDir) -> Result<Self> {
         let path = run_dir.lock();
         let failed = |source| Error::Io { path: path.clone(), source };
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-            Err(TryLockError::WouldBlock) => {
+        let mut file = match LockedFile::try_new(file) {
+            Ok(file) => file,
+            Err((_, TryLockError::Error(source))) => return Err(failed(source)),
+            Err((file, TryLockError::WouldBlock)) => {
                 let mut pid = String::new();
                 // The holder may be about to write its number; the refusal stands without it.
                 let _ = file.take(32).read_to_string(&mut pid);
                 let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().into() };
                 return Err(Error::RunLocked { run_dir: run_dir.path().into(), pid });
             }
-        }
+        };
         file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self { _file: file })
