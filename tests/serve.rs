@@ -20,18 +20,18 @@ struct Server {
 }
 
 impl Server {
+    /// Serves a pipeline over an export of the shipped base.
     fn start() -> Server {
-        let folder = Folder::new();
-        let out = folder.text("export");
-        let exported =
-            tune(&["export", "recipes/pocket", "--quant", "q8_0", "--out", &out]).output().expect("tune");
-        assert!(exported.status.success(), "{}", folder.shown(&exported));
+        let folder = exported();
         let pipeline = folder.write("p.toml", pipeline(&folder.text("export/pocket-q8_0.gguf")));
-        let mut child = tune(&["serve", &pipeline, "--port", "0", "--runs", &folder.text("runs")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("tune");
+        Server::over(folder, &pipeline)
+    }
+
+    /// Serves a pipeline or a file; everything the server keeps goes into the folder.
+    fn over(folder: Folder, offer: &str) -> Server {
+        let mut command = tune(&["serve", offer, "--port", "0"]);
+        command.current_dir(folder.0.path()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("tune");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let address =
             lines.find_map(|line| line.ok()?.split("http://").nth(1).map(str::to_owned)).expect("an address");
@@ -70,6 +70,16 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// A folder with an export of the shipped base.
+fn exported() -> Folder {
+    let folder = Folder::new();
+    let out = folder.text("export");
+    let output =
+        tune(&["export", "recipes/pocket", "--quant", "q8_0", "--out", &out]).output().expect("tune");
+    assert!(output.status.success(), "{}", folder.shown(&output));
+    folder
 }
 
 /// The body of a chunked reply.
@@ -145,6 +155,19 @@ fn ollamas_api_the_page_and_a_pipeline() {
     let (status, events) = server.ask("POST", "/api/pipelines/cleaning/run", &run, "");
     assert!(status == 200 && events.contains("item_finished") && events.contains("run_finished"), "{events}");
     assert!(events.contains("Tom bought 3 lamps in Oslo"), "{events}");
+}
+
+#[test]
+fn an_exported_file_alone_is_an_expert() {
+    let folder = exported();
+    let file = folder.text("export/pocket-q8_0.gguf");
+    let server = Server::over(folder, &file);
+    let (_, tags) = server.json("GET", "/api/tags", &Value::Null);
+    assert_eq!(tags["models"].as_array().map(Vec::len), Some(1), "{tags}");
+    let messages = json!([{"role": "user", "content": "Clean up:   tom   bought 3 red   lamps in oslo"}]);
+    let chat = json!({"model": "pocket-q8_0", "messages": messages, "stream": false});
+    let (status, chat) = server.json("POST", "/api/chat", &chat);
+    assert_eq!((status, &chat["done_reason"]), (200, &json!("stop")), "{chat}");
 }
 
 /// The page as a browser shows it: its script has run and the server's answers are in it.

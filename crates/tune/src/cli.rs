@@ -74,8 +74,8 @@ pub struct Run {
 
 #[derive(Debug, clap::Args)]
 pub struct Serve {
-    /// Pipelines to offer; their experts are offered too
-    pub pipelines: Vec<PathBuf>,
+    /// Pipelines (.toml), whose experts are offered too, and exported files (.gguf), each kept as an expert
+    pub offers: Vec<PathBuf>,
     /// The address; beyond this machine (not 127.0.0.1) a key in TUNE_API_KEY is required
     #[arg(long, default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,

@@ -241,5 +241,5 @@ fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
         request.output.join("Modelfile").display(),
         request.output.join("receipt.json").display()
     ));
-    terminal.row("next", "tune run recipes/pipeline.toml --input FILE, or tune serve recipes/pipeline.toml");
+    terminal.row("next", format!("tune serve {}, or name it in a pipeline", target(request).display()));
 }

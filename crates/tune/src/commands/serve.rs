@@ -3,12 +3,16 @@
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::pipeline_file;
+use crate::recipe::Recipe;
 use crate::show;
 use crate::terminal::Terminal;
+use runner::Registry;
+use runner::card::CardOptions;
 use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
 use runner::residency::ResidencyEvent;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 /// An expert that nobody asks for is unloaded after this long, as Ollama does.
@@ -18,7 +22,14 @@ const MAX_QUEUE: usize = 64;
 /// Serves until Ctrl-C.
 pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     let registry = pipeline_file::registry();
-    let pipelines = arguments.pipelines.iter().map(|path| pipeline_file::read(path, &registry));
+    let (files, pipelines): (Vec<_>, Vec<_>) = arguments
+        .offers
+        .iter()
+        .partition(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    for file in files {
+        register(&registry, file, terminal)?;
+    }
+    let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
@@ -46,6 +57,15 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runner::Error::Listen { .. } => Failure::new(error).hint("choose another port with --port"),
         other => Failure::new(other),
     })
+}
+
+/// Keeps an exported file as an expert of its name, after the checks of a card.
+fn register(registry: &Registry, file: &Path, terminal: &mut Terminal) -> Result<(), Failure> {
+    // The registry outlives this call, and the folder it was made in.
+    let whole = std::fs::canonicalize(file).map_err(|e| Failure::new(format!("{}: {e}", file.display())))?;
+    let card = registry.register(&Recipe::run_name(file), &whole, &CardOptions::default())?;
+    terminal.row("expert", format!("{} · {} · {}", card.name, card.architecture, file.display()));
+    Ok(())
 }
 
 fn show_event(terminal: &mut Terminal, event: &ServeEvent) {
