@@ -3,8 +3,8 @@
 //! A block: d (f16), fifth bits (4 bytes), low bits (16 bytes).
 
 use super::rows::{for_each_batch, for_each_block};
-use super::search::{largest_magnitude, symmetric};
-use super::{float16, nibbles, rounding};
+use super::search::{plain_symmetric, symmetric};
+use super::{float16, nibbles};
 
 pub(super) const BYTES: usize = 22;
 const HALF: i8 = 16;
@@ -13,7 +13,7 @@ const HALF: i8 = 16;
 pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
     match imatrix {
         None => for_each_block(weights, out, |x, block| {
-            let (scale, codes) = plain_codes(x);
+            let (scale, codes) = plain_symmetric(x, HALF);
             store(scale, &codes, block);
         }),
         Some(columns) => for_each_batch(weights, columns, out, |x, counts, blocks| {
@@ -23,16 +23,6 @@ pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
             }
         }),
     }
-}
-
-/// The weight of largest magnitude gets the most negative code.
-#[inline(always)]
-fn plain_codes(x: &[f32; 32]) -> (f32, [u8; 32]) {
-    let half = f32::from(HALF);
-    let scale = largest_magnitude(x) / -half;
-    let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let code = |x: f32| rounding::truncated_byte(x * factor + (half + 0.5)).cast_signed().min(31);
-    (scale, x.map(|x| code(x).cast_unsigned()))
 }
 
 #[inline(always)]

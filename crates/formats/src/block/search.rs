@@ -4,7 +4,7 @@
 //! each rounding. Eight groups are searched in step, one a lane; see [`super::lanes`].
 
 use super::lanes::{LANES, Lane, codes_of_groups, each, rows};
-use super::rounding::nearest;
+use super::rounding::{nearest, truncated_byte};
 
 /// Below this a group counts as all zero.
 pub(super) const ZERO_GROUP: f32 = 1e-15;
@@ -87,6 +87,18 @@ pub(super) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
         return 0.0;
     }
     x.iter().copied().find(|x| x.abs().to_bits() == magnitude).unwrap_or(0.0)
+}
+
+/// Scale and codes of a group without a search: the weight of largest magnitude gets the most negative of the
+/// codes 0..2·half, stored with `half` added.
+#[inline(always)]
+pub(super) fn plain_symmetric(x: &[f32; 32], half: i8) -> (f32, [u8; 32]) {
+    let most = 2 * half - 1;
+    let half = f32::from(half);
+    let scale = largest_magnitude(x) / -half;
+    let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let code = |x: f32| truncated_byte(x * factor + (half + 0.5)).cast_signed().min(most);
+    (scale, x.map(|x| code(x).cast_unsigned()))
 }
 
 /// How a trial of [`affine`] turns (x - min)·factor into a code; the two differ only out of range, which a

@@ -24,11 +24,10 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
     let request = request(arguments)?;
     refuse_to_replace(&request, arguments)?;
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
-    let source = arguments.source.clone();
     let verifier = EngineVerifier::new()?;
     let result = exporter::export(&request, &verifier, &mut |event| show(terminal, &event));
     terminal.clear_bar();
-    let receipt = result.map_err(|error| failure(&error, &source))?;
+    let receipt = result.map_err(|error| failure(&error, &arguments.source))?;
     warn_of_other_tokenizer(terminal, verifier.prompts());
     finished(terminal, &request, &receipt);
     Ok(())
