@@ -57,7 +57,7 @@ fn check_start(dir: &Path, config: &AdapterConfig) -> Result<()> {
 }
 
 fn check_pair(dir: &Path, pair: &AdapterTensor, specs: &[TensorSpec]) -> Result<()> {
-    let spec = specs.iter().find(|spec| spec.module() == pair.module && !spec.role.is_norm());
+    let spec = specs.iter().find(|spec| spec.module() == pair.module && !spec.role.is_vector());
     let Some(spec) = spec else {
         return Err(Error::NoSuchModule { path: dir.to_owned(), module: pair.module.clone() });
     };

@@ -63,7 +63,7 @@ impl PlannedTensor {
     /// Name, shape in ggml's order, type.
     pub(crate) fn entry(&self) -> Planned {
         let is_vector = match &self.content {
-            Content::Weight { spec, .. } => spec.role.is_norm(),
+            Content::Weight { spec, .. } => spec.role.is_vector(),
             Content::Computed(_) => true,
         };
         let shape = if is_vector { vec![self.cols as u64] } else { vec![self.cols as u64, self.rows as u64] };
@@ -173,17 +173,15 @@ fn planned_tensors(
         content: Content::Weight { update: updates.remove(spec.module()), spec },
     });
     let mut tensors: Vec<PlannedTensor> = weights.collect();
-    if let Some(factors) = config.rope.gguf_factors(config.head_dim) {
+    for (name, factors) in config.rope.gguf_tensors() {
         // Tensors outside the layers come first, by name.
-        let at = tensors.iter().take_while(|tensor| is_before(tensor, ROTARY_FACTORS)).count();
-        let (rows, cols, name) = (1, factors.len(), ROTARY_FACTORS.to_owned());
+        let at = tensors.iter().take_while(|tensor| is_before(tensor, name)).count();
+        let (rows, cols, name) = (1, factors.len(), name.to_owned());
         let content = Content::Computed(factors);
         tensors.insert(at, PlannedTensor { name, ty: BlockType::F32, rows, cols, content });
     }
     tensors
 }
-
-const ROTARY_FACTORS: &str = "rope_freqs.weight";
 
 fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
     let in_layer = matches!(&tensor.content, Content::Weight { spec, .. } if spec.layer.is_some());

@@ -122,6 +122,9 @@ pub(crate) fn merged_rows(
         }
         Content::Weight { spec, update } => {
             plan.base.read_rows(&spec.hf, first_row..first_row + n_rows, out)?;
+            if spec.offset != 0.0 {
+                out.iter_mut().for_each(|gain| *gain += spec.offset);
+            }
             if let Some(update) = update {
                 update.add_to(out, first_row);
             }

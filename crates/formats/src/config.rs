@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{Error, Result, json};
+use crate::{Error, Result, json as json_file};
 
 /// The fields of `config.json` that decide how a decoder model computes.
 ///
@@ -74,12 +74,18 @@ impl HfConfig {
         if !path.is_file() {
             return Err(Error::MissingFile { path, expected: "the configuration of a Hugging Face model" });
         }
-        let raw = json::read(&path)?;
+        let raw = json_file::read(&path)?;
         Self::from_value(path, raw)
     }
 
+    /// A key of the language model, wherever it stands; null counts as absent.
+    pub fn text(&self, key: &str) -> Option<&Value> {
+        Fields { path: &self.path, file: &self.raw, defaults: &Value::Null }.get(key)
+    }
+
     fn from_value(path: PathBuf, raw: Value) -> Result<Self> {
-        let fields = Fields { path: &path, file: &raw };
+        let defaults = defaults(&raw);
+        let fields = Fields { path: &path, file: &raw, defaults: &defaults };
         let hidden_size = fields.size("hidden_size")?;
         let num_attention_heads = fields.size("num_attention_heads")?;
         let (rope_theta, rope_scaling) = rope(&fields)?;
@@ -118,6 +124,26 @@ impl HfConfig {
     }
 }
 
+/// What transformers assumes of a family whose published files leave out keys that others always have.
+fn defaults(file: &Value) -> Value {
+    let text = file.get("text_config").unwrap_or(file);
+    match text.get("model_type").and_then(Value::as_str) {
+        Some("gemma3_text") => json!({
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+            "default_theta": 1_000_000.0,
+            "sliding_window": 4096,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "tie_word_embeddings": true,
+        }),
+        _ => Value::Null,
+    }
+}
+
 fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
     if let Some(head_dim) = fields.optional_size("head_dim")? {
         return Ok(head_dim);
@@ -133,6 +159,8 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usi
 fn rope(fields: &Fields<'_>) -> Result<(f64, Option<Value>)> {
     let object = |value: &Value| value.is_object().then(|| value.clone());
     let newer = fields.optional("rope_parameters", "an object", object)?;
+    // A model whose layers rotate in two ways has one object for each; this is that of the layers without a window.
+    let newer = newer.map(|newer| newer.get("full_attention").cloned().unwrap_or(newer));
     let scaling = match fields.optional("rope_scaling", "an object", object)? {
         None => newer.clone(),
         found => found,
@@ -140,7 +168,7 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, Option<Value>)> {
     let theta = match fields.optional("rope_theta", "a positive number", positive)? {
         Some(theta) => theta,
         None => match newer.as_ref().and_then(|newer| newer.get("rope_theta")) {
-            None => 10_000.0,
+            None => fields.defaults.get("default_theta").and_then(positive).unwrap_or(10_000.0),
             Some(theta) => positive(theta).ok_or_else(|| {
                 fields.wrong("rope_parameters.rope_theta", "a positive number", &shown(theta))
             })?,
@@ -184,8 +212,8 @@ impl GenerationConfig {
         if !path.is_file() {
             return Ok(None);
         }
-        let raw: Value = json::read(&path)?;
-        let fields = Fields { path: &path, file: &raw };
+        let raw: Value = json_file::read(&path)?;
+        let fields = Fields { path: &path, file: &raw, defaults: &Value::Null };
         Ok(Some(Self {
             bos_token_id: fields.optional("bos_token_id", "a token id", first_id)?,
             eos_token_ids: fields.optional("eos_token_id", "one or more token ids", ids)?.unwrap_or_default(),
@@ -202,13 +230,15 @@ impl GenerationConfig {
 struct Fields<'a> {
     path: &'a Path,
     file: &'a Value,
+    defaults: &'a Value,
 }
 
-impl Fields<'_> {
-    /// The value of a key; null counts as absent.
-    fn get(&self, key: &str) -> Option<&Value> {
+impl<'a> Fields<'a> {
+    /// The value of a key; null counts as absent, except that a default does not replace it.
+    fn get(&self, key: &str) -> Option<&'a Value> {
         let text = self.file.get("text_config").and_then(|text| text.get(key));
-        text.filter(|value| !value.is_null()).or_else(|| self.file.get(key)).filter(|value| !value.is_null())
+        let found = text.filter(|value| !value.is_null()).or_else(|| self.file.get(key));
+        found.or_else(|| self.defaults.get(key)).filter(|value| !value.is_null())
     }
 
     fn optional<T>(

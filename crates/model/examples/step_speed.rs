@@ -9,7 +9,6 @@ use formats::TensorSource;
 use formats::observe::Silent;
 use formats::source::rows_and_cols;
 use model::arena::Arena;
-use model::config::{Rope, RopeScaling};
 use model::device::Device;
 use model::family;
 use model::lora::Gradients;
@@ -22,20 +21,15 @@ const N_STEPS: usize = 10;
 
 fn pocket() -> ModelConfig {
     ModelConfig {
-        family: Family::Qwen3,
         vocab_size: 2048,
         hidden: 256,
         intermediate: 768,
         n_layers: 6,
         n_heads: 4,
         n_kv_heads: 2,
-        head_dim: 64,
-        head_dim_is_stated: true,
-        rms_eps: 1e-6,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        qk_norm: true,
         tied: true,
         max_positions: 2048,
+        ..ModelConfig::plain(Family::Qwen3, 64)
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::Result;
 use crate::base::Base;
 use crate::device::{Buffer, Device, View, ViewMut, Write};
+use crate::family::Role;
 use crate::step::{Batch, IGNORE, LossSum, LossTiles};
 
 /// Host memory of the loss, drawn once.
@@ -83,12 +84,12 @@ impl<D: Device> Loss<'_, D> {
 
     /// Norm, head and running softmax of `m` targets from the `first`.
     fn forward(&mut self, (first, m): (usize, usize), stream: View<'_, D::Buffer>) -> Result<()> {
-        let (device, config, c) = (&self.base.device, &self.base.config, self.base.config.hidden);
+        let (device, c) = (&self.base.device, self.base.config.hidden);
         let tiles = &mut *self.tiles;
         let rows = tiles.rows.part(first..first + m);
         device.gather_rows(stream, c, rows, tiles.hidden.first_mut(m * c))?;
         let (hidden, normed) = (tiles.hidden.first(m * c), tiles.normed.first_mut(m * c));
-        device.rms_norm(hidden, self.base.output_norm.all(), config.rms_eps, normed)?;
+        self.base.norm(None, Role::OutputNorm, hidden, normed)?;
         device.fill(f32::NEG_INFINITY, tiles.max.first_mut(m))?;
         device.fill(0.0, tiles.sum.first_mut(m))?;
         device.fill(0.0, tiles.target_logit.first_mut(m))?;
@@ -134,7 +135,7 @@ impl<D: Device> Loss<'_, D> {
         scale: f32,
         d_stream: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        let (device, config, c) = (&self.base.device, &self.base.config, self.base.config.hidden);
+        let (device, c) = (&self.base.device, self.base.config.hidden);
         let mut write = Write::Set;
         for (row, width) in self.vocabulary().rev() {
             if write == Write::Add {
@@ -153,8 +154,7 @@ impl<D: Device> Loss<'_, D> {
         let (hidden, d_normed) = (tiles.hidden.first(m * c), tiles.d_normed.first(m * c));
         // The normed rows are used up: their buffer takes the gradient of the rows before the norm.
         let d_hidden = tiles.normed.first_mut(m * c);
-        let gain = self.base.output_norm.all();
-        device.rms_norm_backward(hidden, gain, config.rms_eps, d_normed, Write::Set, d_hidden)?;
+        self.base.norm_backward(None, Role::OutputNorm, hidden, d_normed, Write::Set, d_hidden)?;
         let rows = tiles.rows.part(first..first + m);
         device.scatter_rows(tiles.normed.first(m * c), c, rows, d_stream)
     }

@@ -103,12 +103,12 @@ pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> Bloc
     let is_head = spec.role == Role::Output || (spec.role == Role::Embedding && config.tied);
     let layer = spec.layer.unwrap_or(0);
     let wanted = match spec.role {
-        role if role.is_norm() => return BlockType::F32,
+        role if role.is_vector() => return BlockType::F32,
         _ if !is_quantised(ordinary) => ordinary,
         _ if is_head && !spec.cols.is_multiple_of(ordinary.block_len()) => BlockType::Q8_0,
         _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
-        Role::V | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
-        Role::V if ordinary == BlockType::Q4K && is_llama_70b(config) => BlockType::Q5K,
+        Role::V | Role::Qkv | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
+        Role::V | Role::Qkv if ordinary == BlockType::Q4K && is_70b(config) => BlockType::Q5K,
         _ => ordinary,
     };
     fallback(wanted, spec.cols)
@@ -121,8 +121,9 @@ fn gets_more_bits(layer: usize, n_layers: usize) -> bool {
 }
 
 /// Eight heads share one value matrix there, so more bits for it cost next to nothing.
-fn is_llama_70b(config: &ModelConfig) -> bool {
-    config.family == Family::Llama && config.n_layers == 80 && config.n_heads != config.n_kv_heads
+fn is_70b(config: &ModelConfig) -> bool {
+    let has_such = matches!(config.family, Family::Llama | Family::Qwen2);
+    has_such && config.n_layers == 80 && config.n_heads != config.n_kv_heads
 }
 
 fn is_quantised(ty: BlockType) -> bool {
@@ -146,25 +147,20 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Rope, RopeScaling};
     use crate::family;
 
     fn qwen3(n_layers: usize, hidden: usize, tied: bool) -> ModelConfig {
         ModelConfig {
-            family: Family::Qwen3,
             vocab_size: 151_936,
             hidden,
             intermediate: 3 * hidden,
             n_layers,
             n_heads: 16,
             n_kv_heads: 8,
-            head_dim: 128,
             head_dim_is_stated: true,
-            rms_eps: 1e-6,
-            rope: Rope { theta: 1e6, scaling: RopeScaling::None },
-            qk_norm: true,
             tied,
             max_positions: 40_960,
+            ..ModelConfig::plain(Family::Qwen3, 128)
         }
     }
 
@@ -233,7 +229,7 @@ mod tests {
 
     #[test]
     fn values_of_the_70b_llama_get_five_bits() {
-        let config = ModelConfig { family: Family::Llama, qk_norm: false, ..qwen3(80, 8192, false) };
+        let config = ModelConfig { family: Family::Llama, ..qwen3(80, 8192, false) };
         assert_eq!(type_of(Quant::Q4KM, &config, Role::V, 10), BlockType::Q5K);
         assert_eq!(type_of(Quant::Q4KM, &config, Role::V, 0), BlockType::Q6K);
         assert_eq!(type_of(Quant::Q4KM, &config, Role::Down, 10), BlockType::Q4K);

@@ -44,9 +44,9 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
         (spec.gguf.clone(), spec.shape().iter().rev().map(|&n| n as u64).collect(), ty)
     };
     let mut planned: Vec<_> = specs.iter().zip(&types).map(plan).collect();
-    let factors = config.rope.gguf_factors(config.head_dim);
-    if let Some(factors) = &factors {
-        planned.push(("rope_freqs.weight".to_owned(), vec![factors.len() as u64], BlockType::F32));
+    let tables = config.rope.gguf_tensors();
+    for (name, factors) in &tables {
+        planned.push(((*name).to_owned(), vec![factors.len() as u64], BlockType::F32));
     }
     let mut metadata: Metadata = gguf_metadata(config).into_iter().collect();
     metadata.push("general.architecture", config.family.gguf_architecture());
@@ -54,11 +54,12 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     for (spec, ty) in specs.iter().zip(types) {
         let mut floats = Vec::new();
         source.read(&spec.hf, &mut floats).unwrap();
+        floats.iter_mut().for_each(|value| *value += spec.offset);
         let mut blocks = vec![0; spec.rows * ty.row_bytes(spec.cols).unwrap()];
         block::encode(ty, &interleaved(config, spec, floats), spec.cols, None, &mut blocks).unwrap();
         writer.write_tensor(&blocks).unwrap();
     }
-    if let Some(factors) = factors {
+    for (_, factors) in tables {
         let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
         writer.write_tensor(&bytes).unwrap();
     }

@@ -1,8 +1,8 @@
-//! Norm, rope, gated product, rows and softmax tiles of the CPU device against f64 and finite differences.
+//! Norms, rope, activations, rows and softmax tiles of the CPU device against f64 and finite differences.
 
 mod numeric;
 
-use model::device::{Buffer, Device, Rotation, Write};
+use model::device::{Activation, Buffer, Device, Rotation, Write};
 use numeric::*;
 
 fn rms_norm(x: &[f64], gain: &[f32], eps: f64) -> Vec<f64> {
@@ -41,13 +41,70 @@ fn rms_norm_and_its_backward() {
     }
 }
 
-fn rope(x: &[f64], heads: usize, d: usize, positions: &[u32], theta: f64, sign: f64) -> Vec<f64> {
+fn layer_norm(x: &[f64], gain: &[f32], bias: &[f32], eps: f64) -> Vec<f64> {
+    let normed = |row: &[f64]| {
+        let mean = row.iter().sum::<f64>() / row.len() as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
+        let r = 1.0 / (variance + eps).sqrt();
+        let one = |((x, &g), &b): ((&f64, &f32), &f32)| (x - mean) * r * f64::from(g) + f64::from(b);
+        row.iter().zip(gain).zip(bias).map(one).collect::<Vec<_>>()
+    };
+    x.chunks(gain.len()).flat_map(normed).collect()
+}
+
+#[test]
+fn layer_norm_and_its_backward() {
+    const EPS: f32 = 1e-3;
+    let (cpu, mut random) = (cpu(), Random(8));
+    for cols in [5, 16, 64, 300] {
+        let n = 3 * cols;
+        // A mean far from zero shows a variance that forgets it.
+        let x: Vec<f32> = random.values(n).iter().map(|x| x + 3.0).collect();
+        let (gain, bias) = (random.values(cols), random.values(cols));
+        let (d_y, before) = (random.values(n), random.values(n));
+        let [x_d, gain_d, bias_d, d_y_d] = [&x, &gain, &bias, &d_y].map(|values| on_device(&cpu, values));
+        let mut y = on_device(&cpu, &vec![f32::NAN; n]);
+        cpu.layer_norm(x_d.all(), gain_d.all(), bias_d.all(), EPS, y.all_mut()).unwrap();
+        let textbook = |x: &[f64]| layer_norm(x, &gain, &bias, f64::from(EPS));
+        assert_close("y", &on_host(&cpu, &y), &textbook(&wide(&x)), TOLERANCE);
+
+        let mut d_x = on_device(&cpu, &vec![f32::NAN; n]);
+        cpu.layer_norm_backward(x_d.all(), gain_d.all(), EPS, d_y_d.all(), Write::Set, d_x.all_mut())
+            .unwrap();
+        let gradient = on_host(&cpu, &d_x);
+        assert_gradient("d_x", |x| dot(&textbook(x), &d_y), &x, &gradient, 60);
+
+        let mut sum = on_device(&cpu, &before);
+        cpu.layer_norm_backward(x_d.all(), gain_d.all(), EPS, d_y_d.all(), Write::Add, sum.all_mut())
+            .unwrap();
+        let expected: Vec<f64> =
+            gradient.iter().zip(&before).map(|(g, b)| f64::from(*g) + f64::from(*b)).collect();
+        assert_close("added d_x", &on_host(&cpu, &sum), &expected, TOLERANCE);
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_each_row_and_a_factor_to_each_value() {
+    let (cpu, mut random) = (cpu(), Random(9));
+    let (row, y) = (random.values(7), random.values(21));
+    let (row_d, mut y_d) = (on_device(&cpu, &row), on_device(&cpu, &y));
+    cpu.add_row(row_d.all(), y_d.all_mut()).unwrap();
+    cpu.scale(2.5, y_d.all_mut()).unwrap();
+    let expected: Vec<f32> = y.iter().enumerate().map(|(i, y)| 2.5 * (y + row[i % 7])).collect();
+    assert_eq!(on_host(&cpu, &y_d), expected);
+    let refused = cpu.add_row(row_d.first(4), y_d.all_mut()).unwrap_err().to_string();
+    assert!(refused.starts_with("add_row"), "{refused}");
+}
+
+/// Rotates the first `dim` of each head's `d` dimensions.
+fn rope(x: &[f64], (heads, d, dim): (usize, usize, usize), positions: &[u32], theta: f64) -> Vec<f64> {
     let mut y = x.to_vec();
     for (row, &position) in positions.iter().enumerate() {
         for head in 0..heads {
-            for i in 0..d / 2 {
-                let angle = sign * f64::from(position) * theta.powf(-2.0 * i as f64 / d as f64);
-                let (low, high) = (row * heads * d + head * d + i, row * heads * d + head * d + d / 2 + i);
+            for i in 0..dim / 2 {
+                let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / dim as f64);
+                let low = row * heads * d + head * d + i;
+                let high = low + dim / 2;
                 y[low] = x[low] * angle.cos() - x[high] * angle.sin();
                 y[high] = x[high] * angle.cos() + x[low] * angle.sin();
             }
@@ -61,55 +118,79 @@ fn rope_turns_and_turns_back() {
     const THETA: f64 = 100.0;
     let (cpu, mut random) = (cpu(), Random(2));
     let (heads, d, positions) = (3, 10, [0u32, 1, 2, 0, 7]);
-    let table = |f: fn(f64) -> f64| -> Vec<f32> {
-        let angle = |p: usize, i: usize| p as f64 * THETA.powf(-2.0 * i as f64 / d as f64);
-        (0..8).flat_map(|p| (0..d / 2).map(move |i| f(angle(p, i)) as f32)).collect()
-    };
-    let (cos, sin) = (on_device(&cpu, &table(f64::cos)), on_device(&cpu, &table(f64::sin)));
-    let x = random.values(positions.len() * heads * d);
-    let d_y = random.values(x.len());
     let at = indices(&cpu, &positions);
-    let turn = |values: &[f32], rotation| {
-        let mut buffer = on_device(&cpu, values);
-        cpu.rope(buffer.all_mut(), heads, d, at.all(), cos.all(), sin.all(), rotation).unwrap();
-        on_host(&cpu, &buffer)
-    };
-    let y = turn(&x, Rotation::Forward);
-    assert_close("y", &y, &rope(&wide(&x), heads, d, &positions, THETA, 1.0), TOLERANCE);
-    assert_close("back", &turn(&y, Rotation::Backward), &wide(&x), TOLERANCE);
-    let loss = |x: &[f64]| dot(&rope(x, heads, d, &positions, THETA, 1.0), &d_y);
-    assert_gradient("d_x", loss, &x, &turn(&d_y, Rotation::Backward), 60);
-    let short = cpu.rope(
-        on_device(&cpu, &x).all_mut(),
-        heads,
-        d,
-        at.all(),
-        cos.first(10),
-        sin.first(10),
-        Rotation::Forward,
-    );
-    assert_eq!(short.unwrap_err().to_string(), "rope: position is 2, expected below 2");
+    for dim in [10, 6] {
+        let table = |f: fn(f64) -> f64| -> Vec<f32> {
+            let angle = |p: usize, i: usize| p as f64 * THETA.powf(-2.0 * i as f64 / dim as f64);
+            (0..8).flat_map(|p| (0..dim / 2).map(move |i| f(angle(p, i)) as f32)).collect()
+        };
+        let (cos, sin) = (on_device(&cpu, &table(f64::cos)), on_device(&cpu, &table(f64::sin)));
+        let x = random.values(positions.len() * heads * d);
+        let d_y = random.values(x.len());
+        let turn = |values: &[f32], rotation| {
+            let mut buffer = on_device(&cpu, values);
+            cpu.rope(buffer.all_mut(), heads, d, dim, at.all(), cos.all(), sin.all(), rotation).unwrap();
+            on_host(&cpu, &buffer)
+        };
+        let textbook = |x: &[f64]| rope(x, (heads, d, dim), &positions, THETA);
+        let y = turn(&x, Rotation::Forward);
+        assert_close("y", &y, &textbook(&wide(&x)), TOLERANCE);
+        assert_close("back", &turn(&y, Rotation::Backward), &wide(&x), TOLERANCE);
+        let loss = |x: &[f64]| dot(&textbook(x), &d_y);
+        assert_gradient("d_x", loss, &x, &turn(&d_y, Rotation::Backward), 60);
+        let (cos, sin) = (cos.first(2 * dim / 2), sin.first(2 * dim / 2));
+        let mut x = on_device(&cpu, &x);
+        let short = cpu.rope(x.all_mut(), heads, d, dim, at.all(), cos, sin, Rotation::Forward);
+        assert_eq!(short.unwrap_err().to_string(), "rope: position is 2, expected below 2");
+    }
+}
+
+type Scalar = fn(f64) -> f64;
+
+/// An activation with the formula of its source.
+fn activations() -> [(Activation, Scalar); 2] {
+    let gelu =
+        |z: f64| 0.5 * z * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3))).tanh());
+    [(Activation::Silu, |z| z / (1.0 + (-z).exp())), (Activation::GeluTanh, gelu)]
 }
 
 #[test]
-fn swiglu_and_its_backward() {
+fn gated_product_and_its_backward() {
     let (cpu, mut random) = (cpu(), Random(3));
     let n = 101;
-    let gate: Vec<f32> = random.values(n).iter().map(|x| 9.0 * x).collect();
-    let (up, d_out) = (random.values(n), random.values(n));
-    let silu = |z: f64| z / (1.0 + (-z).exp());
-    let product =
-        |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect::<Vec<_>>();
-    let (gate_d, up_d, d_out_d) = (on_device(&cpu, &gate), on_device(&cpu, &up), on_device(&cpu, &d_out));
-    let (mut out, mut d_gate, mut d_up) =
-        (on_device(&cpu, &gate), on_device(&cpu, &gate), on_device(&cpu, &gate));
-    cpu.swiglu(gate_d.all(), up_d.all(), out.all_mut()).unwrap();
-    assert_close("out", &on_host(&cpu, &out), &product(&wide(&gate), &wide(&up)), TOLERANCE);
-    cpu.swiglu_backward(gate_d.all(), up_d.all(), d_out_d.all(), d_gate.all_mut(), d_up.all_mut()).unwrap();
-    let loss = |x: &[f64]| dot(&product(x, &wide(&up)), &d_out);
-    assert_gradient("d_gate", loss, &gate, &on_host(&cpu, &d_gate), n);
-    let loss = |x: &[f64]| dot(&product(&wide(&gate), x), &d_out);
-    assert_gradient("d_up", loss, &up, &on_host(&cpu, &d_up), n);
+    for (activation, act) in activations() {
+        let gate: Vec<f32> = random.values(n).iter().map(|x| 9.0 * x).collect();
+        let (up, d_out) = (random.values(n), random.values(n));
+        let product =
+            |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(g, u)| act(*g) * u).collect::<Vec<_>>();
+        let [gate_d, up_d, d_out_d] = [&gate, &up, &d_out].map(|values| on_device(&cpu, values));
+        let [mut out, mut d_gate, mut d_up] = [0; 3].map(|_| on_device(&cpu, &gate));
+        cpu.gated(activation, gate_d.all(), up_d.all(), out.all_mut()).unwrap();
+        assert_close("out", &on_host(&cpu, &out), &product(&wide(&gate), &wide(&up)), TOLERANCE);
+        let (d_out_d, d_gate_d, d_up_d) = (d_out_d.all(), d_gate.all_mut(), d_up.all_mut());
+        cpu.gated_backward(activation, gate_d.all(), up_d.all(), d_out_d, d_gate_d, d_up_d).unwrap();
+        let loss = |x: &[f64]| dot(&product(x, &wide(&up)), &d_out);
+        assert_gradient("d_gate", loss, &gate, &on_host(&cpu, &d_gate), n);
+        let loss = |x: &[f64]| dot(&product(&wide(&gate), x), &d_out);
+        assert_gradient("d_up", loss, &up, &on_host(&cpu, &d_up), n);
+    }
+}
+
+#[test]
+fn activation_without_a_gate_and_its_backward() {
+    let (cpu, mut random) = (cpu(), Random(10));
+    let n = 101;
+    for (activation, act) in activations() {
+        let x: Vec<f32> = random.values(n).iter().map(|x| 9.0 * x).collect();
+        let d_out = random.values(n);
+        let textbook = |x: &[f64]| x.iter().map(|x| act(*x)).collect::<Vec<_>>();
+        let (x_d, d_out_d) = (on_device(&cpu, &x), on_device(&cpu, &d_out));
+        let [mut out, mut d_x] = [0; 2].map(|_| on_device(&cpu, &x));
+        cpu.activate(activation, x_d.all(), out.all_mut()).unwrap();
+        assert_close("out", &on_host(&cpu, &out), &textbook(&wide(&x)), TOLERANCE);
+        cpu.activate_backward(activation, x_d.all(), d_out_d.all(), d_x.all_mut()).unwrap();
+        assert_gradient("d_x", |x| dot(&textbook(x), &d_out), &x, &on_host(&cpu, &d_x), n);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
+use model::config::Rope;
 use model::generate::{Capacity, Generated, Generator, Progress, Request, SamplerOptions, StopReason};
 use model::step::{Batch, IGNORE, StepPlan};
 use model::{Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
@@ -17,7 +18,21 @@ const NLL_TOLERANCE: f64 = 1e-5;
 
 fn small(of: ModelConfig) -> ModelConfig {
     let (vocab_size, hidden, intermediate, n_layers) = (512, 256, 512, 3);
-    ModelConfig { vocab_size, hidden, intermediate, n_layers, n_heads: 4, n_kv_heads: 2, head_dim: 64, ..of }
+    let narrow = ModelConfig::plain(of.family, 64);
+    let rope = Rope { dim: narrow.rope.dim, ..of.rope };
+    let (n_heads, n_kv_heads, head_dim, score_scale) = (4, 2, narrow.head_dim, narrow.score_scale);
+    ModelConfig {
+        vocab_size,
+        hidden,
+        intermediate,
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        score_scale,
+        rope,
+        ..of
+    }
 }
 
 fn base(config: &ModelConfig) -> Arc<Base<Cpu>> {

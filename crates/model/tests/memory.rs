@@ -10,6 +10,7 @@ use formats::config::HfConfig;
 use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
+use model::config::Rope;
 use model::generate::{Capacity, Generator, Request, SamplerOptions};
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
@@ -20,7 +21,21 @@ use shared::shared;
 
 fn small(of: ModelConfig) -> ModelConfig {
     let (vocab_size, hidden, intermediate, n_layers) = (512, 256, 512, 3);
-    ModelConfig { vocab_size, hidden, intermediate, n_layers, n_heads: 4, n_kv_heads: 2, head_dim: 64, ..of }
+    let narrow = ModelConfig::plain(of.family, 64);
+    let rope = Rope { dim: narrow.rope.dim, ..of.rope };
+    let (n_heads, n_kv_heads, head_dim, score_scale) = (4, 2, narrow.head_dim, narrow.score_scale);
+    ModelConfig {
+        vocab_size,
+        hidden,
+        intermediate,
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        score_scale,
+        rope,
+        ..of
+    }
 }
 
 #[test]

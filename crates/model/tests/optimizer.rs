@@ -43,7 +43,6 @@ fn the_norm_takes_every_element() {
 
 mod with_adapter {
     use super::numeric::cpu;
-    use model::config::{Rope, RopeScaling};
     use model::device::{Buffer, Device};
     use model::lora::Gradients;
     use model::optimizer::{AdamWOptions, AdamWState};
@@ -51,20 +50,15 @@ mod with_adapter {
 
     fn config() -> ModelConfig {
         ModelConfig {
-            family: Family::Llama,
             vocab_size: 16,
             hidden: 8,
             intermediate: 12,
             n_layers: 2,
             n_heads: 2,
             n_kv_heads: 1,
-            head_dim: 4,
-            head_dim_is_stated: false,
-            rms_eps: 1e-5,
-            rope: Rope { theta: 1e4, scaling: RopeScaling::None },
-            qk_norm: false,
             tied: true,
             max_positions: 16,
+            ..ModelConfig::plain(Family::Llama, 4)
         }
     }
 

@@ -133,7 +133,7 @@ struct Attention {
 impl Attention {
     /// Textbook attention: out and log-sum-exp of rows that a segment covers.
     fn run(&self, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let Heads { n_heads, n_kv_heads, head_dim: d } = self.heads;
+        let Heads { n_heads, n_kv_heads, head_dim: d, scale, window } = self.heads;
         let (q_width, kv_width) = (n_heads * d, n_kv_heads * d);
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / d]);
         for s in &self.segments {
@@ -143,13 +143,15 @@ impl Attention {
                     let kv = |j: usize| (s.first_key + j) * kv_width + h / (n_heads / n_kv_heads) * d;
                     let query = &q[row * q_width + h * d..][..d];
                     let score = |j: usize| {
-                        query.iter().zip(&k[kv(j)..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()
+                        query.iter().zip(&k[kv(j)..]).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale)
                     };
-                    let scores: Vec<f64> = (0..=s.n_keys - s.n_queries + i).map(score).collect();
+                    let end = s.n_keys - s.n_queries + i + 1;
+                    let start = window.map_or(0, |window| end.saturating_sub(window));
+                    let scores: Vec<f64> = (start..end).map(score).collect();
                     let max = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
                     let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
                     lse[row * n_heads + h] = max + sum.ln();
-                    for (j, score) in scores.iter().enumerate() {
+                    for (j, score) in (start..end).zip(&scores) {
                         for e in 0..d {
                             out[row * q_width + h * d + e] += (score - max).exp() / sum * v[kv(j) + e];
                         }
@@ -171,7 +173,8 @@ fn attention_cases() -> Vec<(Attention, usize, usize)> {
         };
         lengths.iter().map(segment).collect::<Vec<_>>()
     };
-    let heads = |n_heads, n_kv_heads, head_dim| Heads { n_heads, n_kv_heads, head_dim };
+    let heads = Heads::new;
+    let windowed = |window| Heads { scale: 0.2, window: Some(window), ..heads(4, 2, 8) };
     let cached = vec![
         Segment { first_query: 0, n_queries: 1, first_key: 0, n_keys: 66 },
         Segment { first_query: 1, n_queries: 70, first_key: 66, n_keys: 150 },
@@ -179,6 +182,9 @@ fn attention_cases() -> Vec<(Attention, usize, usize)> {
     vec![
         (Attention { heads: heads(4, 2, 8), segments: packed(&[1, 3, 64, 65, 130]) }, 263, 263),
         (Attention { heads: heads(2, 2, 6), segments: packed(&[5]) }, 5, 5),
+        (Attention { heads: windowed(2), segments: packed(&[5, 70]) }, 75, 75),
+        (Attention { heads: windowed(20), segments: packed(&[1, 64, 150]) }, 215, 215),
+        (Attention { heads: windowed(64), segments: cached.clone() }, 71, 216),
         (Attention { heads: heads(6, 2, 16), segments: cached }, 71, 216),
     ]
 }
@@ -187,7 +193,7 @@ fn attention_cases() -> Vec<(Attention, usize, usize)> {
 fn attention_and_its_backward() {
     let (cpu, mut random) = (cpu(), Random(4));
     for (attention, n, n_keys) in attention_cases() {
-        let Heads { n_heads, n_kv_heads, head_dim } = attention.heads;
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = attention.heads;
         let (q_len, kv_len) = (n * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
         let spread = |values: Vec<f32>| values.iter().map(|x| 3.0 * x).collect::<Vec<f32>>();
         let (q, k) = (spread(random.values(q_len)), spread(random.values(kv_len)));
@@ -230,7 +236,7 @@ fn attention_and_its_backward() {
 #[test]
 fn attention_refuses_segments_that_would_race() {
     let cpu = cpu();
-    let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 4 };
+    let heads = Heads::new(1, 1, 4);
     let x = on_device(&cpu, &[0.0; 16]);
     let mut gradients = [0; 3].map(|_| on_device(&cpu, &[0.0; 16]));
     let lse = on_device(&cpu, &[0.0; 4]);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
-use model::config::{Rope, RopeScaling};
-use model::device::Device;
+use model::config::{LongRope, NormKind, Rope, RopeScaling, Window};
+use model::device::{Activation, Device};
 use model::lora::Gradients;
 use model::optimizer::AdamWOptions;
 use model::step::{Batch, IGNORE, LossSum, StepPlan, workspace_bytes};
@@ -21,22 +21,46 @@ const DIFFERENCE_TOLERANCE: f64 = 5e-4;
 /// The same sums in another order of blocks: a few hundred roundings of 6e-8.
 const ORDER_TOLERANCE: f64 = 2e-5;
 
+/// A tiny model of a family, with everything that its published ones have: windows and thresholds below the lengths
+/// of the sequences here.
 fn config(family: Family) -> ModelConfig {
+    let plain = plain_config(family);
+    let window = Some(Window::in_all_layers(20));
+    match family {
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => plain,
+        Family::Phi3 => {
+            let (short, long) = ((1..=12).map(|i| 1.0 + 0.1 * i as f32).collect(), vec![2.5; 12]);
+            let long = LongRope { short, long, original_max_positions: 40, attention_factor: 1.2 };
+            let rope = Rope { theta: 10_000.0, dim: 24, scaling: RopeScaling::Long(long) };
+            ModelConfig { rope, window, ..plain }
+        }
+        Family::Gemma3 => ModelConfig {
+            activation: Activation::GeluTanh,
+            embedding_scale: 16.0,
+            score_scale: 0.2,
+            local_rope: Some(Rope { theta: 100.0, ..plain.rope.clone() }),
+            window: Some(Window { size: 20, full_every: Some(2) }),
+            ..plain
+        },
+        Family::StarCoder2 => {
+            ModelConfig { activation: Activation::GeluTanh, norm: NormKind::Layer, window, ..plain }
+        }
+    }
+}
+
+fn plain_config(family: Family) -> ModelConfig {
     ModelConfig {
-        family,
         vocab_size: 300,
         hidden: 256,
         intermediate: 320,
         n_layers: 3,
         n_heads: 4,
         n_kv_heads: 2,
-        head_dim: 32,
         head_dim_is_stated: true,
-        rms_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        qk_norm: family.has_qk_norm(),
+        norm_eps: 1e-5,
         tied: family == Family::Qwen3,
         max_positions: 256,
+        ..ModelConfig::plain(family, 32)
     }
 }
 
@@ -127,7 +151,8 @@ fn check_differences(config: &ModelConfig, options: &LoraOptions) {
     let (_, gradient) = bench.run(&packed, 1.0);
     let at = bench.adapter.weights().unwrap();
     let members: Vec<_> = bench.adapter.layout().members().map(|(layer, _, m)| (layer, m.clone())).collect();
-    assert_eq!(members.len(), config.n_layers * options.targets.len());
+    let adapted = config.family.targets().filter(|(role, _)| options.targets.contains(role));
+    assert_eq!(members.len(), config.n_layers * adapted.count());
     for (layer, member) in members {
         for (factor, range) in [("A", member.a), ("B", member.b)] {
             let slope = norm(&gradient[range.clone()]);
@@ -160,6 +185,26 @@ fn gradients_of_llama_equal_finite_differences() {
 }
 
 #[test]
+fn gradients_of_qwen2_equal_finite_differences() {
+    check_differences(&config(Family::Qwen2), &options());
+}
+
+#[test]
+fn gradients_of_phi3_equal_finite_differences() {
+    check_differences(&config(Family::Phi3), &options());
+}
+
+#[test]
+fn gradients_of_gemma3_equal_finite_differences() {
+    check_differences(&config(Family::Gemma3), &options());
+}
+
+#[test]
+fn gradients_of_starcoder2_equal_finite_differences() {
+    check_differences(&config(Family::StarCoder2), &options());
+}
+
+#[test]
 fn gradients_of_some_targets_equal_finite_differences() {
     use model::family::Role::{Down, K, Up};
     let targets = vec![Up, K, Down];
@@ -169,8 +214,13 @@ fn gradients_of_some_targets_equal_finite_differences() {
 
 #[test]
 fn packed_equals_one_by_one() {
-    let config = config(Family::Qwen3);
-    let mut bench = Bench::new(&config, Quant::Q4KM, &options(), StepPlan::new(&config, 300));
+    for family in Family::ALL {
+        check_packing(&config(family));
+    }
+}
+
+fn check_packing(config: &ModelConfig) {
+    let mut bench = Bench::new(config, Quant::Q4KM, &options(), StepPlan::new(config, 300));
     let packed = Packed::new(&[80, 3, 129, 66]);
     let (together, gradient) = bench.run(&packed, 0.5);
     let mut sum = LossSum::default();
@@ -185,7 +235,12 @@ fn packed_equals_one_by_one() {
 
 #[test]
 fn recompute_and_tiles_change_nothing() {
-    let config = config(Family::Qwen3);
+    for family in Family::ALL {
+        check_recompute(&config(family));
+    }
+}
+
+fn check_recompute(config: &ModelConfig) {
     let packed = Packed::new(&[80, 3, 129]);
     let whole = StepPlan {
         max_tokens: 212,
@@ -194,16 +249,16 @@ fn recompute_and_tiles_change_nothing() {
         loss_tile_vocab: 300,
         kept_layers: 3,
     };
-    let (direct_loss, direct) = Bench::new(&config, Quant::Q4KM, &options(), whole).run(&packed, 1.0);
+    let (direct_loss, direct) = Bench::new(config, Quant::Q4KM, &options(), whole).run(&packed, 1.0);
     for kept_layers in [0, 1, 2] {
         let plan = StepPlan { kept_layers, ..whole };
-        let (loss, again) = Bench::new(&config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        let (loss, again) = Bench::new(config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
         assert!(again == direct && loss == direct_loss, "a layer that ran again has the same bits");
     }
     let tiled = StepPlan { mlp_tile_tokens: 50, loss_tile_tokens: 33, loss_tile_vocab: 77, ..whole };
     for kept_layers in [0, 2] {
         let plan = StepPlan { kept_layers, ..tiled };
-        let (loss, gradient) = Bench::new(&config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        let (loss, gradient) = Bench::new(config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
         assert!((loss.sum_nll / direct_loss.sum_nll - 1.0).abs() < ORDER_TOLERANCE);
         assert_near("tiled gradient", &gradient, &direct, ORDER_TOLERANCE);
     }

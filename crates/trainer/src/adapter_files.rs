@@ -1,28 +1,28 @@
 //! Options to LoRA's shape, and a trained adapter to the files of a PEFT folder.
 
 use formats::adapter::{AdapterConfig, AdapterFiles, Provenance};
-use model::family::{LINEAR_ROLES, Role};
-use model::{Adapter, Device, LoraOptions, ModelConfig};
+use model::family::Role;
+use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::options::{AdapterOptions, Options};
 use crate::record::Inputs;
 
-/// All seven linear layers.
+/// Every linear layer of a decoder layer.
 const ALL_LINEAR: &str = "all-linear";
 
 /// LoRA's shape as the model takes it.
 ///
 /// # Errors
-/// [`Error::Option`] for a layer that there is not.
-pub fn lora_options(options: &AdapterOptions) -> Result<LoraOptions> {
+/// [`Error::Option`] for a layer that the family does not have.
+pub fn lora_options(options: &AdapterOptions, family: Family) -> Result<LoraOptions> {
     let mut targets: Vec<Role> = Vec::new();
     for name in &options.targets {
-        let roles = LINEAR_ROLES.iter().filter(|role| name == ALL_LINEAR || role.target_module() == name);
-        let found: Vec<Role> = roles.copied().collect();
+        let named = family.targets().filter(|(_, target)| name == ALL_LINEAR || target == name);
+        let found: Vec<Role> = named.map(|(role, _)| role).collect();
         if found.is_empty() {
-            return Err(unknown_target(name));
+            return Err(unknown_target(name, family));
         }
         targets.extend(found);
     }
@@ -32,8 +32,8 @@ pub fn lora_options(options: &AdapterOptions) -> Result<LoraOptions> {
     Ok(LoraOptions { rank: options.rank, alpha: options.alpha, rank_stabilised: false, targets })
 }
 
-fn unknown_target(name: &str) -> Error {
-    let names: Vec<_> = LINEAR_ROLES.iter().map(|role| role.target_module()).collect();
+fn unknown_target(name: &str, family: Family) -> Error {
+    let names: Vec<_> = family.targets().map(|(_, target)| target).collect();
     let reason = format!("names `{name}`, which is neither {ALL_LINEAR} nor one of {}", names.join(", "));
     Error::Option { key: "adapter.targets", reason }
 }
@@ -63,7 +63,7 @@ pub fn to_files<D: Device>(
             r: options.adapter.rank,
             lora_alpha: f64::from(options.adapter.alpha),
             lora_dropout: f64::from(options.adapter.dropout),
-            target_modules: target_modules(adapter.options()),
+            target_modules: target_modules(adapter.options(), config.family),
             use_rslora: false,
             bias: "none".into(),
             extra: peft_defaults(),
@@ -81,8 +81,9 @@ pub fn to_files<D: Device>(
     })
 }
 
-fn target_modules(options: &LoraOptions) -> Vec<String> {
-    options.targets.iter().map(|role| role.target_module().to_owned()).collect()
+fn target_modules(options: &LoraOptions, family: Family) -> Vec<String> {
+    let adapted = family.targets().filter(|(role, _)| options.targets.contains(role));
+    adapted.map(|(_, target)| target.to_owned()).collect()
 }
 
 /// Keys that PEFT reads and that say "plain LoRA"; without `inference_mode` it would train the loaded adapter.
@@ -117,16 +118,22 @@ fn into_fields(value: Value) -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn targets(names: &[&str]) -> Result<Vec<Role>> {
+    fn targets(family: Family, names: &[&str]) -> Result<Vec<Role>> {
         let targets = names.iter().map(|name| (*name).to_owned()).collect();
-        lora_options(&AdapterOptions { targets, ..AdapterOptions::default() }).map(|lora| lora.targets)
+        lora_options(&AdapterOptions { targets, ..AdapterOptions::default() }, family)
+            .map(|lora| lora.targets)
     }
 
     #[test]
     fn names_become_roles_in_the_models_order() {
-        assert_eq!(targets(&["all-linear"]).unwrap().len(), 7);
-        assert_eq!(targets(&["v_proj", "q_proj", "q_proj"]).unwrap(), [Role::Q, Role::V]);
-        let message = targets(&["query"]).unwrap_err().to_string();
-        assert!(message.starts_with("`adapter.targets` names `query`, which is neither"), "{message}");
+        assert_eq!(targets(Family::Qwen3, &["all-linear"]).unwrap().len(), 7);
+        assert_eq!(targets(Family::Llama, &["v_proj", "q_proj", "q_proj"]).unwrap(), [Role::Q, Role::V]);
+        assert_eq!(targets(Family::Phi3, &["all-linear"]).unwrap().len(), 4);
+        assert_eq!(targets(Family::StarCoder2, &["c_fc"]).unwrap(), [Role::Up]);
+        let message = targets(Family::Phi3, &["q_proj"]).unwrap_err().to_string();
+        let names = "qkv_proj, o_proj, gate_up_proj, down_proj";
+        let expected =
+            format!("`adapter.targets` names `q_proj`, which is neither all-linear nor one of {names}");
+        assert_eq!(message, expected);
     }
 }

@@ -34,7 +34,6 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let growth = Growth::start();
     options.validate()?;
     let quant = Quant::parse(&options.model.quant)?;
-    let lora = lora_options(&options.adapter)?;
     let run_dir = RunDir::new(&options.run_dir);
     let (lock, record) = open_run(options, &run_dir)?;
     if let Some(outcome) = finished_before(record.as_ref(), &run_dir) {
@@ -43,6 +42,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     }
 
     let base_files = BaseFiles::open(&options.model.base)?;
+    let lora = lora_options(&options.adapter, base_files.config.family)?;
     let dataset = Dataset::read(options, &base_files)?;
     observer.observe(Event::Data(dataset.summary()));
     let inputs = hash_inputs(options, &base_files, &dataset)?;

@@ -105,7 +105,7 @@ impl Tiny {
             .specs()
             .iter()
             .map(|spec| {
-                let (mean, spread) = if spec.role.is_norm() { (1.0, 0.1) } else { (0.0, 0.05) };
+                let (mean, spread) = if spec.role.is_vector() { (1.0, 0.1) } else { (0.0, 0.05) };
                 let mut values: Vec<f32> =
                     (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
                 change(spec, &mut values);

@@ -1,15 +1,13 @@
 //! Loading a base: tensor by tensor, a few rows at a time, so that the peak beyond the blocks is one small chunk.
 
-use std::collections::HashMap;
-
 use formats::block;
 use formats::gguf::Reader;
 use formats::{BlockType, Observer, TensorSource};
 
-use super::{Base, Layer};
+use super::{Base, Tensors};
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device};
-use crate::family::{self, Naming, Role, TensorSpec};
+use crate::family::{self, Naming, TensorSpec};
 use crate::policy::{self, Quant};
 use crate::{Error, Result};
 
@@ -127,73 +125,34 @@ impl<D: Device> Loader<'_, D> {
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Base<D>> {
         let specs = family::tensors(self.config);
-        let mut parts = Parts { gains: HashMap::new(), matrices: HashMap::new() };
+        let mut outer = Tensors::new();
+        let mut layers: Vec<Tensors<D>> = (0..self.config.n_layers).map(|_| Tensors::new()).collect();
         for (index, spec) in specs.iter().enumerate() {
-            let (name, key) = (spec.name(self.naming), (spec.layer, spec.role));
+            let name = spec.name(self.naming);
+            let place = spec.layer.map_or(&mut outer, |index| &mut layers[index]);
             let mut ty = BlockType::F32;
-            if spec.role.is_norm() {
-                parts.gains.insert(key, self.gain(spec)?);
+            if spec.role.is_vector() {
+                place.push_vector(spec.role, self.vector(spec)?);
             } else {
                 ty = block_type(spec)?;
                 let mut matrix = self.device.alloc_weights(name, ty, spec.rows, spec.cols)?;
                 fill(spec, ty, &mut matrix)?;
-                parts.matrices.insert(key, matrix);
+                place.push_matrix(spec.role, matrix);
             }
             let (name, n_tensors) = (name.to_owned(), specs.len());
             observer.observe(LoadEvent::Tensor { name, n_done: index + 1, n_tensors, block_type: ty });
         }
-        parts.assemble(self.device, self.config)
+        Ok(Base { device: self.device.clone(), config: self.config.clone(), outer, layers })
     }
 
-    fn gain(&self, spec: &TensorSpec) -> Result<D::Buffer> {
+    fn vector(&self, spec: &TensorSpec) -> Result<D::Buffer> {
         let mut floats = Vec::new();
         self.source.read(spec.name(self.naming), &mut floats)?;
-        let mut gain = self.device.alloc(spec.name(self.naming), spec.cols)?;
-        self.device.upload(&floats, gain.all_mut())?;
-        Ok(gain)
-    }
-}
-
-/// Loaded tensors that have not found their place yet.
-struct Parts<D: Device> {
-    gains: HashMap<(Option<usize>, Role), D::Buffer>,
-    matrices: HashMap<(Option<usize>, Role), D::Weights>,
-}
-
-impl<D: Device> Parts<D> {
-    fn assemble(mut self, device: &D, config: &ModelConfig) -> Result<Base<D>> {
-        Ok(Base {
-            device: device.clone(),
-            config: config.clone(),
-            embedding: self.matrix(None, Role::Embedding)?,
-            layers: (0..config.n_layers).map(|index| self.layer(index)).collect::<Result<_>>()?,
-            output_norm: self.gain(None, Role::OutputNorm)?,
-            output: self.matrices.remove(&(None, Role::Output)),
-        })
-    }
-
-    fn layer(&mut self, index: usize) -> Result<Layer<D>> {
-        let at = Some(index);
-        Ok(Layer {
-            attn_norm: self.gain(at, Role::AttnNorm)?,
-            q: self.matrix(at, Role::Q)?,
-            k: self.matrix(at, Role::K)?,
-            v: self.matrix(at, Role::V)?,
-            o: self.matrix(at, Role::O)?,
-            q_norm: self.gains.remove(&(at, Role::QNorm)),
-            k_norm: self.gains.remove(&(at, Role::KNorm)),
-            ffn_norm: self.gain(at, Role::FfnNorm)?,
-            gate: self.matrix(at, Role::Gate)?,
-            up: self.matrix(at, Role::Up)?,
-            down: self.matrix(at, Role::Down)?,
-        })
-    }
-
-    fn gain(&mut self, layer: Option<usize>, role: Role) -> Result<D::Buffer> {
-        self.gains.remove(&(layer, role)).ok_or_else(|| missing(&format!("{role:?} of layer {layer:?}")))
-    }
-
-    fn matrix(&mut self, layer: Option<usize>, role: Role) -> Result<D::Weights> {
-        self.matrices.remove(&(layer, role)).ok_or_else(|| missing(&format!("{role:?} of layer {layer:?}")))
+        if self.naming == Naming::Hf && spec.offset != 0.0 {
+            floats.iter_mut().for_each(|gain| *gain += spec.offset);
+        }
+        let mut vector = self.device.alloc(spec.name(self.naming), spec.cols)?;
+        self.device.upload(&floats, vector.all_mut())?;
+        Ok(vector)
     }
 }

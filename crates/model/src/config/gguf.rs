@@ -5,7 +5,8 @@
 use formats::TensorSource;
 use formats::gguf::{Metadata, Value};
 
-use super::{ModelConfig, Rope, RopeScaling};
+use super::rope::{GGUF_FACTORS, GGUF_LONG_FACTORS, GGUF_SHORT_FACTORS};
+use super::{LongRope, ModelConfig, NormKind, Rope, RopeScaling};
 use crate::family::Family;
 use crate::{Error, Result};
 
@@ -16,71 +17,92 @@ const DEFAULT_THETA: f32 = 10_000.0;
 
 /// The keys `<architecture>.*` of a model, without `general.*` and the tokenizer's.
 ///
-/// A Llama 3 scaling has no key: the converter writes its factors as tensor `rope_freqs.weight`
-/// ([`Rope::gguf_factors`]).
+/// Factors for each frequency have no key: the converter writes them as tensors ([`Rope::gguf_tensors`]).
 pub fn gguf_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
-    let count = |n: usize| Value::U32(u32::try_from(n).unwrap_or(u32::MAX));
-    let mut keys: Vec<(&str, Value)> = vec![
-        ("block_count", count(config.n_layers)),
-        ("context_length", count(config.max_positions)),
-        ("embedding_length", count(config.hidden)),
-        ("feed_forward_length", count(config.intermediate)),
-        ("attention.head_count", count(config.n_heads)),
-        ("attention.head_count_kv", count(config.n_kv_heads)),
-    ];
+    let mut values = GgufValues { architecture: config.family.gguf_architecture(), keys: Vec::new() };
+    values.size("block_count", config.n_layers);
+    values.size("context_length", config.max_positions);
+    values.size("embedding_length", config.hidden);
+    values.size("feed_forward_length", config.intermediate);
+    values.size("attention.head_count", config.n_heads);
+    values.size("attention.head_count_kv", config.n_kv_heads);
     if let RopeScaling::Linear { factor } = config.rope.scaling {
-        keys.push(("rope.scaling.type", Value::from("linear")));
-        keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+        values.push("rope.scaling.type", Value::from("linear"));
+        values.push("rope.scaling.factor", Value::F32(factor as f32));
     }
-    keys.push(("rope.freq_base", Value::F32(config.rope.theta as f32)));
-    keys.push(("attention.layer_norm_rms_epsilon", Value::F32(config.rms_eps)));
+    values.push("rope.freq_base", Value::F32(config.rope.theta as f32));
+    values.push(norm_key(config.norm), Value::F32(config.norm_eps));
     if config.head_dim_is_stated || config.head_dim * config.n_heads != config.hidden {
-        keys.push(("attention.key_length", count(config.head_dim)));
-        keys.push(("attention.value_length", count(config.head_dim)));
+        values.size("attention.key_length", config.head_dim);
+        values.size("attention.value_length", config.head_dim);
     }
-    if config.family == Family::Llama {
-        keys.push(("vocab_size", count(config.vocab_size)));
-        keys.push(("rope.dimension_count", count(config.head_dim)));
+    config.family.write_gguf(config, &mut values);
+    values.keys
+}
+
+fn norm_key(norm: NormKind) -> &'static str {
+    match norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
     }
-    let architecture = config.family.gguf_architecture();
-    keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+}
+
+/// Collects the keys of one architecture.
+pub(crate) struct GgufValues {
+    architecture: &'static str,
+    keys: Vec<(String, Value)>,
+}
+
+impl GgufValues {
+    /// Adds `<architecture>.<key>`.
+    pub(crate) fn push(&mut self, key: &str, value: Value) {
+        self.keys.push((format!("{}.{key}", self.architecture), value));
+    }
+
+    /// Adds a count.
+    pub(crate) fn size(&mut self, key: &str, n: usize) {
+        self.push(key, Value::U32(u32::try_from(n).unwrap_or(u32::MAX)));
+    }
 }
 
 impl ModelConfig {
     /// Reads the hyper-parameters of a GGUF; `tensors` tells what the metadata leaves open.
     ///
-    /// The embedding's rows are the vocabulary, a missing `output.weight` means tied, and `rope_freqs.weight` holds
-    /// the factors of a scaled rotation.
+    /// The embedding's rows are the vocabulary, a missing `output.weight` means tied, and `rope_freqs.weight` or
+    /// `rope_factors_*.weight` hold the factors of a scaled rotation.
     ///
     /// # Errors
     /// [`Error::UnsupportedArchitecture`], [`Error::UnsupportedFeature`], [`Error::InvalidConfig`],
     /// [`Error::MissingTensor`].
     pub fn from_gguf(metadata: &Metadata, tensors: &dyn TensorSource) -> Result<ModelConfig> {
         let family = family(metadata)?;
-        let keys = Keys { metadata, architecture: family.gguf_architecture() };
+        let keys = GgufKeys { metadata, architecture: family.gguf_architecture() };
         let (hidden, n_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
-        let n_kv_heads = keys.size_or("attention.head_count_kv", n_heads)?;
-        let stated = keys.get("attention.key_length").is_some();
-        let head_dim = keys.size_or("attention.key_length", hidden / n_heads.max(1))?;
+        let n_kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads);
+        let stated = keys.optional_size("attention.key_length")?;
+        let head_dim = stated.unwrap_or(hidden / n_heads.max(1));
         keys.refuse_other("attention.value_length", head_dim)?;
-        keys.refuse_other("rope.dimension_count", head_dim)?;
-        let theta = keys.metadata.get_f32(&keys.name("rope.freq_base")).unwrap_or(DEFAULT_THETA);
-        let config = ModelConfig {
-            family,
+        let theta = keys.optional_number("rope.freq_base")?.unwrap_or(DEFAULT_THETA);
+        let dim = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
+        let max_positions = keys.size("context_length")?;
+        let is_layer_norm = keys.optional_number(norm_key(NormKind::Layer))?.is_some();
+        let norm = if is_layer_norm { NormKind::Layer } else { NormKind::Rms };
+        let mut config = ModelConfig {
             vocab_size: vocabulary(tensors)?,
             hidden,
             intermediate: keys.size("feed_forward_length")?,
             n_layers: keys.size("block_count")?,
             n_heads,
             n_kv_heads,
-            head_dim,
-            head_dim_is_stated: stated,
-            rms_eps: keys.number("attention.layer_norm_rms_epsilon")?,
-            rope: Rope { theta: f64::from(theta), scaling: keys.scaling(tensors, head_dim)? },
-            qk_norm: family.has_qk_norm(),
+            head_dim_is_stated: stated.is_some(),
+            norm,
+            norm_eps: keys.number(norm_key(norm))?,
+            rope: Rope { theta: f64::from(theta), dim, scaling: keys.scaling(tensors, dim, max_positions)? },
             tied: tensors.shape("output.weight").is_none(),
-            max_positions: keys.size("context_length")?,
+            max_positions,
+            ..ModelConfig::plain(family, head_dim)
         };
+        family.read_gguf(&keys, &mut config)?;
         config.validated(ORIGIN)
     }
 }
@@ -112,12 +134,12 @@ fn vocabulary(tensors: &dyn TensorSource) -> Result<usize> {
 }
 
 /// Reads the keys of one architecture.
-struct Keys<'a> {
+pub(crate) struct GgufKeys<'a> {
     metadata: &'a Metadata,
     architecture: &'a str,
 }
 
-impl Keys<'_> {
+impl GgufKeys<'_> {
     fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
@@ -126,21 +148,25 @@ impl Keys<'_> {
         self.metadata.get(&self.name(key))
     }
 
-    fn size(&self, key: &str) -> Result<usize> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize> {
         let value = self.metadata.get_u32(&self.name(key));
         value.map(|n| n as usize).ok_or_else(|| self.invalid(key, "an unsigned integer"))
     }
 
-    fn size_or(&self, key: &str, default: usize) -> Result<usize> {
-        if self.get(key).is_none() { Ok(default) } else { self.size(key) }
+    pub(crate) fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        if self.get(key).is_none() { Ok(None) } else { self.size(key).map(Some) }
     }
 
     fn number(&self, key: &str) -> Result<f32> {
         self.metadata.get_f32(&self.name(key)).ok_or_else(|| self.invalid(key, "a number"))
     }
 
+    pub(crate) fn optional_number(&self, key: &str) -> Result<Option<f32>> {
+        if self.get(key).is_none() { Ok(None) } else { self.number(key).map(Some) }
+    }
+
     fn refuse_other(&self, key: &str, supported: usize) -> Result<()> {
-        let found = self.size_or(key, supported)?;
+        let found = self.optional_size(key)?.unwrap_or(supported);
         if found == supported {
             return Ok(());
         }
@@ -152,14 +178,20 @@ impl Keys<'_> {
         })
     }
 
-    fn scaling(&self, tensors: &dyn TensorSource, head_dim: usize) -> Result<RopeScaling> {
-        if tensors.shape("rope_freqs.weight").is_some() {
-            let mut factors = Vec::new();
-            tensors.read("rope_freqs.weight", &mut factors)?;
-            if factors.len() != head_dim / 2 || factors.iter().any(|x| !(x.is_finite() && *x > 0.0)) {
-                return Err(self.invalid("rope_freqs.weight", "a positive factor for each rotary frequency"));
-            }
-            return Ok(RopeScaling::Factors(factors));
+    fn scaling(&self, tensors: &dyn TensorSource, dim: usize, max_positions: usize) -> Result<RopeScaling> {
+        if tensors.shape(GGUF_FACTORS).is_some() {
+            return Ok(RopeScaling::Factors(self.factors(tensors, GGUF_FACTORS, dim)?));
+        }
+        if tensors.shape(GGUF_LONG_FACTORS).is_some() {
+            let original = self.size("rope.scaling.original_context_length")?;
+            let stated = self.optional_number("rope.scaling.attn_factor")?;
+            return Ok(RopeScaling::Long(LongRope {
+                short: self.factors(tensors, GGUF_SHORT_FACTORS, dim)?,
+                long: self.factors(tensors, GGUF_LONG_FACTORS, dim)?,
+                original_max_positions: original,
+                attention_factor: stated
+                    .unwrap_or_else(|| LongRope::attention_factor(max_positions, original)),
+            }));
         }
         match self.metadata.get_str(&self.name("rope.scaling.type")) {
             None | Some("none") => Ok(RopeScaling::None),
@@ -173,6 +205,20 @@ impl Keys<'_> {
                 supported: "none, linear".to_owned(),
             }),
         }
+    }
+
+    fn factors(&self, tensors: &dyn TensorSource, name: &str, dim: usize) -> Result<Vec<f32>> {
+        let mut factors = Vec::new();
+        tensors.read(name, &mut factors)?;
+        if factors.len() == dim / 2 && factors.iter().all(|x| x.is_finite() && *x > 0.0) {
+            return Ok(factors);
+        }
+        Err(Error::InvalidConfig {
+            origin: ORIGIN.to_owned(),
+            key: name.to_owned(),
+            found: format!("{} values", factors.len()),
+            expected: format!("{} positive factors, one for each rotary frequency", dim / 2),
+        })
     }
 
     fn invalid(&self, key: &str, expected: &str) -> Error {

@@ -1,8 +1,10 @@
 //! From a Hugging Face `config.json`.
 
 use formats::config::HfConfig;
+use serde_json::Value;
 
-use super::{ModelConfig, Rope, RopeScaling};
+use super::{LongRope, ModelConfig, Rope, RopeScaling};
+use crate::device::Activation;
 use crate::family::Family;
 use crate::{Error, Result};
 
@@ -18,59 +20,62 @@ impl ModelConfig {
     pub fn from_hf(hf: &HfConfig) -> Result<ModelConfig> {
         let origin = hf.path.display().to_string();
         let family = family(hf, &origin)?;
-        refuse_unsupported(hf, &origin)?;
-        let config = ModelConfig {
-            family,
+        let mut config = ModelConfig {
             vocab_size: hf.vocab_size,
             hidden: hf.hidden_size,
             intermediate: hf.intermediate_size,
             n_layers: hf.num_hidden_layers,
             n_heads: hf.num_attention_heads,
             n_kv_heads: hf.num_key_value_heads,
-            head_dim: hf.head_dim,
-            head_dim_is_stated: hf.raw.get("head_dim").is_some_and(|value| value.is_u64()),
-            rms_eps: hf.rms_norm_eps as f32,
-            rope: Rope { theta: hf.rope_theta, scaling: scaling(hf, &origin)? },
-            qk_norm: family.has_qk_norm(),
-            // Transformers' default for both families, were the file silent, is untied.
+            head_dim_is_stated: hf.text("head_dim").is_some_and(|value| value.is_u64()),
+            norm_eps: hf.rms_norm_eps as f32,
+            rope: rope(hf, &origin)?,
+            activation: activation(hf, &origin)?,
+            // Transformers' default for most families, were the file silent, is untied.
             tied: hf.tie_word_embeddings.unwrap_or(false),
             max_positions: hf.max_position_embeddings.unwrap_or(DEFAULT_MAX_POSITIONS),
+            ..ModelConfig::plain(family, hf.head_dim)
         };
+        family.read_hf(hf, &mut config)?;
         config.validated(&origin)
     }
 }
 
 fn family(hf: &HfConfig, origin: &str) -> Result<Family> {
-    let found = hf.architectures.first().unwrap_or(&hf.model_type);
-    let same = |family: &Family| family.hf_architecture() == found || family.gguf_architecture() == found;
-    Family::ALL.into_iter().find(same).ok_or_else(|| Error::UnsupportedArchitecture {
+    Family::of_checkpoint(hf).ok_or_else(|| Error::UnsupportedArchitecture {
         origin: origin.to_owned(),
-        found: found.clone(),
-        supported: Family::ALL.map(Family::hf_architecture).join(", "),
+        found: hf.architectures.first().unwrap_or(&hf.model_type).clone(),
+        supported: Family::ALL
+            .iter()
+            .flat_map(|family| family.hf_architectures())
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }
 
-fn refuse_unsupported(hf: &HfConfig, origin: &str) -> Result<()> {
-    let refuse = |key: &str, found: String, supported: &str| {
-        let (key, supported) = (key.to_owned(), supported.to_owned());
-        Err(Error::UnsupportedFeature { origin: origin.to_owned(), key, found, supported })
-    };
-    if hf.attention_bias == Some(true) {
-        return refuse("attention_bias", "true".to_owned(), "false");
-    }
-    if hf.mlp_bias == Some(true) {
-        return refuse("mlp_bias", "true".to_owned(), "false");
-    }
-    if let Some(window) = hf.sliding_window.filter(|_| hf.use_sliding_window == Some(true)) {
-        return refuse("sliding_window", window.to_string(), "none (`use_sliding_window` false)");
-    }
+fn activation(hf: &HfConfig, origin: &str) -> Result<Activation> {
     match hf.hidden_act.as_deref() {
-        None | Some("silu" | "swish") => Ok(()),
-        Some(other) => refuse("hidden_act", other.to_owned(), "silu"),
+        None | Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+        Some(other) => Err(Error::UnsupportedFeature {
+            origin: origin.to_owned(),
+            key: "hidden_act".to_owned(),
+            found: other.to_owned(),
+            supported: "silu, gelu_pytorch_tanh".to_owned(),
+        }),
     }
 }
 
-fn scaling(hf: &HfConfig, origin: &str) -> Result<RopeScaling> {
+fn rope(hf: &HfConfig, origin: &str) -> Result<Rope> {
+    let share =
+        hf.text("partial_rotary_factor").or_else(|| hf.rope_scaling.as_ref()?.get("partial_rotary_factor"));
+    let share = share.and_then(|value| value.as_f64()).unwrap_or(1.0);
+    let dim = (hf.head_dim as f64 * share) as usize;
+    Ok(Rope { theta: hf.rope_theta, dim, scaling: scaling(hf, dim, origin)? })
+}
+
+fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
     let Some(table) = &hf.rope_scaling else { return Ok(RopeScaling::None) };
     let kind = table.get("rope_type").or_else(|| table.get("type")).and_then(|value| value.as_str());
     let number = |key: &str| {
@@ -92,11 +97,56 @@ fn scaling(hf: &HfConfig, origin: &str) -> Result<RopeScaling> {
             high_freq_factor: number("high_freq_factor")?,
             original_max_positions: number("original_max_position_embeddings")? as usize,
         }),
+        // Before its publication longrope was called su.
+        "longrope" | "su" => Ok(RopeScaling::Long(long_rope(hf, table, dim, origin)?)),
         other => Err(Error::UnsupportedFeature {
             origin: origin.to_owned(),
             key: "rope_scaling.rope_type".to_owned(),
             found: other.to_owned(),
-            supported: "default, linear, llama3".to_owned(),
+            supported: "default, linear, llama3, longrope".to_owned(),
         }),
     }
+}
+
+fn long_rope(hf: &HfConfig, table: &Value, dim: usize, origin: &str) -> Result<LongRope> {
+    let invalid = |key: &str, found: Option<&Value>, expected: String| Error::InvalidConfig {
+        origin: origin.to_owned(),
+        key: key.to_owned(),
+        found: found.map_or("missing".to_owned(), |value| shortened(&value.to_string())),
+        expected,
+    };
+    let factors = |key: &str| {
+        let list = table.get(key).and_then(Value::as_array);
+        let numbers =
+            list.map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32).collect::<Vec<_>>());
+        numbers
+            .filter(|list| list.len() == dim / 2 && list.iter().all(|x| x.is_finite() && *x > 0.0))
+            .ok_or_else(|| {
+                invalid(
+                    &format!("rope_scaling.{key}"),
+                    table.get(key),
+                    format!("{} positive numbers", dim / 2),
+                )
+            })
+    };
+    let original = hf
+        .text("original_max_position_embeddings")
+        .or_else(|| table.get("original_max_position_embeddings"))
+        .and_then(Value::as_u64)
+        .and_then(|n| usize::try_from(n).ok())
+        .filter(|&n| n > 1)
+        .ok_or_else(|| invalid("original_max_position_embeddings", None, "a whole number".to_owned()))?;
+    let max_positions = hf.max_position_embeddings.unwrap_or(original);
+    let stated = table.get("attention_factor").and_then(Value::as_f64).map(|factor| factor as f32);
+    Ok(LongRope {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+        original_max_positions: original,
+        attention_factor: stated.unwrap_or_else(|| LongRope::attention_factor(max_positions, original)),
+    })
+}
+
+/// A value for an error, short.
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= 60 { text.to_owned() } else { text.chars().take(59).chain(['…']).collect() }
 }

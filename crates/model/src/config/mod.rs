@@ -7,10 +7,48 @@ mod hf;
 mod rope;
 
 pub use gguf::gguf_metadata;
-pub use rope::{Rope, RopeScaling};
+pub(crate) use gguf::{GgufKeys, GgufValues};
+pub use rope::{LongRope, Rope, RopeScaling, RotaryTable};
 
+use std::ops::Range;
+
+use crate::device::{Activation, Heads};
 use crate::family::{Family, Role};
 use crate::{Error, Result};
+
+/// How a norm centres and scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// By the root of the mean square.
+    Rms,
+    /// By mean and variance, with a bias: LayerNorm.
+    Layer,
+}
+
+/// Layers in which a query sees only the keys just before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Keys that a query sees, its own included.
+    pub size: usize,
+    /// Every which layer sees everything nevertheless; `None`: all layers have the window.
+    pub full_every: Option<usize>,
+}
+
+impl Window {
+    /// A window in every layer.
+    pub fn in_all_layers(size: usize) -> Self {
+        Self { size, full_every: None }
+    }
+}
+
+/// Where a linear layer's weights lie: all rows of a matrix of its own, or some of a fused one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The matrix.
+    pub stored: Role,
+    /// Its rows.
+    pub rows: Range<usize>,
+}
 
 /// Hyper-parameters of a decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,12 +71,24 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Whether `config.json` states the head width; llama.cpp's converter writes it only then.
     pub head_dim_is_stated: bool,
-    /// Added to the mean square in every RMS norm.
-    pub rms_eps: f32,
+    /// Which norm stands before each half of a layer and before the head.
+    pub norm: NormKind,
+    /// Added to the mean square, or the variance, in every norm.
+    pub norm_eps: f32,
     /// Rotary positions.
     pub rope: Rope,
-    /// Whether each query and key head passes an RMS norm.
-    pub qk_norm: bool,
+    /// Rotary positions of the layers that have a window, where they differ.
+    pub local_rope: Option<Rope>,
+    /// Layers that do not see everything.
+    pub window: Option<Window>,
+    /// Factor on every score of the attention.
+    pub score_scale: f32,
+    /// Factor on the embedding.
+    pub embedding_scale: f32,
+    /// What stands between the linear layers of the MLP.
+    pub activation: Activation,
+    /// What names of a checkpoint's tensors begin with, where the language model is a part of it.
+    pub text_prefix: &'static str,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Longest sequence the model was made for.
@@ -46,19 +96,127 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Rows and columns of a tensor; a norm has one row.
+    /// What most families share, with no sizes yet: RMS norms, whole heads rotated, everything seen, SwiGLU, untied.
+    pub fn plain(family: Family, head_dim: usize) -> ModelConfig {
+        ModelConfig {
+            family,
+            vocab_size: 0,
+            hidden: 0,
+            intermediate: 0,
+            n_layers: 0,
+            n_heads: 0,
+            n_kv_heads: 0,
+            head_dim,
+            head_dim_is_stated: false,
+            norm: NormKind::Rms,
+            norm_eps: 1e-6,
+            rope: Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::None },
+            local_rope: None,
+            window: None,
+            score_scale: 1.0 / (head_dim as f32).sqrt(),
+            embedding_scale: 1.0,
+            activation: Activation::Silu,
+            text_prefix: "",
+            tied: false,
+            max_positions: 0,
+        }
+    }
+
+    /// H·D
+    pub fn q_width(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// K·D
+    pub fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Rows and columns of a tensor; a vector has one row.
     pub fn shape(&self, role: Role) -> (usize, usize) {
-        let (c, f, d) = (self.hidden, self.intermediate, self.head_dim);
+        let (c, f, d, q, kv) =
+            (self.hidden, self.intermediate, self.head_dim, self.q_width(), self.kv_width());
         match role {
             Role::Embedding | Role::Output => (self.vocab_size, c),
-            Role::AttnNorm | Role::FfnNorm | Role::OutputNorm => (1, c),
+            Role::AttnNorm | Role::PostAttnNorm | Role::FfnNorm | Role::PostFfnNorm | Role::OutputNorm => {
+                (1, c)
+            }
+            Role::AttnNormBias | Role::FfnNormBias | Role::OutputNormBias => (1, c),
             Role::QNorm | Role::KNorm => (1, d),
-            Role::Q => (self.n_heads * d, c),
-            Role::K | Role::V => (self.n_kv_heads * d, c),
-            Role::O => (c, self.n_heads * d),
+            Role::Q => (q, c),
+            Role::K | Role::V => (kv, c),
+            Role::Qkv => (q + 2 * kv, c),
+            Role::O => (c, q),
             Role::Gate | Role::Up => (f, c),
+            Role::GateUp => (2 * f, c),
             Role::Down => (c, f),
+            Role::QBias => (1, q),
+            Role::KBias | Role::VBias => (1, kv),
+            Role::OBias | Role::DownBias => (1, c),
+            Role::UpBias => (1, f),
         }
+    }
+
+    /// Where the weights of a linear layer lie, fused or not.
+    pub fn projection(&self, role: Role) -> Projection {
+        let (q, kv, f) = (self.q_width(), self.kv_width(), self.intermediate);
+        let (stored, rows) = match role {
+            Role::Q if self.family.has(Role::Qkv) => (Role::Qkv, 0..q),
+            Role::K if self.family.has(Role::Qkv) => (Role::Qkv, q..q + kv),
+            Role::V if self.family.has(Role::Qkv) => (Role::Qkv, q + kv..q + 2 * kv),
+            Role::Gate if self.family.has(Role::GateUp) => (Role::GateUp, 0..f),
+            Role::Up if self.family.has(Role::GateUp) => (Role::GateUp, f..2 * f),
+            other => (other, 0..self.shape(other).0),
+        };
+        Projection { stored, rows }
+    }
+
+    /// Whether the MLP multiplies a gate.
+    pub fn is_gated(&self) -> bool {
+        self.family.has(Role::Gate) || self.family.has(Role::GateUp)
+    }
+
+    /// The window of a layer; `None` where it sees everything.
+    pub fn window_of(&self, layer_index: usize) -> Option<usize> {
+        let window = self.window?;
+        let sees_all = window.full_every.is_some_and(|every| (layer_index + 1).is_multiple_of(every));
+        (!sees_all).then_some(window.size)
+    }
+
+    /// The heads of a layer's attention.
+    pub fn heads(&self, layer_index: usize) -> Heads {
+        Heads {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            scale: self.score_scale,
+            window: self.window_of(layer_index),
+        }
+    }
+
+    /// The rotary tables of sequences of up to `n_positions`: that of most layers, and that of windowed ones where
+    /// they have their own.
+    pub fn rotary_tables(&self, n_positions: usize) -> Vec<RotaryTable> {
+        self.ropes().map(|rope| rope.table(n_positions)).collect()
+    }
+
+    /// Floats of the cosines, or sines, of each of the tables.
+    pub fn rotary_lens(&self, n_positions: usize) -> Vec<usize> {
+        self.ropes().map(|rope| rope.n_rows(n_positions) * rope.dim / 2).collect()
+    }
+
+    /// Which of the tables a layer reads.
+    pub fn rotary_index(&self, layer_index: usize) -> usize {
+        usize::from(self.local_rope.is_some() && self.window_of(layer_index).is_some())
+    }
+
+    /// The row of every table at which a sequence of `n_tokens` begins.
+    pub fn rotary_start(&self, n_tokens: usize, n_positions: usize) -> usize {
+        self.rope.start(n_tokens, n_positions)
+    }
+
+    fn ropes(&self) -> impl Iterator<Item = &Rope> {
+        std::iter::once(&self.rope).chain(&self.local_rope)
     }
 
     /// Number of weights, the embedding once where it is tied.
@@ -84,11 +242,21 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return invalid("head_dim", self.head_dim.to_string(), "an even number");
         }
-        if !(self.rms_eps.is_finite() && self.rms_eps > 0.0) {
-            return invalid("rms_norm_eps", self.rms_eps.to_string(), "a positive number");
+        let rotated = self.rope.dim;
+        if rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) {
+            let expected = format!("an even number of dimensions, 2 to head_dim {}", self.head_dim);
+            return invalid("partial_rotary_factor", format!("{rotated} dimensions"), &expected);
         }
-        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return invalid("rope_theta", self.rope.theta.to_string(), "a positive number");
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return invalid("rms_norm_eps", self.norm_eps.to_string(), "a positive number");
+        }
+        for rope in self.ropes() {
+            if !(rope.theta.is_finite() && rope.theta > 0.0) {
+                return invalid("rope_theta", rope.theta.to_string(), "a positive number");
+            }
+        }
+        if self.window.is_some_and(|window| window.size == 0 || window.full_every == Some(0)) {
+            return invalid("sliding_window", "0".to_owned(), "a positive number");
         }
         Ok(self)
     }

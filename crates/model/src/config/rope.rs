@@ -1,6 +1,6 @@
 //! Rotary frequencies: the plain table, linear scaling, and the rule published with Llama 3.1.
 //!
-//! inv_freq_i = theta^(-2 i / D), i < D / 2. A scaling divides each by a factor of its own; GGUF stores these factors
+//! inv_freq_i = theta^(-2 i / P), i < P / 2, P the rotated dimensions of a head. A scaling divides each by a factor of its own; GGUF stores these factors
 //! (tensor `rope_freqs.weight`), transformers the scaled table. Both come from [`Rope::factors`].
 
 use std::f32::consts::PI;
@@ -10,6 +10,8 @@ use std::f32::consts::PI;
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
+    /// P, how many of a head's dimensions are rotated; an even number, most often all.
+    pub dim: usize,
     /// How the frequencies are stretched beyond the context of pre-training.
     pub scaling: RopeScaling,
 }
@@ -39,66 +41,142 @@ pub enum RopeScaling {
     },
     /// A factor for each frequency, as a GGUF's `rope_freqs.weight` holds them.
     Factors(
-        /// One divisor for each of the D / 2 frequencies.
+        /// One divisor for each of the P / 2 frequencies.
         Vec<f32>,
+    ),
+    /// Two sets of factors, one for short and one for long sequences: Phi's longrope.
+    Long(
+        /// The sets, and what tells short from long.
+        LongRope,
     ),
 }
 
+/// Longrope. Source: Ding et al. 2024, arXiv:2402.13753, and transformers' `_compute_longrope_parameters`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// A divisor for each of the P / 2 frequencies, for a sequence of up to `original_max_positions`.
+    pub short: Vec<f32>,
+    /// The divisors for a longer one.
+    pub long: Vec<f32>,
+    /// Context length of pre-training.
+    pub original_max_positions: usize,
+    /// Factor on cosines and sines of either set.
+    pub attention_factor: f32,
+}
+
+impl LongRope {
+    /// The attention factor that follows from how far the context was stretched: sqrt(1 + ln s / ln original).
+    pub fn attention_factor(max_positions: usize, original_max_positions: usize) -> f32 {
+        let stretch = max_positions as f64 / original_max_positions as f64;
+        if stretch <= 1.0 {
+            return 1.0;
+        }
+        (1.0 + stretch.ln() / (original_max_positions as f64).ln()).sqrt() as f32
+    }
+}
+
+/// Cosines and sines of position · frequency, each (rows, P / 2).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RotaryTable {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}
+
 impl Rope {
-    /// The divisor of each of the D / 2 frequencies, `None` where nothing is scaled.
+    /// The divisor of each of the P / 2 frequencies, `None` where nothing is scaled; of longrope the short set.
     ///
     /// f32 at the same places as llama.cpp's converter, so that an exported `rope_freqs.weight` has the same bytes.
-    pub fn factors(&self, head_dim: usize) -> Option<Vec<f32>> {
+    pub fn factors(&self) -> Option<Vec<f32>> {
         match &self.scaling {
             RopeScaling::None => None,
-            RopeScaling::Linear { factor } => Some(vec![*factor as f32; head_dim / 2]),
+            RopeScaling::Linear { factor } => Some(vec![*factor as f32; self.dim / 2]),
             RopeScaling::Factors(factors) => Some(factors.clone()),
+            RopeScaling::Long(long) => Some(long.short.clone()),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let (factor, context) = (*factor as f32, *original_max_positions as f32);
                 let (low, high) = (*low_freq_factor as f32, *high_freq_factor as f32);
                 let rule = |inv_freq: f32| llama3_factor(inv_freq, factor, low, high, context);
-                Some(plain_inverse_frequencies(self.theta, head_dim).into_iter().map(rule).collect())
+                Some(self.plain_inverse_frequencies().into_iter().map(rule).collect())
             }
         }
     }
 
-    /// What a GGUF stores as `rope_freqs.weight`, `None` where it stores nothing (linear scaling is a key there).
-    pub fn gguf_factors(&self, head_dim: usize) -> Option<Vec<f32>> {
-        match self.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } => None,
-            RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => self.factors(head_dim),
-        }
-    }
-
-    /// The D / 2 inverse frequencies (radians a position) with the scaling applied.
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
-        let mut table = plain_inverse_frequencies(self.theta, head_dim);
-        if let Some(factors) = self.factors(head_dim) {
-            for (inv_freq, factor) in table.iter_mut().zip(factors) {
-                *inv_freq /= factor;
+    /// The tensors in which a GGUF stores factors: name and values. None where it stores none (linear scaling is a key).
+    pub fn gguf_tensors(&self) -> Vec<(&'static str, Vec<f32>)> {
+        match &self.scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } => Vec::new(),
+            RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => {
+                self.factors().into_iter().map(|factors| (GGUF_FACTORS, factors)).collect()
+            }
+            RopeScaling::Long(long) => {
+                vec![(GGUF_LONG_FACTORS, long.long.clone()), (GGUF_SHORT_FACTORS, long.short.clone())]
             }
         }
-        table
     }
 
-    /// Cosines and sines of position · frequency, each (n_positions, D / 2).
-    ///
-    /// The angle is rounded to f32 before the cosine, as transformers and llama.cpp do.
-    pub fn tables(&self, head_dim: usize, n_positions: usize) -> (Vec<f32>, Vec<f32>) {
-        let frequencies = self.inverse_frequencies(head_dim);
-        let angles = (0..n_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+    /// The P / 2 inverse frequencies (radians a position) with the scaling applied; of longrope the short set.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        self.divided(self.factors().as_deref())
+    }
+
+    /// Rows of the table for up to `n_positions`.
+    pub(super) fn n_rows(&self, n_positions: usize) -> usize {
+        n_positions + self.start(n_positions, n_positions)
+    }
+
+    /// The row at which a sequence of `n_tokens` begins: past the short rows where longrope takes it for long.
+    pub(super) fn start(&self, n_tokens: usize, n_positions: usize) -> usize {
+        match &self.scaling {
+            RopeScaling::Long(long) if n_tokens > long.original_max_positions => n_positions,
+            _ => 0,
+        }
+    }
+
+    /// The table for up to `n_positions`; with longrope, where one may be long, the long rows follow the short ones.
+    pub(super) fn table(&self, n_positions: usize) -> RotaryTable {
+        let RopeScaling::Long(long) = &self.scaling else {
+            return table(&self.inverse_frequencies(), n_positions, 1.0);
+        };
+        let mut rows = table(&self.divided(Some(&long.short)), n_positions, long.attention_factor);
+        if self.start(n_positions, n_positions) > 0 {
+            let further = table(&self.divided(Some(&long.long)), n_positions, long.attention_factor);
+            rows.cos.extend(further.cos);
+            rows.sin.extend(further.sin);
+        }
+        rows
+    }
+
+    fn divided(&self, factors: Option<&[f32]>) -> Vec<f32> {
+        let mut frequencies = self.plain_inverse_frequencies();
+        for (inv_freq, factor) in frequencies.iter_mut().zip(factors.unwrap_or_default()) {
+            *inv_freq /= factor;
+        }
+        frequencies
+    }
+
+    fn plain_inverse_frequencies(&self) -> Vec<f32> {
+        // The exponent is rounded to f32 before the power, as torch does.
+        (0..self.dim / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / self.dim as f32;
+                1.0 / self.theta.powf(f64::from(exponent)) as f32
+            })
+            .collect()
     }
 }
 
-fn plain_inverse_frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
-    // The exponent is rounded to f32 before the power, as torch does.
-    (0..head_dim / 2)
-        .map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            1.0 / theta.powf(f64::from(exponent)) as f32
-        })
-        .collect()
+/// Tensors of a GGUF.
+pub(super) const GGUF_FACTORS: &str = "rope_freqs.weight";
+pub(super) const GGUF_LONG_FACTORS: &str = "rope_factors_long.weight";
+pub(super) const GGUF_SHORT_FACTORS: &str = "rope_factors_short.weight";
+
+/// The angle is rounded to f32 before the cosine, as transformers and llama.cpp do.
+fn table(frequencies: &[f32], n_positions: usize, factor: f32) -> RotaryTable {
+    let angles = (0..n_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+    let (cos, sin) = angles.map(|angle| (factor * angle.cos(), factor * angle.sin())).unzip();
+    RotaryTable { cos, sin }
 }
 
 fn llama3_factor(inv_freq: f32, factor: f32, low: f32, high: f32, context: f32) -> f32 {
@@ -119,6 +197,7 @@ mod tests {
 
     const LLAMA_3_2: Rope = Rope {
         theta: 500_000.0,
+        dim: 64,
         scaling: RopeScaling::Llama3 {
             factor: 32.0,
             low_freq_factor: 1.0,
@@ -129,9 +208,9 @@ mod tests {
 
     #[test]
     fn plain_table_is_a_geometric_series() {
-        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
-        assert_eq!(rope.factors(8), None);
-        let table = rope.inverse_frequencies(8);
+        let rope = Rope { theta: 10_000.0, dim: 8, scaling: RopeScaling::None };
+        assert_eq!(rope.factors(), None);
+        let table = rope.inverse_frequencies();
         for (found, expected) in table.iter().zip([1.0, 0.1, 0.01, 0.001]) {
             assert!((found / expected - 1.0).abs() < 1e-6, "{found} against {expected}");
         }
@@ -139,14 +218,14 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
-        assert!((rope.inverse_frequencies(8)[1] - 0.025).abs() < 1e-7);
+        let rope = Rope { theta: 10_000.0, dim: 8, scaling: RopeScaling::Linear { factor: 4.0 } };
+        assert!((rope.inverse_frequencies()[1] - 0.025).abs() < 1e-7);
     }
 
     /// Values of transformers 5.23.0, `ROPE_INIT_FUNCTIONS["llama3"]` on Llama-3.2-1B's configuration.
     #[test]
     fn llama3_rule_equals_transformers() {
-        let table = LLAMA_3_2.inverse_frequencies(64);
+        let table = LLAMA_3_2.inverse_frequencies();
         for (i, expected) in TRANSFORMERS_LLAMA_3_2 {
             let relative = (table[i] / expected - 1.0).abs();
             assert!(relative < 1e-6, "frequency {i}: {} against {expected}", table[i]);
@@ -156,7 +235,7 @@ mod tests {
     /// Bits of the interpolated factors as llama.cpp's converter computes them (torch 2.15.0, f32).
     #[test]
     fn llama3_factors_have_the_converters_bits() {
-        let factors = LLAMA_3_2.gguf_factors(64).unwrap();
+        let (_, factors) = LLAMA_3_2.gguf_tensors().remove(0);
         let bits: Vec<u32> = factors[14..19].iter().map(|factor| factor.to_bits()).collect();
         let (one, thirty_two) = (1.0f32.to_bits(), 32.0f32.to_bits());
         assert_eq!(bits, [one, 1_070_816_962, 1_079_161_967, 1_092_266_734, thirty_two]);

@@ -47,8 +47,8 @@ pub enum Rotation {
     Backward,
 }
 
-/// Head counts and width of an attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Head counts of an attention, their width, and what a query sees of the keys before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Heads {
     /// H, query heads; query head h reads kv head h / (H / K).
     pub n_heads: usize,
@@ -56,6 +56,26 @@ pub struct Heads {
     pub n_kv_heads: usize,
     /// D, width of a head.
     pub head_dim: usize,
+    /// Factor on every score, 1 / sqrt(D) in most models.
+    pub scale: f32,
+    /// How many keys a query sees at most, its own included; `None`: all before it.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// Heads that see everything before them, scores scaled by 1 / sqrt(D).
+    pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        Self { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
+    }
+}
+
+/// What stands between the linear layers of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// silu(z) = z · sigmoid(z)
+    Silu,
+    /// gelu(z) ≈ z · (1 + tanh(sqrt(2/π) · (z + 0.044715 z³))) / 2. Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
+    GeluTanh,
 }
 
 /// One sequence of a packed batch, as attention sees it.
@@ -201,6 +221,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// y += x, elementwise; its backward is the identity on both.
     fn add(&self, x: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
 
+    /// y_i += row      row (C), y (N, C): a frozen bias, whose backward is the identity.
+    fn add_row(&self, row: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// y = factor · y
+    fn scale(&self, factor: f32, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
     // ---- norm, rope, gated MLP ----------------------------------------------------------------------------------
 
     /// y = x · r · g, r = 1 / sqrt(mean(x²) + eps) of each row      x, y (M, C), g (C)
@@ -226,39 +252,84 @@ pub trait Device: Clone + Send + Sync + 'static {
         d_x: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Rotates, in place, the pairs (i, i + D/2) of each head by ±position · frequency_i.
+    /// y = (x - mean(x)) · r · g + b, r = 1 / sqrt(var(x) + eps) of each row      x, y (N, C), g, b (C)
     ///
-    /// x (N, n_heads·D), positions (N), cos and sin (P, D/2) with P over every position: half-split ("neox") order,
-    /// as in the Hugging Face layout. The caller computes the tables, any frequency scaling included.
-    /// Source: Su et al. 2021, arXiv:2104.09864.
+    /// Source: Ba et al. 2016, arXiv:1607.06450.
+    fn layer_norm(
+        &self,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        bias: View<'_, Self::Buffer>,
+        eps: f32,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// dx (=|+=) r · (z - mean(z) - n · mean(z·n)), z = g·dy, n = (x - mean(x)) · r, recomputed from x.
+    fn layer_norm_backward(
+        &self,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        eps: f32,
+        d_y: View<'_, Self::Buffer>,
+        write: Write,
+        d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Rotates, in place, the pairs (i, i + P/2) of the first P dimensions of each head by ±position · frequency_i.
+    ///
+    /// x (N, n_heads·D), positions (N), cos and sin (positions, P/2): half-split ("neox") order, as in the Hugging
+    /// Face layout; P = `rotary_dim`, the dimensions from P to D stay. The caller computes the tables, any frequency
+    /// scaling included. Source: Su et al. 2021, arXiv:2104.09864.
     #[allow(clippy::too_many_arguments)]
     fn rope(
         &self,
         x: ViewMut<'_, Self::Buffer>,
         n_heads: usize,
         head_dim: usize,
+        rotary_dim: usize,
         positions: View<'_, Self::Indices>,
         cos: View<'_, Self::Buffer>,
         sin: View<'_, Self::Buffer>,
         rotation: Rotation,
     ) -> Result<()>;
 
-    /// out = silu(gate) · up, silu(z) = z / (1 + exp(-z)), elementwise
-    fn swiglu(
+    /// out = act(gate) · up, elementwise: the gated MLP's product
+    ///
+    /// Source: Shazeer 2020, arXiv:2002.05202 (SwiGLU, GEGLU).
+    fn gated(
         &self,
+        activation: Activation,
         gate: View<'_, Self::Buffer>,
         up: View<'_, Self::Buffer>,
         out: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// d_gate = d_out · up · s · (1 + gate · (1 - s)), d_up = d_out · gate · s, s = sigmoid(gate)
-    fn swiglu_backward(
+    /// d_gate = d_out · up · act'(gate), d_up = d_out · act(gate)
+    fn gated_backward(
         &self,
+        activation: Activation,
         gate: View<'_, Self::Buffer>,
         up: View<'_, Self::Buffer>,
         d_out: View<'_, Self::Buffer>,
         d_gate: ViewMut<'_, Self::Buffer>,
         d_up: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// out = act(x), elementwise: an MLP without a gate
+    fn activate(
+        &self,
+        activation: Activation,
+        x: View<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// d_x = d_out · act'(x)
+    fn activate_backward(
+        &self,
+        activation: Activation,
+        x: View<'_, Self::Buffer>,
+        d_out: View<'_, Self::Buffer>,
+        d_x: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     // ---- products -----------------------------------------------------------------------------------------------
@@ -300,9 +371,9 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     // ---- attention ----------------------------------------------------------------------------------------------
 
-    /// out = softmax(q · kᵀ / sqrt(D), causal within each segment) · v, and lse = log Σ exp of each row of scores
+    /// out = softmax(scale · q · kᵀ, causal within each segment) · v, and lse = log Σ exp of each row of scores
     ///
-    /// q, out (N, H·D); k, v (·, K·D); lse (N, H). Blockwise with a running maximum: never a T x T matrix.
+    /// A query sees the keys up to its own, with a window the last `window` of these. q, out (N, H·D); k, v (·, K·D); lse (N, H). Blockwise with a running maximum: never a T x T matrix.
     /// Segments do not see one another. Source: Dao et al. 2022, arXiv:2205.14135.
     #[allow(clippy::too_many_arguments)]
     fn attention(
@@ -318,8 +389,8 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Gradients of [`Device::attention`]; writes (does not add to) the rows that the segments name.
     ///
-    /// P = exp(q·kᵀ/sqrt(D) - lse), δ = Σ d_out·out, dP = d_out·vᵀ, dS = P·(dP - δ):
-    /// d_v = Pᵀ·d_out, d_q = dS·k/sqrt(D), d_k = dSᵀ·q/sqrt(D), summed over the query heads of a kv head.
+    /// P = exp(scale·q·kᵀ - lse), δ = Σ d_out·out, dP = d_out·vᵀ, dS = scale·P·(dP - δ):
+    /// d_v = Pᵀ·d_out, d_q = dS·k, d_k = dSᵀ·q, summed over the query heads of a kv head.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,

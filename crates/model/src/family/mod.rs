@@ -1,23 +1,39 @@
 //! Decoder families: which tensors a model has, their names in both worlds, and their shapes.
 //!
 //! In memory everything is in Hugging Face's layout: rotary pairs are (i, i + D/2), so that one attention serves all
-//! families. A GGUF of the Llama kind pairs (2i, 2i + 1) instead; [`TensorSpec::permute`] says which rows move.
+//! families. A GGUF of the Llama kind pairs (2i, 2i + 1) instead; [`TensorSpec::permute`] says which rows move. Each family has a
+//! file with its one table.
 
+mod gemma3;
 mod llama;
+mod phi3;
+mod qwen2;
 mod qwen3;
+mod starcoder2;
+mod table;
 
 use formats::TensorSource;
+use formats::config::HfConfig;
 
-use crate::config::ModelConfig;
+use crate::config::{GgufKeys, GgufValues, ModelConfig};
 use crate::{Error, Result};
+use table::{Row, Table};
 
 /// A decoder family: what its layers compute and what its tensors are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Llama 2 and 3: grouped queries, no norms on queries and keys.
+    /// Llama 2 and 3, Mistral: grouped queries, no norms on queries and keys.
     Llama,
+    /// Qwen2 and Qwen2.5: biases on queries, keys and values.
+    Qwen2,
     /// Qwen3 (dense): RMS norms on each query and key head.
     Qwen3,
+    /// Phi-3, Phi-3.5, Phi-4-mini: fused projections, partial rotation, longrope.
+    Phi3,
+    /// Gemma 3, text: norms around each half, local and global layers.
+    Gemma3,
+    /// StarCoder2: LayerNorm, biases, no gate.
+    StarCoder2,
 }
 
 /// What a tensor does in the model.
@@ -33,37 +49,64 @@ pub enum Role {
     K,
     /// Value projection (K·D, C).
     V,
+    /// Query, key and value projection in one matrix (H·D + 2·K·D, C).
+    Qkv,
     /// Output projection of the attention (C, H·D).
     O,
     /// Norm of each query head (D).
     QNorm,
     /// Norm of each key head (D).
     KNorm,
-    /// Norm before the gated MLP (C).
+    /// Norm of the attention's output, before it joins the stream (C).
+    PostAttnNorm,
+    /// Norm before the MLP (C).
     FfnNorm,
     /// Gate projection (F, C).
     Gate,
     /// Up projection (F, C).
     Up,
+    /// Gate and up projection in one matrix (2·F, C).
+    GateUp,
     /// Down projection (C, F).
     Down,
+    /// Norm of the MLP's output, before it joins the stream (C).
+    PostFfnNorm,
     /// Last norm (C).
     OutputNorm,
     /// Head (V, C) of a model that is not tied.
     Output,
+    /// Bias of the norm before attention (C).
+    AttnNormBias,
+    /// Bias of the queries (H·D).
+    QBias,
+    /// Bias of the keys (K·D).
+    KBias,
+    /// Bias of the values (K·D).
+    VBias,
+    /// Bias of the attention's output projection (C).
+    OBias,
+    /// Bias of the norm before the MLP (C).
+    FfnNormBias,
+    /// Bias of the up projection (F).
+    UpBias,
+    /// Bias of the down projection (C).
+    DownBias,
+    /// Bias of the last norm (C).
+    OutputNormBias,
 }
 
-/// The seven linear layers of a decoder layer, in the order of the forward pass.
-pub const LINEAR_ROLES: [Role; 7] = [Role::Q, Role::K, Role::V, Role::O, Role::Gate, Role::Up, Role::Down];
+/// The linear layers that decoder layers have in one family or another, in the order of the forward pass.
+pub const LINEAR_ROLES: [Role; 9] =
+    [Role::Q, Role::K, Role::V, Role::Qkv, Role::O, Role::Gate, Role::Up, Role::GateUp, Role::Down];
 
 /// One tensor of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
     /// Name in a Hugging Face checkpoint.
     pub hf: String,
     /// Name in a GGUF.
     pub gguf: String,
-    /// Output features; 1 for a norm.
+    /// Output features; 1 for a vector.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
@@ -73,6 +116,8 @@ pub struct TensorSpec {
     pub layer: Option<usize>,
     /// The number of heads whose rows are interleaved in a GGUF; `None` where both layouts agree.
     pub permute: Option<usize>,
+    /// What memory and GGUF hold beyond the checkpoint's value: 1 for the gain of a norm that computes x · (1 + g).
+    pub offset: f32,
 }
 
 /// Which names a source of tensors uses.
@@ -86,85 +131,123 @@ pub enum Naming {
 
 impl Family {
     /// All families, for messages and tests.
-    pub const ALL: [Family; 2] = [Family::Llama, Family::Qwen3];
+    pub const ALL: [Family; 6] =
+        [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Phi3, Family::Gemma3, Family::StarCoder2];
 
-    /// `architectures[0]` of the family's `config.json`.
-    pub fn hf_architecture(self) -> &'static str {
+    fn table(self) -> &'static Table {
         match self {
-            Family::Llama => llama::HF_ARCHITECTURE,
-            Family::Qwen3 => qwen3::HF_ARCHITECTURE,
+            Family::Llama => &llama::TABLE,
+            Family::Qwen2 => &qwen2::TABLE,
+            Family::Qwen3 => &qwen3::TABLE,
+            Family::Phi3 => &phi3::TABLE,
+            Family::Gemma3 => &gemma3::TABLE,
+            Family::StarCoder2 => &starcoder2::TABLE,
         }
+    }
+
+    /// The family of a checkpoint whose `config.json` names a class, or only a `model_type`.
+    pub fn of_checkpoint(hf: &HfConfig) -> Option<Family> {
+        let knows = |family: &Family| match hf.architectures.first() {
+            Some(class) => family.table().hf_architectures.contains(&class.as_str()),
+            None => family.table().model_types.contains(&hf.model_type.as_str()),
+        };
+        Family::ALL.into_iter().find(knows)
+    }
+
+    /// The classes of transformers whose checkpoints the family reads, the best known first.
+    pub fn hf_architectures(self) -> &'static [&'static str] {
+        self.table().hf_architectures
     }
 
     /// `general.architecture` of the family's GGUFs.
     pub fn gguf_architecture(self) -> &'static str {
-        match self {
-            Family::Llama => llama::GGUF_ARCHITECTURE,
-            Family::Qwen3 => qwen3::GGUF_ARCHITECTURE,
-        }
+        self.table().gguf_architecture
     }
 
-    /// Whether each query and key head passes an RMS norm before the rotation.
-    pub fn has_qk_norm(self) -> bool {
-        self == Family::Qwen3
+    /// Whether a layer has a tensor of this role.
+    pub fn has(self, role: Role) -> bool {
+        self.table().layer.iter().any(|row| row.role == role)
+    }
+
+    /// The linear layers that an adapter may widen, with the names that PEFT's `target_modules` gives them: `q_proj`.
+    pub fn targets(self) -> impl Iterator<Item = (Role, &'static str)> {
+        let linears = self.table().layer.iter().filter(|row| row.role.is_linear());
+        linears.map(|row| (row.role, row.hf.rsplit('.').next().unwrap_or(row.hf)))
+    }
+
+    pub(crate) fn read_hf(self, hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {
+        (self.table().read_hf)(hf, config)
+    }
+
+    pub(crate) fn read_gguf(self, keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
+        (self.table().read_gguf)(keys, config)
+    }
+
+    pub(crate) fn write_gguf(self, config: &ModelConfig, values: &mut GgufValues) {
+        (self.table().write_gguf)(config, values);
+    }
+}
+
+/// Refuses a key of `config.json` that asks for what the family does not compute.
+fn refuse<T>(hf: &HfConfig, key: &str, found: impl ToString, supported: &str) -> Result<T> {
+    Err(Error::UnsupportedFeature {
+        origin: hf.path.display().to_string(),
+        key: key.to_owned(),
+        found: found.to_string(),
+        supported: supported.to_owned(),
+    })
+}
+
+fn refuse_biases(hf: &HfConfig) -> Result<()> {
+    for (key, flag) in [("attention_bias", hf.attention_bias), ("mlp_bias", hf.mlp_bias)] {
+        if flag == Some(true) {
+            return refuse(hf, key, true, "false");
+        }
+    }
+    Ok(())
+}
+
+/// Qwen's files state a window that is not used.
+fn refuse_window(hf: &HfConfig) -> Result<()> {
+    match hf.sliding_window.filter(|_| hf.use_sliding_window == Some(true)) {
+        Some(window) => refuse(hf, "sliding_window", window, "none (`use_sliding_window` false)"),
+        None => Ok(()),
     }
 }
 
 impl Role {
-    /// Whether this is one of the seven linear layers that an adapter may widen.
+    /// Whether this is a linear layer that an adapter may widen.
     pub fn is_linear(self) -> bool {
         LINEAR_ROLES.contains(&self)
     }
 
-    /// Whether this is a norm's vector: 1-D, never quantised.
-    pub fn is_norm(self) -> bool {
-        matches!(self, Role::AttnNorm | Role::QNorm | Role::KNorm | Role::FfnNorm | Role::OutputNorm)
+    /// Whether this is a vector, a gain or a bias: 1-D, never quantised.
+    pub fn is_vector(self) -> bool {
+        !self.is_linear() && !matches!(self, Role::Embedding | Role::Output)
     }
 
-    /// The module's name inside its layer in a Hugging Face checkpoint, as in `self_attn.q_proj`.
-    fn hf_module(self) -> &'static str {
-        match self {
-            Role::Embedding => "embed_tokens",
-            Role::AttnNorm => "input_layernorm",
-            Role::Q => "self_attn.q_proj",
-            Role::K => "self_attn.k_proj",
-            Role::V => "self_attn.v_proj",
-            Role::O => "self_attn.o_proj",
-            Role::QNorm => "self_attn.q_norm",
-            Role::KNorm => "self_attn.k_norm",
-            Role::FfnNorm => "post_attention_layernorm",
-            Role::Gate => "mlp.gate_proj",
-            Role::Up => "mlp.up_proj",
-            Role::Down => "mlp.down_proj",
-            Role::OutputNorm => "norm",
-            Role::Output => "lm_head",
-        }
+    fn is_bias(self) -> bool {
+        use Role::{AttnNormBias, DownBias, FfnNormBias, KBias, OBias, OutputNormBias, QBias, UpBias, VBias};
+        matches!(
+            self,
+            AttnNormBias | QBias | KBias | VBias | OBias | FfnNormBias | UpBias | DownBias | OutputNormBias
+        )
     }
 
-    /// The tensor's stem in a GGUF, as in `attn_q`.
-    fn gguf_stem(self) -> &'static str {
-        match self {
-            Role::Embedding => "token_embd",
-            Role::AttnNorm => "attn_norm",
-            Role::Q => "attn_q",
-            Role::K => "attn_k",
-            Role::V => "attn_v",
-            Role::O => "attn_output",
-            Role::QNorm => "attn_q_norm",
-            Role::KNorm => "attn_k_norm",
-            Role::FfnNorm => "ffn_norm",
-            Role::Gate => "ffn_gate",
-            Role::Up => "ffn_up",
-            Role::Down => "ffn_down",
-            Role::OutputNorm => "output_norm",
-            Role::Output => "output",
-        }
-    }
-
-    /// The last part of the module's name, which PEFT's `target_modules` lists: `q_proj`.
-    pub fn target_module(self) -> &'static str {
-        let module = self.hf_module();
-        module.rsplit('.').next().unwrap_or(module)
+    /// The bias that belongs to a linear layer or a norm, in families that have one.
+    pub(crate) fn bias(self) -> Option<Role> {
+        Some(match self {
+            Role::AttnNorm => Role::AttnNormBias,
+            Role::Q => Role::QBias,
+            Role::K => Role::KBias,
+            Role::V => Role::VBias,
+            Role::O => Role::OBias,
+            Role::FfnNorm => Role::FfnNormBias,
+            Role::Up => Role::UpBias,
+            Role::Down => Role::DownBias,
+            Role::OutputNorm => Role::OutputNormBias,
+            _ => return None,
+        })
     }
 }
 
@@ -179,6 +262,11 @@ impl TensorSpec {
         self.hf.strip_suffix(".weight").unwrap_or(&self.hf)
     }
 
+    /// The last part of the module's name, which PEFT's `target_modules` lists: `q_proj`.
+    pub fn target_module(&self) -> &str {
+        self.module().rsplit('.').next().unwrap_or(&self.hf)
+    }
+
     /// The name in one of the two worlds.
     pub fn name(&self, naming: Naming) -> &str {
         match naming {
@@ -189,7 +277,7 @@ impl TensorSpec {
 
     /// The shape in PyTorch's order.
     pub fn shape(&self) -> Vec<usize> {
-        if self.role.is_norm() { vec![self.cols] } else { vec![self.rows, self.cols] }
+        if self.role.is_vector() { vec![self.cols] } else { vec![self.rows, self.cols] }
     }
 
     /// The row of the Hugging Face layout that stands at `gguf_row` of a GGUF.
@@ -202,38 +290,40 @@ impl TensorSpec {
         head * head_dim + (within % 2) * (head_dim / 2) + within / 2
     }
 
-    fn new(config: &ModelConfig, role: Role, layer: Option<usize>) -> TensorSpec {
+    fn new(config: &ModelConfig, row: &Row, layer: Option<usize>) -> TensorSpec {
+        let Row { role, hf, gguf } = *row;
         let (rows, cols) = config.shape(role);
+        let suffix = if role.is_bias() { "bias" } else { "weight" };
         let (hf, gguf) = match layer {
-            Some(i) => (
-                format!("model.layers.{i}.{}.weight", role.hf_module()),
-                format!("blk.{i}.{}.weight", role.gguf_stem()),
-            ),
-            None if role == Role::Output => ("lm_head.weight".to_owned(), "output.weight".to_owned()),
-            None => (format!("model.{}.weight", role.hf_module()), format!("{}.weight", role.gguf_stem())),
+            Some(i) => (format!("model.layers.{i}.{hf}.{suffix}"), format!("blk.{i}.{gguf}.{suffix}")),
+            None if role == Role::Output => (format!("{hf}.{suffix}"), format!("{gguf}.{suffix}")),
+            None => (format!("model.{hf}.{suffix}"), format!("{gguf}.{suffix}")),
         };
-        let permute = match (config.family, role) {
-            (Family::Llama, Role::Q) => Some(config.n_heads),
-            (Family::Llama, Role::K) => Some(config.n_kv_heads),
+        let table = config.family.table();
+        let permute = match role {
+            Role::Q if table.interleaved_rotation => Some(config.n_heads),
+            Role::K if table.interleaved_rotation => Some(config.n_kv_heads),
             _ => None,
         };
-        TensorSpec { hf, gguf, rows, cols, role, layer, permute }
+        let offset = if role.is_vector() && !role.is_bias() { table.gain_offset } else { 0.0 };
+        let hf = format!("{}{hf}", config.text_prefix);
+        TensorSpec { hf, gguf, rows, cols, role, layer, permute, offset }
     }
 }
 
+const EMBEDDING: Row = table::row(Role::Embedding, "embed_tokens", "token_embd");
+const HEAD: Row = table::row(Role::Output, "lm_head", "output");
+
 /// All tensors of a model in the order of the forward pass; no head where the model is tied.
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
-    let layer_roles: &[Role] = match config.family {
-        Family::Llama => &llama::LAYER_ROLES,
-        Family::Qwen3 => &qwen3::LAYER_ROLES,
-    };
-    let mut specs = vec![TensorSpec::new(config, Role::Embedding, None)];
+    let table = config.family.table();
+    let mut specs = vec![TensorSpec::new(config, &EMBEDDING, None)];
     for layer in 0..config.n_layers {
-        specs.extend(layer_roles.iter().map(|&role| TensorSpec::new(config, role, Some(layer))));
+        specs.extend(table.layer.iter().map(|row| TensorSpec::new(config, row, Some(layer))));
     }
-    specs.push(TensorSpec::new(config, Role::OutputNorm, None));
+    specs.extend(table.last.iter().map(|row| TensorSpec::new(config, row, None)));
     if !config.tied {
-        specs.push(TensorSpec::new(config, Role::Output, None));
+        specs.push(TensorSpec::new(config, &HEAD, None));
     }
     specs
 }
@@ -259,7 +349,7 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
         return Err(Error::MissingTensor { name: (*name).to_owned(), n_missing, n_expected });
     }
     if config.tied {
-        expected.push(TensorSpec::new(config, Role::Output, None));
+        expected.push(TensorSpec::new(config, &HEAD, None));
     }
     check_shapes(&expected, source, naming)?;
     check_surplus(config, &expected, source, naming)
@@ -285,14 +375,16 @@ fn check_surplus(
     naming: Naming,
 ) -> Result<()> {
     let known: std::collections::HashSet<&str> = expected.iter().map(|spec| spec.name(naming)).collect();
-    let is_surplus = |name: &String| !known.contains(name.as_str()) && !is_rotary_table(name);
+    let is_surplus = |name: &String| {
+        !known.contains(name.as_str()) && !is_rotary_table(name) && !is_of_another_medium(config, name)
+    };
     let mut surplus: Vec<String> = source.tensor_names().into_iter().filter(is_surplus).collect();
     surplus.sort();
     match surplus.first() {
         None => Ok(()),
         Some(name) => Err(Error::SurplusTensor {
             name: name.clone(),
-            family: config.family.hf_architecture(),
+            family: config.family.hf_architectures()[0],
             n_surplus: surplus.len(),
         }),
     }
@@ -300,5 +392,11 @@ fn check_surplus(
 
 /// Tables that old checkpoints and GGUFs carry and that follow from the configuration.
 fn is_rotary_table(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || name == "rope_freqs.weight"
+    let computed = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+    name.ends_with(".rotary_emb.inv_freq") || computed.contains(&name)
+}
+
+/// Tensors of a vision tower beside the language model, which is read alone.
+fn is_of_another_medium(config: &ModelConfig, name: &str) -> bool {
+    !config.text_prefix.is_empty() && !name.starts_with(config.text_prefix)
 }

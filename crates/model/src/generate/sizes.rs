@@ -4,6 +4,7 @@
 
 use super::Capacity;
 use crate::config::ModelConfig;
+use crate::family::Role;
 
 /// Most rows of one forward pass: a prompt is read in chunks of this many tokens.
 const CHUNK_TOKENS: usize = 256;
@@ -41,7 +42,7 @@ impl Sizes {
 
     /// Bytes of the keys and values of all layers.
     pub fn cache_bytes(&self, config: &ModelConfig) -> u64 {
-        4 * (2 * config.n_layers * self.cache_rows * kv_width(config)) as u64
+        4 * (2 * config.n_layers * self.cache_rows * config.kv_width()) as u64
     }
 
     /// Bytes of everything else.
@@ -49,11 +50,6 @@ impl Sizes {
         let elements: usize = Part::ALL.iter().map(|part| part.len(self, config)).sum();
         4 * elements as u64
     }
-}
-
-/// Elements of one token's keys, or values, in one layer.
-pub(super) fn kv_width(config: &ModelConfig) -> usize {
-    config.n_kv_heads * config.head_dim
 }
 
 /// The buffers beside the cache.
@@ -73,8 +69,8 @@ pub(super) enum Part {
     Picked,
     Logits,
     Folds,
-    Cos,
-    Sin,
+    Branch,
+    Rotary,
     Indices,
 }
 
@@ -82,16 +78,16 @@ impl Part {
     #[rustfmt::skip]
     const ALL: [Part; 17] = [
         Part::Stream, Part::Normed, Part::Queries, Part::Keys, Part::Values, Part::Attended, Part::LogSums,
-        Part::Projected, Part::Gate, Part::Up, Part::Gated, Part::Picked, Part::Logits, Part::Folds, Part::Cos,
-        Part::Sin, Part::Indices,
+        Part::Projected, Part::Gate, Part::Up, Part::Gated, Part::Picked, Part::Logits, Part::Folds, Part::Branch,
+        Part::Rotary, Part::Indices,
     ];
 
     /// Elements of the buffer.
     pub fn len(self, sizes: &Sizes, config: &ModelConfig) -> usize {
         let per_row = match self {
             Part::Stream | Part::Normed => config.hidden,
-            Part::Queries | Part::Attended => config.n_heads * config.head_dim,
-            Part::Keys | Part::Values => kv_width(config),
+            Part::Queries | Part::Attended => config.q_width(),
+            Part::Keys | Part::Values => config.kv_width(),
             Part::LogSums => config.n_heads,
             Part::Projected => sizes.lora_width,
             Part::Gate | Part::Up | Part::Gated => config.intermediate,
@@ -99,7 +95,10 @@ impl Part {
             Part::Picked => return 2 * sizes.logit_rows * config.hidden,
             Part::Logits => return sizes.logit_rows * config.vocab_size,
             Part::Folds => return 3 * sizes.logit_rows,
-            Part::Cos | Part::Sin => return sizes.positions * config.head_dim / 2,
+            // A half's output after its norm, in families that have one.
+            Part::Branch if config.family.has(Role::PostFfnNorm) => config.hidden,
+            Part::Branch => 0,
+            Part::Rotary => return 2 * config.rotary_lens(sizes.positions).into_iter().sum::<usize>(),
             // Tokens, positions, cache rows; rows with logits, targets.
             Part::Indices => return 3 * sizes.rows + 2 * sizes.logit_rows,
         };

@@ -3,11 +3,11 @@
 //! The same layers as in training, without what a backward needs and with a cache instead of a packed batch. All
 //! memory is drawn once; a token allocates nothing on the device.
 
-use super::sizes::{Part, Sizes, kv_width};
+use super::sizes::{Part, Sizes};
 use crate::Result;
-use crate::base::{Base, Layer};
+use crate::base::Base;
 use crate::config::ModelConfig;
-use crate::device::{BlockMatrix, Buffer, Device, Heads, Rotation, Segment, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Rotation, Segment, View, ViewMut, Write};
 use crate::family::Role;
 use crate::lora::{Adapter, Group};
 
@@ -44,10 +44,12 @@ pub(super) struct Workspace<D: Device> {
     picked: [D::Buffer; 2],
     logits: D::Buffer,
     folds: [D::Buffer; 3],
-    cos: D::Buffer,
-    sin: D::Buffer,
+    branch: Option<D::Buffer>,
+    rotary: Vec<(D::Buffer, D::Buffer)>,
     tokens: D::Indices,
-    positions: D::Indices,
+    rotary_rows: D::Indices,
+    /// Keys in the cache cannot be turned again: the capacity decides, as llama.cpp's does, whether a text is long.
+    rotary_start: u32,
     cache_rows: D::Indices,
     logit_rows: D::Indices,
     targets: D::Indices,
@@ -60,13 +62,14 @@ impl<D: Device> Workspace<D> {
         let indices = |len| device.alloc_indices("decoding indices", len);
         let fold = || device.alloc("decoding workspace", sizes.logit_rows);
         let picked = || device.alloc("decoding workspace", sizes.logit_rows * config.hidden);
-        let cache_len = sizes.cache_rows * kv_width(config);
+        let cache_len = sizes.cache_rows * config.kv_width();
         let cache = |_| -> Result<_> {
             let (keys, values) =
                 (device.alloc("key cache", cache_len)?, device.alloc("value cache", cache_len)?);
             Ok(Cache { keys, values })
         };
-        let (cos, sin) = config.rope.tables(config.head_dim, sizes.positions);
+        let tables = config.rotary_tables(sizes.positions);
+        let table = |len| device.alloc("rotary tables", len);
         let mut workspace = Workspace {
             device: device.clone(),
             sizes,
@@ -85,17 +88,23 @@ impl<D: Device> Workspace<D> {
             picked: [picked()?, picked()?],
             logits: part(Part::Logits)?,
             folds: [fold()?, fold()?, fold()?],
-            cos: part(Part::Cos)?,
-            sin: part(Part::Sin)?,
+            branch: config.family.has(Role::PostFfnNorm).then(|| part(Part::Branch)).transpose()?,
+            rotary: tables
+                .iter()
+                .map(|t| Ok((table(t.cos.len())?, table(t.sin.len())?)))
+                .collect::<Result<_>>()?,
             tokens: indices(sizes.rows)?,
-            positions: indices(sizes.rows)?,
+            rotary_rows: indices(sizes.rows)?,
+            rotary_start: config.rotary_start(sizes.positions, sizes.positions) as u32,
             cache_rows: indices(sizes.rows)?,
             logit_rows: indices(sizes.logit_rows)?,
             targets: indices(sizes.logit_rows)?,
             host_indices: Vec::with_capacity(sizes.rows.max(sizes.logit_rows)),
         };
-        device.upload(&cos, workspace.cos.all_mut())?;
-        device.upload(&sin, workspace.sin.all_mut())?;
+        for (table, (cos, sin)) in tables.iter().zip(&mut workspace.rotary) {
+            device.upload(&table.cos, cos.all_mut())?;
+            device.upload(&table.sin, sin.all_mut())?;
+        }
         Ok(workspace)
     }
 
@@ -110,118 +119,101 @@ impl<D: Device> Workspace<D> {
         let n = rows.len();
         self.upload_rows(rows)?;
         let stream = self.stream.first_mut(n * base.config.hidden);
-        self.device.embed(&base.embedding, self.tokens.first(n), stream)?;
-        for (index, layer) in base.layers.iter().enumerate() {
-            self.attend(&base.config, layer, index, adapter, n, segments)?;
-            self.feed_forward(&base.config, layer, index, adapter, n)?;
+        base.embed(self.tokens.first(n), stream)?;
+        let pass = Pass { base, adapter, n };
+        for index in 0..base.config.n_layers {
+            self.attend(pass, index, segments)?;
+            self.feed_forward(pass, index)?;
         }
         Ok(())
     }
 
     fn upload_rows(&mut self, rows: &[Row]) -> Result<()> {
         let n = rows.len();
-        let host = &mut self.host_indices;
-        let mut upload = |field: fn(&Row) -> u32, to: &mut D::Indices| {
+        let (host, rotary_start) = (&mut self.host_indices, self.rotary_start);
+        let mut upload = |field: &dyn Fn(&Row) -> u32, to: &mut D::Indices| {
             host.clear();
             host.extend(rows.iter().map(field));
             self.device.upload_indices(host, to.first_mut(n))
         };
-        upload(|row| row.token, &mut self.tokens)?;
-        upload(|row| row.position, &mut self.positions)?;
-        upload(|row| row.cache_row, &mut self.cache_rows)
+        upload(&|row| row.token, &mut self.tokens)?;
+        upload(&|row| rotary_start + row.position, &mut self.rotary_rows)?;
+        upload(&|row| row.cache_row, &mut self.cache_rows)
     }
 
-    /// stream += Wo · attention(norm(stream))
-    fn attend(
-        &mut self,
-        config: &ModelConfig,
-        layer: &Layer<D>,
-        index: usize,
-        adapter: Option<&Adapter<D>>,
-        n: usize,
-        segments: &[Segment],
-    ) -> Result<()> {
-        let (c, d, kv) = (config.hidden, config.head_dim, kv_width(config));
-        let heads = Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: d };
-        let q_width = config.n_heads * d;
-        let device = &self.device;
-        let normed = self.normed.first_mut(n * c);
-        device.rms_norm(self.stream.first(n * c), layer.attn_norm.all(), config.rms_eps, normed)?;
+    /// stream += Wo · attention(norm(stream)), with the norms in between that the family has
+    fn attend(&mut self, pass: Pass<'_, D>, index: usize, segments: &[Segment]) -> Result<()> {
+        let Pass { base, n, .. } = pass;
+        let config = &base.config;
+        let (c, q_width, kv) = (config.hidden, config.q_width(), config.kv_width());
+        base.norm(Some(index), Role::AttnNorm, self.stream.first(n * c), self.normed.first_mut(n * c))?;
         let input = self.normed.first(n * c);
-        if let Some(adapter) = adapter {
-            let width = adapter.width(index, Group::Qkv);
-            adapter.project(index, Group::Qkv, n, input, self.projected.first_mut(n * width))?;
+        pass.project(index, Group::Qkv, input, &mut self.projected)?;
+        let u = self.projected.all();
+        if base.has(Role::QNorm) {
+            // The un-normed heads pass through the buffer that attention fills later.
+            pass.linear(index, Role::Q, input, u, Write::Set, self.attended.first_mut(n * q_width))?;
+            let (raw, to) = (self.attended.first(n * q_width), self.queries.first_mut(n * q_width));
+            base.norm(Some(index), Role::QNorm, raw, to)?;
+            pass.linear(index, Role::K, input, u, Write::Set, self.attended.first_mut(n * kv))?;
+            let (raw, to) = (self.attended.first(n * kv), self.keys.first_mut(n * kv));
+            base.norm(Some(index), Role::KNorm, raw, to)?;
+        } else {
+            pass.linear(index, Role::Q, input, u, Write::Set, self.queries.first_mut(n * q_width))?;
+            pass.linear(index, Role::K, input, u, Write::Set, self.keys.first_mut(n * kv))?;
         }
-        let u = &self.projected;
-        let project = |role: Role, to: ViewMut<'_, D::Buffer>| {
-            linear(device, layer, index, role, n, input, adapter.map(|adapter| (adapter, u)), Write::Set, to)
-        };
-        match (&layer.q_norm, &layer.k_norm) {
-            (Some(q_norm), Some(k_norm)) => {
-                // The un-normed heads pass through the buffer that attention fills later.
-                project(Role::Q, self.attended.first_mut(n * q_width))?;
-                let (raw, to) = (self.attended.first(n * q_width), self.queries.first_mut(n * q_width));
-                device.rms_norm(raw, q_norm.all(), config.rms_eps, to)?;
-                project(Role::K, self.attended.first_mut(n * kv))?;
-                let (raw, to) = (self.attended.first(n * kv), self.keys.first_mut(n * kv));
-                device.rms_norm(raw, k_norm.all(), config.rms_eps, to)?;
-            }
-            _ => {
-                project(Role::Q, self.queries.first_mut(n * q_width))?;
-                project(Role::K, self.keys.first_mut(n * kv))?;
-            }
-        }
-        project(Role::V, self.values.first_mut(n * kv))?;
-        let (positions, cos, sin) = (self.positions.first(n), self.cos.all(), self.sin.all());
-        let queries = self.queries.first_mut(n * q_width);
-        device.rope(queries, config.n_heads, d, positions, cos, sin, Rotation::Forward)?;
-        let keys = self.keys.first_mut(n * kv);
-        device.rope(keys, config.n_kv_heads, d, positions, cos, sin, Rotation::Forward)?;
+        pass.linear(index, Role::V, input, u, Write::Set, self.values.first_mut(n * kv))?;
+        self.rotate(config, index, n)?;
+        let device = &self.device;
         let cache = &mut self.cache[index];
         let at = self.cache_rows.first(n);
         device.scatter_rows(self.keys.first(n * kv), kv, at, cache.keys.all_mut())?;
         device.scatter_rows(self.values.first(n * kv), kv, at, cache.values.all_mut())?;
         let (queries, out) = (self.queries.first(n * q_width), self.attended.first_mut(n * q_width));
+        let (keys, values) = (cache.keys.all(), cache.values.all());
         let log_sums = self.log_sums.first_mut(n * config.n_heads);
-        device.attention(heads, segments, queries, cache.keys.all(), cache.values.all(), out, log_sums)?;
+        device.attention(config.heads(index), segments, queries, keys, values, out, log_sums)?;
+        pass.project(index, Group::O, self.attended.first(n * q_width), &mut self.projected)?;
         let input = self.attended.first(n * q_width);
-        if let Some(adapter) = adapter {
-            let width = adapter.width(index, Group::O);
-            adapter.project(index, Group::O, n, input, self.projected.first_mut(n * width))?;
-        }
-        let update = adapter.map(|adapter| (adapter, &self.projected));
-        linear(device, layer, index, Role::O, n, input, update, Write::Add, self.stream.first_mut(n * c))
+        let branch =
+            Branch { normed: &mut self.normed, joined: self.branch.as_mut(), stream: &mut self.stream };
+        branch.join(pass, index, (Role::O, Role::PostAttnNorm), input, self.projected.all())
     }
 
-    /// stream += Wdown · (silu(Wgate · h) · (Wup · h)), h = norm(stream)
-    fn feed_forward(
-        &mut self,
-        config: &ModelConfig,
-        layer: &Layer<D>,
-        index: usize,
-        adapter: Option<&Adapter<D>>,
-        n: usize,
-    ) -> Result<()> {
+    fn rotate(&mut self, config: &ModelConfig, index: usize, n: usize) -> Result<()> {
+        let (cos, sin) = &self.rotary[config.rotary_index(index)];
+        let (device, rows) = (&self.device, self.rotary_rows.first(n));
+        let widths = [(&mut self.queries, config.n_heads), (&mut self.keys, config.n_kv_heads)];
+        for (heads, n_heads) in widths {
+            let heads = heads.first_mut(n * n_heads * config.head_dim);
+            let (cos, sin, rotated) = (cos.all(), sin.all(), config.rope.dim);
+            device.rope(heads, n_heads, config.head_dim, rotated, rows, cos, sin, Rotation::Forward)?;
+        }
+        Ok(())
+    }
+
+    /// stream += Wdown · (act(Wgate · h) · (Wup · h)), h = norm(stream), with what the family has of it
+    fn feed_forward(&mut self, pass: Pass<'_, D>, index: usize) -> Result<()> {
+        let Pass { base, n, .. } = pass;
+        let (config, device) = (&base.config, &self.device);
         let (c, f) = (config.hidden, config.intermediate);
-        let device = &self.device;
-        let normed = self.normed.first_mut(n * c);
-        device.rms_norm(self.stream.first(n * c), layer.ffn_norm.all(), config.rms_eps, normed)?;
+        base.norm(Some(index), Role::FfnNorm, self.stream.first(n * c), self.normed.first_mut(n * c))?;
         let input = self.normed.first(n * c);
-        if let Some(adapter) = adapter {
-            let width = adapter.width(index, Group::GateUp);
-            adapter.project(index, Group::GateUp, n, input, self.projected.first_mut(n * width))?;
+        pass.project(index, Group::GateUp, input, &mut self.projected)?;
+        let u = self.projected.all();
+        pass.linear(index, Role::Up, input, u, Write::Set, self.up.first_mut(n * f))?;
+        let gated = self.gated.first_mut(n * f);
+        if config.is_gated() {
+            pass.linear(index, Role::Gate, input, u, Write::Set, self.gate.first_mut(n * f))?;
+            device.gated(config.activation, self.gate.first(n * f), self.up.first(n * f), gated)?;
+        } else {
+            device.activate(config.activation, self.up.first(n * f), gated)?;
         }
-        let update = adapter.map(|adapter| (adapter, &self.projected));
-        linear(device, layer, index, Role::Gate, n, input, update, Write::Set, self.gate.first_mut(n * f))?;
-        linear(device, layer, index, Role::Up, n, input, update, Write::Set, self.up.first_mut(n * f))?;
-        device.swiglu(self.gate.first(n * f), self.up.first(n * f), self.gated.first_mut(n * f))?;
+        pass.project(index, Group::Down, self.gated.first(n * f), &mut self.projected)?;
         let input = self.gated.first(n * f);
-        if let Some(adapter) = adapter {
-            let width = adapter.width(index, Group::Down);
-            adapter.project(index, Group::Down, n, input, self.projected.first_mut(n * width))?;
-        }
-        let update = adapter.map(|adapter| (adapter, &self.projected));
-        linear(device, layer, index, Role::Down, n, input, update, Write::Add, self.stream.first_mut(n * c))
+        let branch =
+            Branch { normed: &mut self.normed, joined: self.branch.as_mut(), stream: &mut self.stream };
+        branch.join(pass, index, (Role::Down, Role::PostFfnNorm), input, self.projected.all())
     }
 
     /// Logits (|rows|, V) of some rows of the pass before.
@@ -231,8 +223,7 @@ impl<D: Device> Workspace<D> {
         device.upload_indices(rows, self.logit_rows.first_mut(n))?;
         let [picked, normed] = &mut self.picked;
         device.gather_rows(self.stream.all(), c, self.logit_rows.first(n), picked.first_mut(n * c))?;
-        let gain = base.output_norm.all();
-        device.rms_norm(picked.first(n * c), gain, base.config.rms_eps, normed.first_mut(n * c))?;
+        base.norm(None, Role::OutputNorm, picked.first(n * c), normed.first_mut(n * c))?;
         device.linear(normed.first(n * c), base.head(), 0..v, Write::Set, self.logits.first_mut(n * v))
     }
 
@@ -281,23 +272,66 @@ impl<D: Device> Workspace<D> {
     }
 }
 
-/// to (=|+=) x · Wᵀ + s · u · Bᵀ for one linear layer, u = x · Aᵀ being there already.
-#[allow(clippy::too_many_arguments)]
-fn linear<D: Device>(
-    device: &D,
-    layer: &Layer<D>,
-    index: usize,
-    role: Role,
+/// What the layers of one pass have in common: base, adapter, and `n` rows.
+struct Pass<'a, D: Device> {
+    base: &'a Base<D>,
+    adapter: Option<&'a Adapter<D>>,
     n: usize,
-    input: View<'_, D::Buffer>,
-    update: Option<(&Adapter<D>, &D::Buffer)>,
-    write: Write,
-    mut to: ViewMut<'_, D::Buffer>,
-) -> Result<()> {
-    let weights = layer.linear(role);
-    device.linear(input, weights, 0..weights.rows(), write, to.reborrow())?;
-    match update {
-        Some((adapter, u)) => adapter.add_update(index, role, n, u.all(), to),
-        None => Ok(()),
+}
+
+impl<D: Device> Clone for Pass<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Pass<'_, D> {}
+
+impl<D: Device> Pass<'_, D> {
+    /// u = x·Aᵀ of a group
+    fn project(self, index: usize, group: Group, x: View<'_, D::Buffer>, u: &mut D::Buffer) -> Result<()> {
+        let Some(adapter) = self.adapter else { return Ok(()) };
+        let width = adapter.width(index, group);
+        adapter.project(index, group, self.n, x, u.first_mut(self.n * width))
+    }
+
+    fn linear(
+        self,
+        index: usize,
+        role: Role,
+        x: View<'_, D::Buffer>,
+        u: View<'_, D::Buffer>,
+        write: Write,
+        y: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        self.base.linear(index, role, self.adapter, self.n, x, u, write, y)
+    }
+}
+
+/// Where a half of a layer joins the stream.
+struct Branch<'a, B> {
+    normed: &'a mut B,
+    joined: Option<&'a mut B>,
+    stream: &'a mut B,
+}
+
+impl<B: Buffer> Branch<'_, B> {
+    /// stream += norm(W · x), or W · x in families without that norm
+    fn join<D: Device<Buffer = B>>(
+        self,
+        pass: Pass<'_, D>,
+        index: usize,
+        (role, norm): (Role, Role),
+        x: View<'_, B>,
+        u: View<'_, B>,
+    ) -> Result<()> {
+        let len = pass.n * pass.base.config.hidden;
+        let Some(joined) = self.joined else {
+            return pass.linear(index, role, x, u, Write::Add, self.stream.first_mut(len));
+        };
+        // What the half's own norm made is used up.
+        pass.linear(index, role, x, u, Write::Set, self.normed.first_mut(len))?;
+        pass.base.norm(Some(index), norm, self.normed.first(len), joined.first_mut(len))?;
+        pass.base.device.add(joined.first(len), self.stream.first_mut(len))
     }
 }

@@ -28,23 +28,23 @@ impl Group {
     /// The group of a linear layer.
     ///
     /// # Panics
-    /// When the role is none of the seven linear layers.
+    /// When the role is no linear layer.
     pub fn of(role: Role) -> Group {
         match role {
-            Role::Q | Role::K | Role::V => Group::Qkv,
+            Role::Q | Role::K | Role::V | Role::Qkv => Group::Qkv,
             Role::O => Group::O,
-            Role::Gate | Role::Up => Group::GateUp,
+            Role::Gate | Role::Up | Role::GateUp => Group::GateUp,
             Role::Down => Group::Down,
             other => panic!("{other:?} is no linear layer"),
         }
     }
 
-    /// The group's linear layers.
+    /// The linear layers that the group has in one family or another.
     pub fn roles(self) -> &'static [Role] {
         match self {
-            Group::Qkv => &[Role::Q, Role::K, Role::V],
+            Group::Qkv => &[Role::Q, Role::K, Role::V, Role::Qkv],
             Group::O => &[Role::O],
-            Group::GateUp => &[Role::Gate, Role::Up],
+            Group::GateUp => &[Role::Gate, Role::Up, Role::GateUp],
             Group::Down => &[Role::Down],
         }
     }
@@ -63,6 +63,14 @@ pub struct Member {
     pub b: Range<usize>,
     /// Its columns in the group's x·Aᵀ.
     pub columns: Range<usize>,
+}
+
+impl Member {
+    /// Where some rows of its B lie.
+    pub(super) fn b_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        let rank = self.b.len() / self.rows;
+        self.b.start + rows.start * rank..self.b.start + rows.end * rank
+    }
 }
 
 /// The adapted layers of one group of one decoder layer.
@@ -132,7 +140,8 @@ impl Layout {
 }
 
 fn stack(config: &ModelConfig, rank: usize, targets: &[Role], group: Group, len: &mut usize) -> Stack {
-    let roles: Vec<Role> = group.roles().iter().copied().filter(|role| targets.contains(role)).collect();
+    let is_adapted = |role: &Role| targets.contains(role) && config.family.has(*role);
+    let roles: Vec<Role> = group.roles().iter().copied().filter(is_adapted).collect();
     let cols = config.shape(group.roles()[0]).1;
     let start = *len;
     let a_end = start + roles.len() * rank * cols;

@@ -5,12 +5,13 @@
 //! forward   y_i += s · u_i · B_iᵀ
 //! backward  dB_i += s · dy_iᵀ · u_i,  du_i = s · dy_i · B_i,  dA += duᵀ · x,  dx += du · A
 //!
-//! where u_i are the R columns of u that belong to layer i of the group.
+//! where u_i are the R columns of u that belong to layer i of the group. A fused layer is run in parts, each with some
+//! rows of its B; the gradients du_i of the parts add up.
 
 use super::{Adapter, Gradients, Group};
 use crate::Result;
+use crate::config::Projection;
 use crate::device::{Buffer, Device, Operand, View, ViewMut, Write};
-use crate::family::Role;
 use Operand::{Plain, Transposed};
 
 impl<D: Device> Adapter<D> {
@@ -40,27 +41,32 @@ impl<D: Device> Adapter<D> {
         self.device.matmul(1.0, x, Plain, a, Transposed, Write::Set, u)
     }
 
-    /// y += s · u_i · Bᵀ for one layer of a group      u (n, width), y (n, C_out). Does nothing when not adapted.
+    /// y += s · u_i · B[rows]ᵀ for one layer of a group, or a part of a fused one      u (n, width), y (n, |rows|)
+    ///
+    /// Does nothing when not adapted.
     ///
     /// # Errors
     /// [`crate::Error::Shape`].
     pub fn add_update(
         &self,
         layer: usize,
-        role: Role,
+        projection: &Projection,
         n: usize,
         u: View<'_, D::Buffer>,
         y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        let stack = self.layout.stack(layer, Group::of(role));
-        let Some(member) = stack.member(role) else { return Ok(()) };
-        let b = self.weights.part(member.b.clone()).matrix(member.rows, self.options.rank);
+        let stack = self.layout.stack(layer, Group::of(projection.stored));
+        let Some(member) = stack.member(projection.stored) else { return Ok(()) };
+        let n_rows = projection.rows.len();
+        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(n_rows, self.options.rank);
         let u = u.matrix(n, stack.width).columns(member.columns.clone());
-        let y = y.matrix(n, member.rows);
+        let y = y.matrix(n, n_rows);
         self.device.matmul(self.options.scale(), u, Plain, b, Transposed, Write::Add, y)
     }
 
-    /// dB += s · dyᵀ · u_i and du_i = s · dy · B for one layer of a group. Does nothing when not adapted.
+    /// dB[rows] += s · dyᵀ · u_i and du_i (=|+=) s · dy · B[rows] for one layer of a group, or a part of a fused one
+    ///
+    /// The first part of a layer sets du_i. Does nothing when not adapted.
     ///
     /// # Errors
     /// [`crate::Error::Shape`].
@@ -68,23 +74,25 @@ impl<D: Device> Adapter<D> {
     pub fn update_backward(
         &self,
         layer: usize,
-        role: Role,
+        projection: &Projection,
         n: usize,
         u: View<'_, D::Buffer>,
         d_y: View<'_, D::Buffer>,
         d_u: ViewMut<'_, D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let stack = self.layout.stack(layer, Group::of(role));
-        let Some(member) = stack.member(role) else { return Ok(()) };
-        let (rank, scale) = (self.options.rank, self.options.scale());
-        let b = self.weights.part(member.b.clone()).matrix(member.rows, rank);
-        let d_b = gradients.flat.part_mut(member.b.clone()).matrix(member.rows, rank);
+        let stack = self.layout.stack(layer, Group::of(projection.stored));
+        let Some(member) = stack.member(projection.stored) else { return Ok(()) };
+        let (rank, scale, n_rows) = (self.options.rank, self.options.scale(), projection.rows.len());
+        let b_rows = member.b_rows(&projection.rows);
+        let b = self.weights.part(b_rows.clone()).matrix(n_rows, rank);
+        let d_b = gradients.flat.part_mut(b_rows).matrix(n_rows, rank);
         let u = u.matrix(n, stack.width).columns(member.columns.clone());
         let d_u = d_u.matrix(n, stack.width).columns(member.columns.clone());
-        let d_y = d_y.matrix(n, member.rows);
+        let d_y = d_y.matrix(n, n_rows);
+        let write = if projection.rows.start == 0 { Write::Set } else { Write::Add };
         self.device.matmul(scale, d_y, Transposed, u, Plain, Write::Add, d_b)?;
-        self.device.matmul(scale, d_y, Plain, b, Plain, Write::Set, d_u)
+        self.device.matmul(scale, d_y, Plain, b, Plain, write, d_u)
     }
 
     /// dA += duᵀ · x and, where wanted, dx += du · A for a group. Does nothing when the group is not adapted.

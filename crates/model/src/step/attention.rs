@@ -1,6 +1,7 @@
 //! The attention half of a layer, forward and backward.
 //!
-//! mid = x + Wo · attention(rope(norm(Wq·h)), rope(norm(Wk·h)), Wv·h), h = norm(x)
+//! mid = x + norm(Wo · attention(rope(norm(Wq·h)), rope(norm(Wk·h)), Wv·h)), h = norm(x); the inner norms where the
+//! family has them
 
 use super::pass::{LinearBackward, Pass, rows, rows_mut};
 use super::workspace::{Activations, Deltas};
@@ -17,10 +18,10 @@ impl<D: Device> Pass<'_, D> {
         x: View<'_, D::Buffer>,
         to: &mut Activations<D::Buffer>,
     ) -> Result<()> {
-        let (device, config, layer, n) = (self.device(), self.config(), self.layer(index), self.n);
+        let (device, config, n) = (self.device(), self.config(), self.n);
         let (c, q_width, kv_width) = (config.hidden, self.q_width(), self.kv_width());
         to.holds_attention = None;
-        device.rms_norm(x, layer.attn_norm.all(), config.rms_eps, rows_mut(&mut to.attn_in, c, 0, n))?;
+        self.base.norm(Some(index), Role::AttnNorm, x, rows_mut(&mut to.attn_in, c, 0, n))?;
         let h = rows(&to.attn_in, c, 0, n);
         let u_width = self.u_width(index, Group::Qkv);
         self.project(index, Group::Qkv, n, h, rows_mut(&mut to.u_qkv, u_width, 0, n))?;
@@ -28,26 +29,33 @@ impl<D: Device> Pass<'_, D> {
 
         let (q, raw) =
             (rows_mut(&mut to.q, q_width, 0, n), to.q_raw.as_mut().map(|b| rows_mut(b, q_width, 0, n)));
-        self.project_heads(index, Role::Q, layer.q_norm.as_ref(), h, u, raw, q)?;
+        self.project_heads(index, (Role::Q, Role::QNorm), h, u, raw, q)?;
         let (k, raw) =
             (rows_mut(&mut to.k, kv_width, 0, n), to.k_raw.as_mut().map(|b| rows_mut(b, kv_width, 0, n)));
-        self.project_heads(index, Role::K, layer.k_norm.as_ref(), h, u, raw, k)?;
+        self.project_heads(index, (Role::K, Role::KNorm), h, u, raw, k)?;
         self.linear(index, Role::V, n, h, u, Write::Set, rows_mut(&mut to.v, kv_width, 0, n))?;
-        self.rotate(rows_mut(&mut to.q, q_width, 0, n), config.n_heads, Rotation::Forward)?;
-        self.rotate(rows_mut(&mut to.k, kv_width, 0, n), config.n_kv_heads, Rotation::Forward)?;
+        self.rotate(index, rows_mut(&mut to.q, q_width, 0, n), config.n_heads, Rotation::Forward)?;
+        self.rotate(index, rows_mut(&mut to.k, kv_width, 0, n), config.n_kv_heads, Rotation::Forward)?;
 
         let (q, k, v) =
             (rows(&to.q, q_width, 0, n), rows(&to.k, kv_width, 0, n), rows(&to.v, kv_width, 0, n));
         let (attn, lse) =
             (rows_mut(&mut to.attn, q_width, 0, n), rows_mut(&mut to.lse, config.n_heads, 0, n));
-        device.attention(self.heads(), self.segments, q, k, v, attn, lse)?;
+        device.attention(config.heads(index), self.segments, q, k, v, attn, lse)?;
 
         let attn = rows(&to.attn, q_width, 0, n);
         let u_width = self.u_width(index, Group::O);
         self.project(index, Group::O, n, attn, rows_mut(&mut to.u_o, u_width, 0, n))?;
         let u = rows(&to.u_o, u_width, 0, n);
-        device.copy(x, rows_mut(&mut to.mid, c, 0, n))?;
-        self.linear(index, Role::O, n, attn, u, Write::Add, rows_mut(&mut to.mid, c, 0, n))?;
+        let mut mid = rows_mut(&mut to.mid, c, 0, n);
+        if let Some(out) = &mut to.attn_out {
+            self.linear(index, Role::O, n, attn, u, Write::Set, rows_mut(out, c, 0, n))?;
+            self.base.norm(Some(index), Role::PostAttnNorm, rows(out, c, 0, n), mid.reborrow())?;
+            device.add(x, mid)?;
+        } else {
+            device.copy(x, mid.reborrow())?;
+            self.linear(index, Role::O, n, attn, u, Write::Add, mid)?;
+        }
         to.holds_attention = Some(index);
         Ok(())
     }
@@ -57,23 +65,30 @@ impl<D: Device> Pass<'_, D> {
     fn project_heads(
         &self,
         index: usize,
-        role: Role,
-        gain: Option<&D::Buffer>,
+        (role, norm): (Role, Role),
         h: View<'_, D::Buffer>,
         u: View<'_, D::Buffer>,
         raw: Option<ViewMut<'_, D::Buffer>>,
         out: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        let (Some(gain), Some(mut raw)) = (gain, raw) else {
+        let Some(mut raw) = raw else {
             return self.linear(index, role, self.n, h, u, Write::Set, out);
         };
         self.linear(index, role, self.n, h, u, Write::Set, raw.reborrow())?;
-        self.device().rms_norm(raw.into_view(), gain.all(), self.config().rms_eps, out)
+        self.base.norm(Some(index), norm, raw.into_view(), out)
     }
 
-    fn rotate(&self, x: ViewMut<'_, D::Buffer>, n_heads: usize, rotation: Rotation) -> Result<()> {
-        let head_dim = self.config().head_dim;
-        self.device().rope(x, n_heads, head_dim, self.positions, self.cos, self.sin, rotation)
+    fn rotate(
+        &self,
+        index: usize,
+        x: ViewMut<'_, D::Buffer>,
+        n_heads: usize,
+        rotation: Rotation,
+    ) -> Result<()> {
+        let config = self.config();
+        let (cos, sin) = &self.rotary[config.rotary_index(index)];
+        let (cos, sin, rotary_dim) = (cos.all(), sin.all(), config.rope.dim);
+        self.device().rope(x, n_heads, config.head_dim, rotary_dim, self.rotary_rows, cos, sin, rotation)
     }
 
     /// Turns the gradient of `mid` (in `deltas.stream`) into that of x, in place, and adds up the adapter's.
@@ -87,7 +102,7 @@ impl<D: Device> Pass<'_, D> {
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let (device, config, layer, n) = (self.device(), self.config(), self.layer(index), self.n);
+        let (device, config, n) = (self.device(), self.config(), self.n);
         let (c, q_width, kv_width) = (config.hidden, self.q_width(), self.kv_width());
         self.output_backward(index, from, deltas, gradients)?;
 
@@ -100,15 +115,27 @@ impl<D: Device> Pass<'_, D> {
             rows_mut(&mut deltas.k, kv_width, 0, n),
             rows_mut(&mut deltas.v, kv_width, 0, n),
         );
-        device.attention_backward(self.heads(), self.segments, q, k, v, attn, lse, d_attn, d_q, d_k, d_v)?;
-        self.rotate(rows_mut(&mut deltas.q, q_width, 0, n), config.n_heads, Rotation::Backward)?;
-        self.rotate(rows_mut(&mut deltas.k, kv_width, 0, n), config.n_kv_heads, Rotation::Backward)?;
+        device.attention_backward(
+            config.heads(index),
+            self.segments,
+            q,
+            k,
+            v,
+            attn,
+            lse,
+            d_attn,
+            d_q,
+            d_k,
+            d_v,
+        )?;
+        self.rotate(index, rows_mut(&mut deltas.q, q_width, 0, n), config.n_heads, Rotation::Backward)?;
+        self.rotate(index, rows_mut(&mut deltas.k, kv_width, 0, n), config.n_kv_heads, Rotation::Backward)?;
 
         // The attention's own gradient is used up: its buffer takes that of the queries before their norm.
         let (raw, to) = (from.q_raw.as_ref(), Some(&mut deltas.attn));
-        let d_q = self.heads_backward(layer.q_norm.as_ref(), raw, &deltas.q, to, q_width)?;
+        let d_q = self.heads_backward((index, Role::QNorm), raw, &deltas.q, to, q_width)?;
         let (raw, to) = (from.k_raw.as_ref(), deltas.k_raw.as_mut());
-        let d_k = self.heads_backward(layer.k_norm.as_ref(), raw, &deltas.k, to, kv_width)?;
+        let d_k = self.heads_backward((index, Role::KNorm), raw, &deltas.k, to, kv_width)?;
         let d_v = rows(&deltas.v, kv_width, 0, n);
 
         let wants_input = index > 0;
@@ -126,7 +153,7 @@ impl<D: Device> Pass<'_, D> {
             return Ok(());
         }
         let (d_h, d_x) = (rows(&deltas.normed, c, 0, n), rows_mut(&mut deltas.stream, c, 0, n));
-        device.rms_norm_backward(x, layer.attn_norm.all(), config.rms_eps, d_h, Write::Add, d_x)
+        self.base.norm_backward(Some(index), Role::AttnNorm, x, d_h, Write::Add, d_x)
     }
 
     /// The gradient of the attention's output, from that of `mid`, through Wo.
@@ -139,9 +166,22 @@ impl<D: Device> Pass<'_, D> {
     ) -> Result<()> {
         let (n, c, q_width) = (self.n, self.config().hidden, self.q_width());
         let u_width = self.u_width(index, Group::O);
+        let mut d_out = rows(&deltas.stream, c, 0, n);
+        if let Some(out) = &from.attn_out {
+            let d_raw = rows_mut(&mut deltas.normed, c, 0, n);
+            self.base.norm_backward(
+                Some(index),
+                Role::PostAttnNorm,
+                rows(out, c, 0, n),
+                d_out,
+                Write::Set,
+                d_raw,
+            )?;
+            d_out = rows(&deltas.normed, c, 0, n);
+        }
         let linear = LinearBackward {
             u: rows(&from.u_o, u_width, 0, n),
-            d_y: rows(&deltas.stream, c, 0, n),
+            d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, n),
         };
         let d_attn = Some((Write::Set, rows_mut(&mut deltas.attn, q_width, 0, n)));
@@ -154,26 +194,19 @@ impl<D: Device> Pass<'_, D> {
     /// The gradient of queries or keys before their norm, which is the one after it where there is no norm.
     fn heads_backward<'b>(
         &self,
-        gain: Option<&D::Buffer>,
+        (index, norm): (usize, Role),
         raw: Option<&D::Buffer>,
         d_heads: &'b D::Buffer,
         to: Option<&'b mut D::Buffer>,
         width: usize,
     ) -> Result<View<'b, D::Buffer>> {
         let n = self.n;
-        let (Some(gain), Some(raw), Some(to)) = (gain, raw, to) else {
+        let (Some(raw), Some(to)) = (raw, to) else {
             return Ok(rows(d_heads, width, 0, n));
         };
         let (raw, d_heads, d_raw) =
             (rows(raw, width, 0, n), rows(d_heads, width, 0, n), rows_mut(to, width, 0, n));
-        self.device().rms_norm_backward(
-            raw,
-            gain.all(),
-            self.config().rms_eps,
-            d_heads,
-            Write::Set,
-            d_raw,
-        )?;
+        self.base.norm_backward(Some(index), norm, raw, d_heads, Write::Set, d_raw)?;
         Ok(rows(to, width, 0, n))
     }
 }

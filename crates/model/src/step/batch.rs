@@ -1,5 +1,6 @@
 //! What a step takes and gives: a packed batch, and the sum of its loss.
 
+use crate::config::ModelConfig;
 use crate::device::Segment;
 use crate::{Error, Result};
 
@@ -80,6 +81,17 @@ impl Batch<'_> {
             );
         }
         Ok(())
+    }
+
+    /// The row of a model's rotary tables for each token, tables being for up to `max_tokens`.
+    pub(super) fn rotary_rows(&self, config: &ModelConfig, max_tokens: usize, rows: &mut Vec<u32>) {
+        rows.clear();
+        for Segment { first_query, n_queries, .. } in self.segments() {
+            let positions = &self.positions[first_query..first_query + n_queries];
+            let n_tokens = positions.last().map_or(0, |&last| last as usize + 1);
+            let start = config.rotary_start(n_tokens, max_tokens) as u32;
+            rows.extend(positions.iter().map(|position| start + position));
+        }
     }
 
     /// The sequences as attention sees them.

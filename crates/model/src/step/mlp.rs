@@ -1,6 +1,7 @@
-//! The gated MLP of a layer, forward and backward, a tile of tokens at a time.
+//! The MLP of a layer, gated or not, forward and backward, a tile of tokens at a time.
 //!
-//! out = mid + Wdown · (silu(Wgate·h) · (Wup·h)), h = norm(mid)
+//! out = mid + norm(Wdown · (act(Wgate·h) · (Wup·h))), h = norm(mid); the outer norm where the family has it, and
+//! act(Wup·h) where it has no gate
 
 use std::ops::Range;
 
@@ -27,13 +28,19 @@ impl<D: Device> Pass<'_, D> {
         let (c, f, n) = (self.config().hidden, self.config().intermediate, self.n);
         let Activations { mid, mlp, holds_mlp, .. } = activations;
         *holds_mlp = None;
-        self.device().copy(rows(mid, c, 0, n), rows_mut(out, c, 0, n))?;
         for tile in tiles(n, mlp.tile_tokens) {
             let m = tile.len();
-            self.gate_forward(index, m, rows(mid, c, tile.start, m), mlp, 0)?;
-            let act = rows(&mlp.act, f, 0, m);
-            let u = rows(&mlp.u_down, self.u_width(index, Group::Down), 0, m);
-            self.linear(index, Role::Down, m, act, u, Write::Add, rows_mut(out, c, tile.start, m))?;
+            let mid = rows(mid, c, tile.start, m);
+            self.inner_forward(index, m, mid, mlp, 0)?;
+            let mut out = rows_mut(out, c, tile.start, m);
+            if let Some(raw) = &mlp.out {
+                self.base.norm(Some(index), Role::PostFfnNorm, rows(raw, c, 0, m), out.reborrow())?;
+                self.device().add(mid, out)?;
+            } else {
+                self.device().copy(mid, out.reborrow())?;
+                let (act, u) = (rows(&mlp.act, f, 0, m), self.u_down(index, mlp, 0, m));
+                self.linear(index, Role::Down, m, act, u, Write::Add, out)?;
+            }
         }
         if n <= mlp.tile_tokens {
             *holds_mlp = Some(index);
@@ -41,8 +48,19 @@ impl<D: Device> Pass<'_, D> {
         Ok(())
     }
 
-    /// The MLP of a tile up to what goes into Wdown: all that a backward needs. Row `at` of `to` is the first.
-    fn gate_forward(
+    /// x·Aᵀ of Wdown for `m` rows from row `at`.
+    fn u_down<'b>(
+        &self,
+        index: usize,
+        mlp: &'b MlpActivations<D::Buffer>,
+        at: usize,
+        m: usize,
+    ) -> View<'b, D::Buffer> {
+        rows(&mlp.u_down, self.u_width(index, Group::Down), at, m)
+    }
+
+    /// The MLP of a tile up to where it joins the stream: all that a backward needs. Row `at` of `to` is the first.
+    fn inner_forward(
         &self,
         index: usize,
         m: usize,
@@ -50,19 +68,28 @@ impl<D: Device> Pass<'_, D> {
         to: &mut MlpActivations<D::Buffer>,
         at: usize,
     ) -> Result<()> {
-        let (device, config, layer) = (self.device(), self.config(), self.layer(index));
+        let (device, config) = (self.device(), self.config());
         let (c, f) = (config.hidden, config.intermediate);
-        device.rms_norm(mid, layer.ffn_norm.all(), config.rms_eps, rows_mut(&mut to.mlp_in, c, at, m))?;
+        self.base.norm(Some(index), Role::FfnNorm, mid, rows_mut(&mut to.mlp_in, c, at, m))?;
         let h = rows(&to.mlp_in, c, at, m);
         let u_width = self.u_width(index, Group::GateUp);
         self.project(index, Group::GateUp, m, h, rows_mut(&mut to.u_gate_up, u_width, at, m))?;
         let u = rows(&to.u_gate_up, u_width, at, m);
-        self.linear(index, Role::Gate, m, h, u, Write::Set, rows_mut(&mut to.gate, f, at, m))?;
         self.linear(index, Role::Up, m, h, u, Write::Set, rows_mut(&mut to.up, f, at, m))?;
-        let (gate, up) = (rows(&to.gate, f, at, m), rows(&to.up, f, at, m));
-        device.swiglu(gate, up, rows_mut(&mut to.act, f, at, m))?;
-        let u_width = self.u_width(index, Group::Down);
-        self.project(index, Group::Down, m, rows(&to.act, f, at, m), rows_mut(&mut to.u_down, u_width, at, m))
+        if let Some(gate) = &mut to.gate {
+            self.linear(index, Role::Gate, m, h, u, Write::Set, rows_mut(gate, f, at, m))?;
+            let (gate, up) = (rows(gate, f, at, m), rows(&to.up, f, at, m));
+            device.gated(config.activation, gate, up, rows_mut(&mut to.act, f, at, m))?;
+        } else {
+            device.activate(config.activation, rows(&to.up, f, at, m), rows_mut(&mut to.act, f, at, m))?;
+        }
+        let (act, u_width) = (rows(&to.act, f, at, m), self.u_width(index, Group::Down));
+        self.project(index, Group::Down, m, act, rows_mut(&mut to.u_down, u_width, at, m))?;
+        if let Some(out) = &mut to.out {
+            let u = rows(&to.u_down, u_width, at, m);
+            self.linear(index, Role::Down, m, act, u, Write::Set, rows_mut(out, c, at, m))?;
+        }
+        Ok(())
     }
 
     /// Turns the gradient of a layer's output (in `deltas.stream`) into that of `mid`, in place.
@@ -78,12 +105,12 @@ impl<D: Device> Pass<'_, D> {
         let c = self.config().hidden;
         let Activations { mid, mlp, holds_mlp, .. } = activations;
         let is_held = holds_mlp.take() == Some(index);
-        let tile_tokens = deltas.gate.len() / self.config().intermediate;
+        let tile_tokens = deltas.up.len() / self.config().intermediate;
         for tile in tiles(self.n, tile_tokens) {
             let (m, mid) = (tile.len(), rows(mid, c, tile.start, tile.len()));
             let at = if is_held { tile.start } else { 0 };
             if !is_held {
-                self.gate_forward(index, m, mid, mlp, at)?;
+                self.inner_forward(index, m, mid, mlp, at)?;
             }
             self.tile_backward(index, tile, mid, (mlp, at), deltas, gradients)?;
         }
@@ -100,31 +127,39 @@ impl<D: Device> Pass<'_, D> {
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let (device, config, layer) = (self.device(), self.config(), self.layer(index));
+        let (device, config) = (self.device(), self.config());
         let (c, f, m) = (config.hidden, config.intermediate, tile.len());
         self.down_backward(index, &tile, (from, at), deltas, gradients)?;
 
-        let (gate, up, d_act) =
-            (rows(&from.gate, f, at, m), rows(&from.up, f, at, m), rows(&deltas.act, f, 0, m));
-        let (d_gate, d_up) = (rows_mut(&mut deltas.gate, f, 0, m), rows_mut(&mut deltas.up, f, 0, m));
-        device.swiglu_backward(gate, up, d_act, d_gate, d_up)?;
+        let (up, d_act) = (rows(&from.up, f, at, m), rows(&deltas.act, f, 0, m));
+        let d_up = rows_mut(&mut deltas.up, f, 0, m);
+        match (&from.gate, &mut deltas.gate) {
+            (Some(gate), Some(d_gate)) => {
+                let (gate, d_gate) = (rows(gate, f, at, m), rows_mut(d_gate, f, 0, m));
+                device.gated_backward(config.activation, gate, up, d_act, d_gate, d_up)?;
+            }
+            _ => device.activate_backward(config.activation, up, d_act, d_up)?,
+        }
 
         let u_width = self.u_width(index, Group::GateUp);
         let u = rows(&from.u_gate_up, u_width, at, m);
-        for (role, d_y, write) in [(Role::Gate, &deltas.gate, Write::Set), (Role::Up, &deltas.up, Write::Add)]
-        {
+        // A fused layer's first rows are the gate's: its part sets what the other adds to.
+        let gate = deltas.gate.as_ref().map(|d_gate| (Role::Gate, d_gate));
+        let mut write = Write::Set;
+        for (role, d_y) in gate.into_iter().chain([(Role::Up, &deltas.up)]) {
             let (d_y, d_u) = (rows(d_y, f, 0, m), rows_mut(&mut deltas.u, u_width, 0, m));
             let d_h = Some((write, rows_mut(&mut deltas.normed, c, 0, m)));
             self.linear_backward(index, role, m, LinearBackward { u, d_y, d_u }, d_h, gradients)?;
+            write = Write::Add;
         }
         let (h, d_u) = (rows(&from.mlp_in, c, at, m), rows(&deltas.u, u_width, 0, m));
         let d_h = Some(rows_mut(&mut deltas.normed, c, 0, m));
         self.project_backward(index, Group::GateUp, m, h, d_u, d_h, gradients)?;
         let (d_h, d_mid) = (rows(&deltas.normed, c, 0, m), rows_mut(&mut deltas.stream, c, tile.start, m));
-        device.rms_norm_backward(mid, layer.ffn_norm.all(), config.rms_eps, d_h, Write::Add, d_mid)
+        self.base.norm_backward(Some(index), Role::FfnNorm, mid, d_h, Write::Add, d_mid)
     }
 
-    /// The gradient of the gated product, through Wdown.
+    /// The gradient of what goes into Wdown.
     fn down_backward(
         &self,
         index: usize,
@@ -135,9 +170,22 @@ impl<D: Device> Pass<'_, D> {
     ) -> Result<()> {
         let (c, f, m) = (self.config().hidden, self.config().intermediate, tile.len());
         let u_width = self.u_width(index, Group::Down);
+        let mut d_out = rows(&deltas.stream, c, tile.start, m);
+        if let Some(out) = &from.out {
+            let d_raw = rows_mut(&mut deltas.normed, c, 0, m);
+            self.base.norm_backward(
+                Some(index),
+                Role::PostFfnNorm,
+                rows(out, c, at, m),
+                d_out,
+                Write::Set,
+                d_raw,
+            )?;
+            d_out = rows(&deltas.normed, c, 0, m);
+        }
         let linear = LinearBackward {
             u: rows(&from.u_down, u_width, at, m),
-            d_y: rows(&deltas.stream, c, tile.start, m),
+            d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, m),
         };
         let d_act = Some((Write::Set, rows_mut(&mut deltas.act, f, 0, m)));

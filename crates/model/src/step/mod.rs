@@ -35,6 +35,7 @@ pub struct TrainStep<D: Device> {
     workspace: Workspace<D::Buffer, D::Indices>,
     loss_host: LossHost,
     segments: Vec<Segment>,
+    rotary_rows: Vec<u32>,
 }
 
 impl<D: Device> TrainStep<D> {
@@ -46,13 +47,15 @@ impl<D: Device> TrainStep<D> {
         plan.check()?;
         let config = &base.config;
         let mut workspace = Workspace::build(config, lora, &plan, &mut Draw(&base.device))?;
-        let (cos, sin) = config.rope.tables(config.head_dim, plan.max_tokens);
-        base.device.upload(&cos, workspace.cos.all_mut())?;
-        base.device.upload(&sin, workspace.sin.all_mut())?;
+        for (table, (cos, sin)) in config.rotary_tables(plan.max_tokens).iter().zip(&mut workspace.rotary) {
+            base.device.upload(&table.cos, cos.all_mut())?;
+            base.device.upload(&table.sin, sin.all_mut())?;
+        }
         let loss_host = LossHost::new(plan.max_tokens, plan.loss_tile_tokens);
         let segments = Vec::with_capacity(plan.max_tokens);
         let rank = lora.map_or(0, |lora| lora.rank);
-        Ok(Self { base, plan, rank, workspace, loss_host, segments })
+        let rotary_rows = Vec::with_capacity(plan.max_tokens);
+        Ok(Self { base, plan, rank, workspace, loss_host, segments, rotary_rows })
     }
 
     /// The base it runs on.
@@ -104,7 +107,8 @@ impl<D: Device> TrainStep<D> {
         self.segments.extend(batch.segments());
         let (device, workspace, n) = (&self.base.device, &mut self.workspace, batch.tokens.len());
         device.upload_indices(batch.tokens, workspace.tokens.first_mut(n))?;
-        device.upload_indices(batch.positions, workspace.positions.first_mut(n))
+        batch.rotary_rows(&self.base.config, self.plan.max_tokens, &mut self.rotary_rows);
+        device.upload_indices(&self.rotary_rows, workspace.rotary_rows.first_mut(n))
     }
 
     fn check_adapter(&self, adapter: Option<&Adapter<D>>) -> Result<()> {
@@ -125,18 +129,17 @@ impl<D: Device> TrainStep<D> {
     /// All layers, first to last; leaves each layer's input.
     fn forward(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, tokens, positions, cos, sin, .. } = &mut self.workspace;
+        let Workspace { streams, activations, tokens, rotary_rows, rotary, .. } = &mut self.workspace;
         activations.iter_mut().for_each(|set| set.forget());
         let pass = Pass {
             base: &self.base,
             adapter,
             n,
             segments: &self.segments,
-            positions: positions.first(n),
-            cos: cos.all(),
-            sin: sin.all(),
+            rotary_rows: rotary_rows.first(n),
+            rotary,
         };
-        pass.device().embed(&pass.base.embedding, tokens.first(n), rows_mut(&mut streams[0], c, 0, n))?;
+        pass.base.embed(tokens.first(n), rows_mut(&mut streams[0], c, 0, n))?;
         for index in 0..pass.config().n_layers {
             let (inputs, outputs) = streams.split_at_mut(index + 1);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
@@ -163,15 +166,14 @@ impl<D: Device> TrainStep<D> {
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, deltas, positions, cos, sin, .. } = &mut self.workspace;
+        let Workspace { streams, activations, deltas, rotary_rows, rotary, .. } = &mut self.workspace;
         let pass = Pass {
             base: &self.base,
             adapter: Some(adapter),
             n,
             segments: &self.segments,
-            positions: positions.first(n),
-            cos: cos.all(),
-            sin: sin.all(),
+            rotary_rows: rotary_rows.first(n),
+            rotary,
         };
         for index in (0..pass.config().n_layers).rev() {
             let x = rows(&streams[index], c, 0, n);

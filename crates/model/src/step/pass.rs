@@ -2,9 +2,9 @@
 
 use super::workspace::Activations;
 use crate::Result;
-use crate::base::{Base, Layer};
+use crate::base::Base;
 use crate::config::ModelConfig;
-use crate::device::{BlockMatrix, Buffer, Device, Heads, Segment, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Segment, View, ViewMut, Write};
 use crate::family::Role;
 use crate::lora::{Adapter, Gradients, Group};
 
@@ -14,9 +14,10 @@ pub(super) struct Pass<'a, D: Device> {
     pub adapter: Option<&'a Adapter<D>>,
     pub n: usize,
     pub segments: &'a [Segment],
-    pub positions: View<'a, D::Indices>,
-    pub cos: View<'a, D::Buffer>,
-    pub sin: View<'a, D::Buffer>,
+    /// Row of the rotary tables for each token.
+    pub rotary_rows: View<'a, D::Indices>,
+    /// Cosines and sines of each table that the layers choose from.
+    pub rotary: &'a [(D::Buffer, D::Buffer)],
 }
 
 /// The gradient side of an adapted linear layer.
@@ -38,21 +39,12 @@ impl<'a, D: Device> Pass<'a, D> {
         &self.base.config
     }
 
-    pub fn layer(&self, index: usize) -> &'a Layer<D> {
-        &self.base.layers[index]
-    }
-
-    pub fn heads(&self) -> Heads {
-        let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = self.base.config;
-        Heads { n_heads, n_kv_heads, head_dim }
-    }
-
     pub fn q_width(&self) -> usize {
-        self.config().n_heads * self.config().head_dim
+        self.config().q_width()
     }
 
     pub fn kv_width(&self) -> usize {
-        self.config().n_kv_heads * self.config().head_dim
+        self.config().kv_width()
     }
 
     /// Width of a group's x·Aᵀ, 0 without an adapter.
@@ -75,7 +67,7 @@ impl<'a, D: Device> Pass<'a, D> {
         }
     }
 
-    /// y (=|+=) x·Wᵀ + s·u·Bᵀ      x (n, C_in), y (n, C_out)
+    /// y (=|+=) x·Wᵀ + b + s·u·Bᵀ      x (n, C_in), y (n, C_out)
     #[allow(clippy::too_many_arguments)]
     pub fn linear(
         &self,
@@ -85,14 +77,9 @@ impl<'a, D: Device> Pass<'a, D> {
         x: View<'_, D::Buffer>,
         u: View<'_, D::Buffer>,
         write: Write,
-        mut y: ViewMut<'_, D::Buffer>,
+        y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        let weights = self.layer(index).linear(role);
-        self.device().linear(x, weights, 0..weights.rows(), write, y.reborrow())?;
-        match self.adapter {
-            Some(adapter) => adapter.add_update(index, role, n, u, y),
-            None => Ok(()),
-        }
+        self.base.linear(index, role, self.adapter, n, x, u, write, y)
     }
 
     /// dx (=|+=) dy·W where wanted, dB += s·dyᵀ·u, du = s·dy·B; the part of dx that goes through du comes with the
@@ -108,11 +95,12 @@ impl<'a, D: Device> Pass<'a, D> {
     ) -> Result<()> {
         let LinearBackward { u, d_y, d_u } = linear;
         if let Some((write, d_x)) = d_x {
-            let weights = self.layer(index).linear(role);
-            self.device().linear_backward(d_y, weights, 0..weights.rows(), write, d_x)?;
+            let (weights, rows) = self.base.layers[index].linear(self.config(), role);
+            self.device().linear_backward(d_y, weights, rows, write, d_x)?;
         }
+        let projection = self.config().projection(role);
         match self.adapter {
-            Some(adapter) => adapter.update_backward(index, role, n, u, d_y, d_u, gradients),
+            Some(adapter) => adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients),
             None => Ok(()),
         }
     }

@@ -3,6 +3,7 @@
 use super::plan::StepPlan;
 use crate::Result;
 use crate::config::ModelConfig;
+use crate::family::Role;
 use crate::lora::LoraOptions;
 
 /// What a layer's forward leaves for its backward. T rows of the batch, M of them in the MLP's part.
@@ -23,6 +24,8 @@ pub(super) struct Activations<B> {
     pub attn: B,
     /// Log-sum-exp of its scores (T, H).
     pub lse: B,
+    /// Output of Wo before its norm (T, C), in families that have one.
+    pub attn_out: Option<B>,
     /// The stream after attention (T, C).
     pub mid: B,
     /// x·Aᵀ of q, k, v (T, 3R).
@@ -41,12 +44,14 @@ pub(super) struct Activations<B> {
 pub(super) struct MlpActivations<B> {
     /// Output of the norm before the MLP (M, C).
     pub mlp_in: B,
-    /// (M, F)
-    pub gate: B,
+    /// (M, F), where the MLP has a gate.
+    pub gate: Option<B>,
     /// (M, F)
     pub up: B,
-    /// silu(gate) · up (M, F).
+    /// act(gate) · up, or act(up) (M, F).
     pub act: B,
+    /// Output of Wdown before its norm (M, C), in families that have one.
+    pub out: Option<B>,
     /// x·Aᵀ of gate and up (M, 2R).
     pub u_gate_up: B,
     /// x·Aᵀ of down (M, R).
@@ -59,7 +64,7 @@ pub(super) struct MlpActivations<B> {
 pub(super) struct Deltas<B> {
     /// Of the residual stream (T, C): goes through all layers in place.
     pub stream: B,
-    /// Of a norm's output (T, C).
+    /// Of a norm's output (T, C), and of what goes into a norm before it joins the stream.
     pub normed: B,
     /// Of the attention's output, then of the queries before their norm (T, H·D).
     pub attn: B,
@@ -75,8 +80,8 @@ pub(super) struct Deltas<B> {
     pub u: B,
     /// (M, F)
     pub act: B,
-    /// (M, F)
-    pub gate: B,
+    /// (M, F), where the MLP has a gate.
+    pub gate: Option<B>,
     /// (M, F)
     pub up: B,
 }
@@ -116,11 +121,10 @@ pub(super) struct Workspace<B, I> {
     pub deltas: Deltas<B>,
     pub loss: LossTiles<B, I>,
     pub tokens: I,
-    pub positions: I,
-    /// Rotary tables (T, D/2).
-    pub cos: B,
-    /// See `cos`.
-    pub sin: B,
+    /// Row of the rotary tables for each token (T).
+    pub rotary_rows: I,
+    /// Cosines and sines of each rotary table (rows, P/2).
+    pub rotary: Vec<(B, B)>,
 }
 
 /// Draws or counts memory.
@@ -172,16 +176,6 @@ struct Sizes<'a> {
     plan: &'a StepPlan,
 }
 
-impl Sizes<'_> {
-    fn q_width(&self) -> usize {
-        self.config.n_heads * self.config.head_dim
-    }
-
-    fn kv_width(&self) -> usize {
-        self.config.n_kv_heads * self.config.head_dim
-    }
-}
-
 impl<B, I> Workspace<B, I> {
     /// Draws (or counts) everything that a plan asks for.
     pub(super) fn build(
@@ -200,15 +194,17 @@ impl<B, I> Workspace<B, I> {
         }
         let streams = (0..=config.n_layers).map(|_| allocator.floats(Room::LayerInputs, t * c));
         let streams = streams.collect::<Result<_>>()?;
+        let mut table = |len| allocator.floats(Room::Positions, len);
+        let tables = config.rotary_lens(t).into_iter().map(|len| Ok((table(len)?, table(len)?)));
+        let rotary = tables.collect::<Result<_>>()?;
         Ok(Workspace {
             streams,
             activations,
             deltas: Deltas::build(sizes, allocator)?,
             loss: LossTiles::build(sizes, allocator)?,
             tokens: allocator.indices(Room::Positions, t)?,
-            positions: allocator.indices(Room::Positions, t)?,
-            cos: allocator.floats(Room::Positions, t * config.head_dim / 2)?,
-            sin: allocator.floats(Room::Positions, t * config.head_dim / 2)?,
+            rotary_rows: allocator.indices(Room::Positions, t)?,
+            rotary,
         })
     }
 }
@@ -221,25 +217,27 @@ impl<B> Activations<B> {
     ) -> Result<Self> {
         let Sizes { config, rank, plan } = sizes;
         let (c, f, t, m) = (config.hidden, config.intermediate, plan.max_tokens, tile_tokens);
-        let (q, kv) = (sizes.q_width(), sizes.kv_width());
+        let (q, kv, family) = (config.q_width(), config.kv_width(), config.family);
         let mut floats = |len| allocator.floats(Room::Activations, len);
         Ok(Activations {
             attn_in: floats(t * c)?,
-            q_raw: config.qk_norm.then(|| floats(t * q)).transpose()?,
-            k_raw: config.qk_norm.then(|| floats(t * kv)).transpose()?,
+            q_raw: family.has(Role::QNorm).then(|| floats(t * q)).transpose()?,
+            k_raw: family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
             q: floats(t * q)?,
             k: floats(t * kv)?,
             v: floats(t * kv)?,
             attn: floats(t * q)?,
             lse: floats(t * config.n_heads)?,
+            attn_out: family.has(Role::PostAttnNorm).then(|| floats(t * c)).transpose()?,
             mid: floats(t * c)?,
             u_qkv: floats(t * 3 * rank)?,
             u_o: floats(t * rank)?,
             mlp: MlpActivations {
                 mlp_in: floats(m * c)?,
-                gate: floats(m * f)?,
+                gate: config.is_gated().then(|| floats(m * f)).transpose()?,
                 up: floats(m * f)?,
                 act: floats(m * f)?,
+                out: family.has(Role::PostFfnNorm).then(|| floats(m * c)).transpose()?,
                 u_gate_up: floats(m * 2 * rank)?,
                 u_down: floats(m * rank)?,
                 tile_tokens: m,
@@ -254,7 +252,7 @@ impl<B> Deltas<B> {
     fn build<I>(sizes: Sizes<'_>, allocator: &mut dyn Allocate<Floats = B, Indices = I>) -> Result<Self> {
         let Sizes { config, rank, plan } = sizes;
         let (c, t) = (config.hidden, plan.max_tokens);
-        let (q, kv, mlp) = (sizes.q_width(), sizes.kv_width(), plan.mlp_tile_tokens * config.intermediate);
+        let (q, kv, mlp) = (config.q_width(), config.kv_width(), plan.mlp_tile_tokens * config.intermediate);
         let mut floats = |len| allocator.floats(Room::Deltas, len);
         Ok(Deltas {
             stream: floats(t * c)?,
@@ -263,10 +261,10 @@ impl<B> Deltas<B> {
             q: floats(t * q)?,
             k: floats(t * kv)?,
             v: floats(t * kv)?,
-            k_raw: config.qk_norm.then(|| floats(t * kv)).transpose()?,
+            k_raw: config.family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
             u: floats(t * 3 * rank)?,
             act: floats(mlp)?,
-            gate: floats(mlp)?,
+            gate: config.is_gated().then(|| floats(mlp)).transpose()?,
             up: floats(mlp)?,
         })
     }

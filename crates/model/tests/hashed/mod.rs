@@ -38,20 +38,17 @@ fn values(name: &str, indices: Range<usize>, scale: f32, offset: f32) -> impl It
 /// Qwen3-0.6B with two layers.
 pub fn qwen3() -> ModelConfig {
     ModelConfig {
-        family: Family::Qwen3,
         vocab_size: 151_936,
         hidden: 1024,
         intermediate: 3072,
         n_layers: 2,
         n_heads: 16,
         n_kv_heads: 8,
-        head_dim: 128,
         head_dim_is_stated: true,
-        rms_eps: 1e-6,
-        rope: Rope { theta: 1e6, scaling: RopeScaling::None },
-        qk_norm: true,
+        rope: Rope { theta: 1e6, dim: 128, scaling: RopeScaling::None },
         tied: true,
         max_positions: 40_960,
+        ..ModelConfig::plain(Family::Qwen3, 128)
     }
 }
 
@@ -64,17 +61,18 @@ pub fn llama() -> ModelConfig {
         original_max_positions: 8192,
     };
     ModelConfig {
-        family: Family::Llama,
         vocab_size: 128_256,
         hidden: 2048,
         intermediate: 8192,
+        n_layers: 2,
         n_heads: 32,
-        head_dim: 64,
-        rms_eps: 1e-5,
-        rope: Rope { theta: 500_000.0, scaling },
-        qk_norm: false,
+        n_kv_heads: 8,
+        head_dim_is_stated: true,
+        norm_eps: 1e-5,
+        rope: Rope { theta: 500_000.0, dim: 64, scaling },
+        tied: true,
         max_positions: 131_072,
-        ..qwen3()
+        ..ModelConfig::plain(Family::Llama, 64)
     }
 }
 
@@ -109,6 +107,7 @@ impl TensorSource for HashedCheckpoint {
         let (_, cols) = rows_and_cols(&self.shapes[name]);
         let (scale, offset) = match name {
             _ if name.ends_with("norm.weight") => (0.25, 1.0),
+            _ if name.ends_with(".bias") => (0.25, 0.0),
             _ if name.contains("embed_tokens") => (0.125, 0.0),
             _ => ((3.0 / cols as f64).sqrt() as f32, 0.0),
         };

@@ -8,6 +8,8 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::isa::{exp, lane_max, lane_sum, multiversion};
@@ -43,10 +45,6 @@ impl<'a> Inputs<'a> {
         self.heads.n_heads / self.heads.n_kv_heads
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.heads.head_dim as f32).sqrt()
-    }
-
     /// Rows of one head of a matrix with the queries' layout.
     fn query_rows(&self, data: &'a [f32], head: usize, first: usize, n: usize) -> Mat<'a> {
         rows_of_head(data, self.q_width(), self.heads.head_dim, head, first, n)
@@ -68,8 +66,26 @@ fn blocks(len: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// The keys that query `query` of a segment sees.
-fn visible(segment: &Segment, query: usize) -> usize {
-    segment.n_keys - segment.n_queries + query + 1
+fn visible(segment: &Segment, query: usize, window: Option<usize>) -> Range<usize> {
+    let end = segment.n_keys - segment.n_queries + query + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// The blocks of keys that any of `n` queries from the `first` sees: first key and number of keys.
+fn key_blocks(
+    segment: &Segment,
+    (first, n): (usize, usize),
+    window: Option<usize>,
+) -> impl Iterator<Item = (usize, usize)> {
+    let start = visible(segment, first, window).start;
+    let end = visible(segment, first + n - 1, window).end;
+    blocks(end).filter(move |(first_key, n_keys)| first_key + n_keys > start)
+}
+
+/// A range of keys, counted from the first of a block.
+fn within(seen: Range<usize>, first_key: usize, n_keys: usize) -> Range<usize> {
+    let end = seen.end.saturating_sub(first_key).min(n_keys);
+    seen.start.saturating_sub(first_key).min(end)..end
 }
 
 /// out = softmax(causal scores) · v and the log-sum-exp of each row
@@ -101,11 +117,12 @@ fn forward_block(
     let q = inputs.query_rows(inputs.q, head, row, n);
     let mut scores: Block = [0.0; BLOCK * BLOCK];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0.0f32; BLOCK]);
-    for (first_key, n_keys) in blocks(visible(segment, first + n - 1)) {
+    let window = inputs.heads.window;
+    for (index, (first_key, n_keys)) in key_blocks(segment, (first, n), window).enumerate() {
         let k = inputs.key_rows(inputs.k, head / inputs.group(), segment.first_key + first_key, n_keys);
         let v = inputs.key_rows(inputs.v, head / inputs.group(), segment.first_key + first_key, n_keys);
         multiply(
-            inputs.scale(),
+            inputs.heads.scale,
             q,
             k.t(),
             Write::Set,
@@ -113,11 +130,11 @@ fn forward_block(
             Threads::One,
         );
         for i in 0..n {
-            let seen = visible(segment, first + i).saturating_sub(first_key).min(n_keys);
+            let seen = within(visible(segment, first + i, window), first_key, n_keys);
             let correction = softmax_row(&mut scores[i * BLOCK..][..n_keys], seen, &mut max[i], &mut sum[i]);
             // SAFETY: this task alone touches these rows of this head's columns.
             let out = unsafe { out.row(row + i, head * d, d) };
-            rescale(out, if first_key == 0 { 0.0 } else { correction });
+            rescale(out, if index == 0 { 0.0 } else { correction });
         }
         let p = Mat::new(&scores, n, n_keys, BLOCK);
         // SAFETY: as above; the row borrowed in the loop is gone.
@@ -133,10 +150,11 @@ fn forward_block(
 }
 
 multiversion! {
-    /// Turns a row of scores into exp(score - running maximum), 0 past `seen`; returns what earlier sums shrink by.
-    fn softmax_row(scores: &mut [f32], seen: usize, max: &mut f32, sum: &mut f32) -> f32 {
-        let (seen_scores, hidden) = scores.split_at_mut(seen);
-        hidden.fill(0.0);
+    /// Turns a row of scores into exp(score - running maximum), 0 outside `seen`; returns what earlier sums shrink by.
+    fn softmax_row(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32) -> f32 {
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let seen_scores = &mut scores[seen];
         let new_max = lane_max(seen_scores).max(*max);
         if new_max == f32::NEG_INFINITY {
             return 1.0;
@@ -145,7 +163,7 @@ multiversion! {
             *score = exp(*score - new_max);
         }
         let correction = exp(*max - new_max);
-        *sum = *sum * correction + lane_sum(seen, |i| seen_scores[i]);
+        *sum = *sum * correction + lane_sum(seen_scores.len(), |i| seen_scores[i]);
         *max = new_max;
         correction
     }
@@ -214,7 +232,7 @@ fn backward_kv_head(
         for queries in blocks(segment.n_queries) {
             let mut delta = [0.0; BLOCK];
             row_deltas(inputs, segment, head, queries, outputs, &mut delta);
-            for keys in blocks(visible(segment, queries.0 + queries.1 - 1)) {
+            for keys in key_blocks(segment, queries, inputs.heads.window) {
                 backward_block(inputs, segment, head, queries, keys, &delta, outputs, gradients);
             }
         }
@@ -263,7 +281,7 @@ fn backward_block(
     outputs: Outputs<'_>,
     gradients: Gradients<'_>,
 ) {
-    let (d, scale, kv_head) = (inputs.heads.head_dim, inputs.scale(), head / inputs.group());
+    let (d, scale, kv_head) = (inputs.heads.head_dim, inputs.heads.scale, head / inputs.group());
     let (row, key_row) = (segment.first_query + first, segment.first_key + first_key);
     let (mut p, mut d_s): (Block, Block) = ([0.0; BLOCK * BLOCK], [0.0; BLOCK * BLOCK]);
     let q = inputs.query_rows(inputs.q, head, row, n);
@@ -273,7 +291,7 @@ fn backward_block(
     multiply(scale, q, k.t(), Write::Set, MatMut::new(&mut p, n, n_keys, BLOCK), Threads::One);
     multiply(1.0, d_out, v.t(), Write::Set, MatMut::new(&mut d_s, n, n_keys, BLOCK), Threads::One);
     for i in 0..n {
-        let seen = visible(segment, first + i).saturating_sub(first_key).min(n_keys);
+        let seen = within(visible(segment, first + i, inputs.heads.window), first_key, n_keys);
         let lse = outputs.lse[(row + i) * inputs.heads.n_heads + head];
         let (p, d_s) = (&mut p[i * BLOCK..][..n_keys], &mut d_s[i * BLOCK..][..n_keys]);
         score_gradient_row(p, d_s, seen, lse, delta[i], scale);
@@ -293,13 +311,15 @@ fn backward_block(
 }
 
 multiversion! {
-    /// p = exp(score - lse), d_s = scale · p · (dP - δ), both 0 past `seen`.
-    fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
-        for i in 0..seen {
+    /// p = exp(score - lse), d_s = scale · p · (dP - δ), both 0 outside `seen`.
+    fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: Range<usize>, lse: f32, delta: f32, scale: f32) {
+        for row in [&mut *p, &mut *d_s] {
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+        }
+        for i in seen {
             p[i] = exp(p[i] - lse);
             d_s[i] = scale * p[i] * (d_s[i] - delta);
         }
-        p[seen..].fill(0.0);
-        d_s[seen..].fill(0.0);
     }
 }

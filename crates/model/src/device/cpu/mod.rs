@@ -3,10 +3,12 @@
 //! Ops share work over the rayon pool in which they are called. Work is split at fixed places and no sum crosses a
 //! split, so results depend neither on timing nor on which thread did what.
 
+mod activation;
 mod adamw;
 mod attention;
 mod few_rows;
 mod isa;
+mod layer_norm;
 mod linear;
 mod memory;
 mod norm;
@@ -14,7 +16,6 @@ mod product;
 mod rope;
 mod rows;
 mod softmax;
-mod swiglu;
 
 pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
 
@@ -24,8 +25,8 @@ use std::sync::Arc;
 use formats::BlockType;
 
 use super::{
-    AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Matrix, MatrixMut, Operand, Rotation, Segment,
-    View, ViewMut, Write,
+    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Matrix, MatrixMut, Operand, Rotation,
+    Segment, View, ViewMut, Write,
 };
 use crate::arena::Arena;
 use crate::{Error, Result};
@@ -205,6 +206,18 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn add_row(&self, row: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let whole = y.len() / row.len() * row.len();
+        check("add_row", [("y", y.len(), whole)])?;
+        rows::add_row(slice(row), slice_mut(y));
+        Ok(())
+    }
+
+    fn scale(&self, factor: f32, y: FloatsMut<'_>) -> Result<()> {
+        rows::scale(factor, slice_mut(y));
+        Ok(())
+    }
+
     fn rms_norm(&self, x: Floats<'_>, gain: Floats<'_>, eps: f32, y: FloatsMut<'_>) -> Result<()> {
         let whole = x.len() / gain.len() * gain.len();
         check("rms_norm", [("x", x.len(), whole), ("y", y.len(), x.len())])?;
@@ -228,11 +241,45 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn layer_norm(
+        &self,
+        x: Floats<'_>,
+        gain: Floats<'_>,
+        bias: Floats<'_>,
+        eps: f32,
+        y: FloatsMut<'_>,
+    ) -> Result<()> {
+        let whole = x.len() / gain.len() * gain.len();
+        check(
+            "layer_norm",
+            [("x", x.len(), whole), ("y", y.len(), x.len()), ("bias", bias.len(), gain.len())],
+        )?;
+        layer_norm::forward(slice(x), slice(gain), slice(bias), eps, slice_mut(y));
+        Ok(())
+    }
+
+    fn layer_norm_backward(
+        &self,
+        x: Floats<'_>,
+        gain: Floats<'_>,
+        eps: f32,
+        d_y: Floats<'_>,
+        write: Write,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        let whole = x.len() / gain.len() * gain.len();
+        let sizes = [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())];
+        check("layer_norm_backward", sizes)?;
+        layer_norm::backward(slice(x), slice(gain), eps, slice(d_y), write, slice_mut(d_x));
+        Ok(())
+    }
+
     fn rope(
         &self,
         x: FloatsMut<'_>,
         n_heads: usize,
         head_dim: usize,
+        rotary_dim: usize,
         positions: Ids<'_>,
         cos: Floats<'_>,
         sin: Floats<'_>,
@@ -240,24 +287,33 @@ impl Device for Cpu {
     ) -> Result<()> {
         let width = n_heads * head_dim;
         check("rope", [("x", x.len(), positions.len() * width), ("sin", sin.len(), cos.len())])?;
-        check_ids("rope", "position", slice(positions), cos.len() / (head_dim / 2))?;
+        check("rope", [("rotary dimensions", rotary_dim, rotary_dim.min(head_dim) / 2 * 2)])?;
+        check_ids("rope", "position", slice(positions), cos.len() / (rotary_dim / 2))?;
         let sign = match rotation {
             Rotation::Forward => 1.0,
             Rotation::Backward => -1.0,
         };
         let table = rope::Table { cos: slice(cos), sin: slice(sin) };
-        rope::rotate(slice_mut(x), width, head_dim, slice(positions), table, sign);
+        let shape = rope::Shape { width, head_dim, rotary_dim };
+        rope::rotate(slice_mut(x), shape, slice(positions), table, sign);
         Ok(())
     }
 
-    fn swiglu(&self, gate: Floats<'_>, up: Floats<'_>, out: FloatsMut<'_>) -> Result<()> {
-        check("swiglu", [("up", up.len(), gate.len()), ("out", out.len(), gate.len())])?;
-        swiglu::forward(slice(gate), slice(up), slice_mut(out));
-        Ok(())
-    }
-
-    fn swiglu_backward(
+    fn gated(
         &self,
+        activation: Activation,
+        gate: Floats<'_>,
+        up: Floats<'_>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        check("gated", [("up", up.len(), gate.len()), ("out", out.len(), gate.len())])?;
+        activation::gated(activation, slice(gate), slice(up), slice_mut(out));
+        Ok(())
+    }
+
+    fn gated_backward(
+        &self,
+        activation: Activation,
         gate: Floats<'_>,
         up: Floats<'_>,
         d_out: Floats<'_>,
@@ -265,14 +321,28 @@ impl Device for Cpu {
         d_up: FloatsMut<'_>,
     ) -> Result<()> {
         let n = gate.len();
-        let sizes = [
-            ("up", up.len(), n),
-            ("d_out", d_out.len(), n),
-            ("d_gate", d_gate.len(), n),
-            ("d_up", d_up.len(), n),
-        ];
-        check("swiglu_backward", sizes)?;
-        swiglu::backward(slice(gate), slice(up), slice(d_out), slice_mut(d_gate), slice_mut(d_up));
+        check("gated_backward", [("up", up.len(), n), ("d_out", d_out.len(), n)])?;
+        check("gated_backward", [("d_gate", d_gate.len(), n), ("d_up", d_up.len(), n)])?;
+        let inputs = activation::Gated { gate: slice(gate), up: slice(up), d_out: slice(d_out) };
+        activation::gated_backward(activation, inputs, slice_mut(d_gate), slice_mut(d_up));
+        Ok(())
+    }
+
+    fn activate(&self, activation: Activation, x: Floats<'_>, out: FloatsMut<'_>) -> Result<()> {
+        check("activate", [("out", out.len(), x.len())])?;
+        activation::plain(activation, slice(x), slice_mut(out));
+        Ok(())
+    }
+
+    fn activate_backward(
+        &self,
+        activation: Activation,
+        x: Floats<'_>,
+        d_out: Floats<'_>,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        check("activate_backward", [("d_out", d_out.len(), x.len()), ("d_x", d_x.len(), x.len())])?;
+        activation::plain_backward(activation, slice(x), slice(d_out), slice_mut(d_x));
         Ok(())
     }
 

@@ -45,3 +45,24 @@ pub(super) fn add(x: &[f32], y: &mut [f32]) {
         }
     });
 }
+
+/// y_i += row
+pub(super) fn add_row(row: &[f32], y: &mut [f32]) {
+    let cols = row.len();
+    y.par_chunks_mut(task_rows(cols) * cols).for_each(|rows| {
+        for y in rows.chunks_exact_mut(cols) {
+            for (y, x) in y.iter_mut().zip(row) {
+                *y += x;
+            }
+        }
+    });
+}
+
+/// y = factor · y
+pub(super) fn scale(factor: f32, y: &mut [f32]) {
+    y.par_chunks_mut(TASK_FLOATS).for_each(|y| {
+        for y in y {
+            *y *= factor;
+        }
+    });
+}

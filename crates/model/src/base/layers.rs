@@ -1,0 +1,89 @@
+//! What every pass over a base asks of it: embeddings, norms, and linear layers with their bias and adapter.
+
+use super::Base;
+use crate::Result;
+use crate::config::NormKind;
+use crate::device::{Buffer, Device, View, ViewMut, Write};
+use crate::family::Role;
+use crate::lora::Adapter;
+
+impl<D: Device> Base<D> {
+    /// out = embedding of `ids` (N), scaled as the family does      out (N, C)
+    pub(crate) fn embed(&self, ids: View<'_, D::Indices>, mut out: ViewMut<'_, D::Buffer>) -> Result<()> {
+        self.device.embed(self.embedding(), ids, out.reborrow())?;
+        match self.config.embedding_scale {
+            1.0 => Ok(()),
+            factor => self.device.scale(factor, out),
+        }
+    }
+
+    /// y = norm(x)      x, y (n, C), or (n·H, D) for the norm of each head
+    pub(crate) fn norm(
+        &self,
+        layer: Option<usize>,
+        role: Role,
+        x: View<'_, D::Buffer>,
+        y: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        let (gain, eps) = (self.vector(layer, role).all(), self.config.norm_eps);
+        match self.config.norm {
+            NormKind::Rms => self.device.rms_norm(x, gain, eps, y),
+            NormKind::Layer => {
+                let bias = role.bias().expect("every norm of a family with LayerNorm has a bias");
+                self.device.layer_norm(x, gain, self.vector(layer, bias).all(), eps, y)
+            }
+        }
+    }
+
+    /// dx (=|+=) the gradient of [`Base::norm`]'s input
+    pub(crate) fn norm_backward(
+        &self,
+        layer: Option<usize>,
+        role: Role,
+        x: View<'_, D::Buffer>,
+        d_y: View<'_, D::Buffer>,
+        write: Write,
+        d_x: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        let (gain, eps) = (self.vector(layer, role).all(), self.config.norm_eps);
+        match self.config.norm {
+            NormKind::Rms => self.device.rms_norm_backward(x, gain, eps, d_y, write, d_x),
+            NormKind::Layer => self.device.layer_norm_backward(x, gain, eps, d_y, write, d_x),
+        }
+    }
+
+    /// y (=|+=) x·Wᵀ + b + s·u·Bᵀ of one linear layer      x (n, C_in), u = x·Aᵀ of its group, y (n, C_out)
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn linear(
+        &self,
+        layer: usize,
+        role: Role,
+        adapter: Option<&Adapter<D>>,
+        n: usize,
+        x: View<'_, D::Buffer>,
+        u: View<'_, D::Buffer>,
+        write: Write,
+        mut y: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        let tensors = &self.layers[layer];
+        let (weights, rows) = tensors.linear(&self.config, role);
+        self.device.linear(x, weights, rows, write, y.reborrow())?;
+        if let Some(bias) = role.bias().and_then(|bias| tensors.vector(bias)) {
+            self.device.add_row(bias.all(), y.reborrow())?;
+        }
+        match adapter {
+            Some(adapter) => adapter.add_update(layer, &self.config.projection(role), n, u, y),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a layer (or what stands after the last) has a norm or bias of this role.
+    pub(crate) fn has(&self, role: Role) -> bool {
+        self.config.family.has(role)
+    }
+
+    fn vector(&self, layer: Option<usize>, role: Role) -> &D::Buffer {
+        let tensors = layer.map_or(&self.outer, |index| &self.layers[index]);
+        tensors.vector(role).expect("loading refuses a base that lacks a tensor of its family")
+    }
+}

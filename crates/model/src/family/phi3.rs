@@ -1,0 +1,55 @@
+//! Phi-3, Phi-3.5 and Phi-4-mini: fused queries, keys and values, fused gate and up, part of a head rotated, longrope.
+
+use formats::config::HfConfig;
+use formats::gguf::Value;
+
+use super::table::{OUTPUT_NORM, Row, Table, row};
+use super::{Role, refuse_biases};
+use crate::Result;
+use crate::config::{GgufKeys, GgufValues, ModelConfig, RopeScaling, Window};
+
+const LAYER: [Row; 6] = [
+    row(Role::AttnNorm, "input_layernorm", "attn_norm"),
+    row(Role::Qkv, "self_attn.qkv_proj", "attn_qkv"),
+    row(Role::O, "self_attn.o_proj", "attn_output"),
+    row(Role::FfnNorm, "post_attention_layernorm", "ffn_norm"),
+    row(Role::GateUp, "mlp.gate_up_proj", "ffn_up"),
+    row(Role::Down, "mlp.down_proj", "ffn_down"),
+];
+
+pub(super) const TABLE: Table = Table {
+    hf_architectures: &["Phi3ForCausalLM"],
+    model_types: &["phi3"],
+    gguf_architecture: "phi3",
+    layer: &LAYER,
+    last: OUTPUT_NORM,
+    interleaved_rotation: false,
+    gain_offset: 0.0,
+    read_hf,
+    read_gguf,
+    write_gguf,
+};
+
+fn read_hf(hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {
+    refuse_biases(hf)?;
+    config.window = hf.sliding_window.map(Window::in_all_layers);
+    Ok(())
+}
+
+fn read_gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
+    // The converter writes 0 for "no window".
+    let window = keys.optional_size("attention.sliding_window")?.filter(|&size| size > 0);
+    config.window = window.map(Window::in_all_layers);
+    Ok(())
+}
+
+fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
+    values.size("rope.dimension_count", config.rope.dim);
+    values.size("attention.sliding_window", config.window.map_or(0, |window| window.size));
+    if let RopeScaling::Long(long) = &config.rope.scaling {
+        values.size("rope.scaling.original_context_length", long.original_max_positions);
+        values.push("rope.scaling.attn_factor", Value::F32(long.attention_factor));
+    } else {
+        values.size("rope.scaling.original_context_length", config.max_positions);
+    }
+}
