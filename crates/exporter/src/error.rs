@@ -49,6 +49,11 @@ pub enum Error {
     Context { num_ctx: usize, max_positions: usize },
 
     #[error(
+        "num_ctx is {num_ctx}, and the model's layers see only {window} tokens: llama.cpp has no such window in a {architecture} model"
+    )]
+    Window { num_ctx: usize, window: usize, architecture: &'static str },
+
+    #[error(
         "the system prompt has three quotes in a row, or a quote at its end, which no Modelfile can hold"
     )]
     System,
@@ -92,6 +97,7 @@ impl Error {
             }
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
             Error::Refused { .. } => "keep more bits (q5_k_m, q6_k, q8_0), or loosen the limit in the recipe",
+            Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
             Error::OutOfRange { .. } => "the training diverged, or the base is damaged: inspect both",
             _ => return None,
         })

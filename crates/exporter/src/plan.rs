@@ -6,6 +6,7 @@ use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::gguf::{Metadata, Planned, file_bytes};
 use formats::{BlockType, TensorSource, hash};
+use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
 use model::{ModelConfig, policy};
 use text::{ChatTemplate, Message, Tokenizer};
@@ -223,10 +224,16 @@ fn check_evaluation(rows: &[Vec<Message>]) -> Result<()> {
 
 fn check_context(request: &Request, config: &ModelConfig) -> Result<()> {
     let (num_ctx, max_positions) = (request.num_ctx, config.max_positions);
-    if (1..=max_positions).contains(&num_ctx) {
-        return Ok(());
+    if !(1..=max_positions).contains(&num_ctx) {
+        return Err(Error::Context { num_ctx, max_positions });
     }
-    Err(Error::Context { num_ctx, max_positions })
+    // llama.cpp has windows where some layers see everything; beyond any other window it computes another model.
+    match config.window.filter(|window| window.full_every.is_none() && num_ctx > window.size) {
+        Some(Window { size: window, .. }) => {
+            Err(Error::Window { num_ctx, window, architecture: config.family.gguf_architecture() })
+        }
+        None => Ok(()),
+    }
 }
 
 fn template(request: &Request, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {

@@ -58,6 +58,16 @@ impl Tiny {
         }))
     }
 
+    /// Mistral as its first version was: a window in every layer.
+    pub fn mistral(window: usize) -> Tiny {
+        Tiny::new(json!({
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": window,
+            "max_position_embeddings": 256, "tie_word_embeddings": false, "vocab_size": 259,
+        }))
+    }
+
     /// A base of this configuration.
     pub fn new(config: Value) -> Tiny {
         let tiny = Tiny { dir: Directory::Own(tempfile::tempdir().unwrap()) };
@@ -105,7 +115,11 @@ impl Tiny {
             .specs()
             .iter()
             .map(|spec| {
-                let (mean, spread) = if spec.role.is_vector() { (1.0, 0.1) } else { (0.0, 0.05) };
+                let (mean, spread) = match spec.role {
+                    _ if spec.hf.ends_with(".bias") => (0.0, 0.1),
+                    role if role.is_vector() => (1.0 - spec.offset, 0.1),
+                    _ => (0.0, 0.05),
+                };
                 let mut values: Vec<f32> =
                     (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
                 change(spec, &mut values);

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod engine;
+mod families;
 mod files;
 mod kills;
 mod llama_cpp;

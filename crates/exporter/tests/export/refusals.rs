@@ -166,6 +166,11 @@ fn evaluation_rows_and_contexts_that_cannot_be_used() {
     assert!(error.starts_with("evaluation row 1: it has 2"), "{error}");
     let error = message(&tiny, |request| request.num_ctx = 512);
     assert_eq!(error, "num_ctx is 512, expected 1 to 256, the positions that the base was made for");
+    let mistral = Tiny::mistral(64);
+    assert_eq!(
+        message(&mistral, |request| request.num_ctx = 65),
+        "num_ctx is 65, and the model's layers see only 64 tokens: llama.cpp has no such window in a llama model",
+    );
     let error = message(&tiny, |request| request.system = Some("say \"\"\" now".into()));
     assert!(error.contains("three quotes"), "{error}");
 }

@@ -71,7 +71,8 @@ fn read_hf(hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {
 }
 
 fn read_gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
-    complete(config, keys.size("attention.sliding_window")?, PATTERN);
+    let pattern = keys.optional_size("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
+    complete(config, keys.size("attention.sliding_window")?, pattern);
     let theta = keys.optional_number("rope.freq_base_swa")?.map_or(LOCAL_THETA, f64::from);
     config.local_rope = Some(local_rope(config, theta));
     // llama.cpp scales by the head width, but for the 27B's 62 layers.
@@ -99,6 +100,11 @@ fn local_rope(config: &ModelConfig, theta: f64) -> Rope {
 
 fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
     values.size("attention.sliding_window", config.window.map_or(0, |window| window.size));
+    if let Some(pattern) =
+        config.window.and_then(|window| window.full_every).filter(|&every| every != PATTERN)
+    {
+        values.size("attention.sliding_window_pattern", pattern);
+    }
     let local_theta = config.local_rope.as_ref().map_or(LOCAL_THETA, |rope| rope.theta);
     if local_theta != LOCAL_THETA {
         values.push("rope.freq_base_swa", Value::F32(local_theta as f32));

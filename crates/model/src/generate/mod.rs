@@ -10,7 +10,7 @@ mod workspace;
 
 pub use sampler::{Sampler, SamplerOptions};
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use crate::base::Base;
@@ -199,16 +199,52 @@ impl<D: Device> Generator<D> {
     pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
         self.check_prompt(adapter, tokens)?;
         let mut sum = LossSum { sum_nll: 0.0, n_targets: tokens.len() - 1 };
-        let chunk = self.workspace.sizes.rows;
-        for first in (0..tokens.len() - 1).step_by(chunk) {
-            let end = (first + chunk).min(tokens.len() - 1);
-            let (rows, segment) = Lane::pass(0, self.capacity, first, &tokens[first..end]);
-            self.rows.clear();
-            self.rows.extend(rows);
-            self.workspace.read(&self.base, adapter, &self.rows, &[segment])?;
-            sum.sum_nll += self.workspace.sum_nll(&self.base, &tokens[first + 1..end + 1])?;
+        for chunk in self.chunks(tokens.len() - 1) {
+            self.read_chunk(adapter, tokens, chunk.clone())?;
+            sum.sum_nll += self.workspace.sum_nll(&self.base, &tokens[chunk.start + 1..chunk.end + 1])?;
         }
         Ok(sum)
+    }
+
+    /// The logits (V) after each token of a sequence, handed to `each` with the token's index, first to last.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`].
+    pub fn logits(
+        &mut self,
+        adapter: Option<&Adapter<D>>,
+        tokens: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check_prompt(adapter, tokens)?;
+        let v = self.base.config.vocab_size;
+        for chunk in self.chunks(tokens.len()) {
+            self.read_chunk(adapter, tokens, chunk.clone())?;
+            for index in chunk.clone() {
+                let logits = &mut self.logits[..v];
+                self.workspace.logits(&self.base, &[(index - chunk.start) as u32], logits)?;
+                each(index, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts in which a sequence of `n` tokens is read.
+    fn chunks(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<D> {
+        let chunk = self.workspace.sizes.rows;
+        (0..n).step_by(chunk).map(move |first| first..(first + chunk).min(n))
+    }
+
+    fn read_chunk(
+        &mut self,
+        adapter: Option<&Adapter<D>>,
+        tokens: &[u32],
+        chunk: Range<usize>,
+    ) -> Result<()> {
+        let (rows, segment) = Lane::pass(0, self.capacity, chunk.start, &tokens[chunk]);
+        self.rows.clear();
+        self.rows.extend(rows);
+        self.workspace.read(&self.base, adapter, &self.rows, &[segment])
     }
 
     fn check_prompt(&self, adapter: Option<&Adapter<D>>, prompt: &[u32]) -> Result<()> {

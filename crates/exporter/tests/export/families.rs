@@ -1,0 +1,148 @@
+//! Every family's exported file through llama.cpp: its logits are those of our forward on the same blocks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use formats::gguf::Reader;
+use formats::observe::Silent;
+use model::arena::Arena;
+use model::generate::{Capacity, Generator};
+use model::policy::Quant;
+use model::{Base, Cpu};
+use serde_json::{Value, json};
+
+use crate::checkpoint::Tiny;
+use crate::{exported, request};
+
+#[path = "../../examples/llama_cpp_peer/logits.rs"]
+mod logits;
+
+/// Nats. Both sides read the same blocks; llama.cpp rounds activations to 8 bits before a product with 4-bit blocks,
+/// keys and values to 16 bits, and reads GELU from a table of 16-bit floats.
+const MAX_MEAN_KL: f64 = 1e-3;
+/// With 32-bit weights only the keys, the values and GELU are rounded.
+const MAX_MEAN_KL_EXACT: f64 = 1e-6;
+const N_TOKENS: usize = 512;
+
+/// A configuration with what all families share, changed by `keys`.
+fn config(keys: Value) -> Value {
+    let mut config = json!({
+        "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 1024, "tie_word_embeddings": true, "vocab_size": 272,
+    });
+    for (key, value) in keys.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+/// 512 tokens of text, from a tokenizer of single bytes.
+fn text() -> Vec<u32> {
+    let text = include_str!("../../../../README.md");
+    text.bytes().take(N_TOKENS).map(u32::from).collect()
+}
+
+/// Logits (N, V) of our forward on the file's own blocks.
+fn by_ourselves(file: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let device = Cpu::new(Arena::unlimited()).unwrap();
+    let base = Arc::new(Base::from_gguf(&device, &Reader::open(file).unwrap(), &mut Silent).unwrap());
+    let capacity = Capacity { n_sequences: 1, n_tokens: tokens.len() };
+    let mut generator = Generator::new(base, None, capacity).unwrap();
+    let mut rows = Vec::new();
+    generator.logits(None, tokens, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
+    rows
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
+}
+
+/// Σ p · ln(p / q), a mean over the rows.
+fn mean_kl(p: &[Vec<f32>], q: &[Vec<f32>]) -> f64 {
+    let row = |(p, q): (&Vec<f32>, &Vec<f32>)| {
+        let (p, q) = (log_softmax(p), log_softmax(q));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    };
+    p.iter().zip(q).map(row).sum::<f64>() / p.len() as f64
+}
+
+fn check(name: &str, keys: Value) {
+    let tiny = Tiny::new(config(keys));
+    for (quant, limit) in [(Quant::F32, MAX_MEAN_KL_EXACT), (Quant::Q4KM, MAX_MEAN_KL)] {
+        let (receipt, _) = exported(&request(&tiny, quant));
+        let tokens = text();
+        let (ours, theirs) = (by_ourselves(&receipt.file, &tokens), logits::logits(&receipt.file, &tokens));
+        assert_eq!((ours.len(), theirs.len()), (N_TOKENS, N_TOKENS));
+        let kl = mean_kl(&ours, &theirs);
+        // What the same measure gives for a model that is another one: logits that differ by row.
+        let unrelated = mean_kl(&ours, &[&theirs[1..], &theirs[..1]].concat());
+        eprintln!("{name} {quant}: mean KL {kl:.2e} ({unrelated:.2e} against the next token's)");
+        assert!(kl.abs() < limit, "{name} {quant}: mean KL {kl:e}");
+        assert!(unrelated > 20.0 * limit, "{name} {quant}: the measure tells nothing apart ({unrelated:e})");
+    }
+}
+
+#[test]
+fn llama() {
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 64});
+    check(
+        "llama",
+        json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": scaling}),
+    );
+}
+
+#[test]
+fn mistral() {
+    check(
+        "mistral",
+        json!({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": null,
+               "head_dim": 32, "tie_word_embeddings": false}),
+    );
+}
+
+#[test]
+fn qwen2() {
+    check("qwen2", json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}));
+}
+
+#[test]
+fn qwen3() {
+    check("qwen3", json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}));
+}
+
+/// Longer than the original context, so that both sides take the long factors; a part of each head is rotated.
+#[test]
+fn phi3() {
+    let factors = |stretch: f64| (0..24).map(|i| 1.0 + stretch * f64::from(i)).collect::<Vec<_>>();
+    check(
+        "phi3",
+        json!({"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "partial_rotary_factor": 0.75,
+               "original_max_position_embeddings": 256, "sliding_window": null,
+               "rope_scaling": {"type": "longrope", "short_factor": factors(0.1), "long_factor": factors(0.5)}}),
+    );
+}
+
+/// A window far below the text's length, layers with and without it.
+#[test]
+fn gemma3() {
+    check(
+        "gemma3",
+        json!({"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "head_dim": 64,
+               "num_hidden_layers": 7, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": null,
+               "sliding_window": 48, "sliding_window_pattern": 6, "query_pre_attn_scalar": 64,
+               "rope_local_base_freq": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    );
+}
+
+#[test]
+fn starcoder2() {
+    check(
+        "starcoder2",
+        json!({"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "use_bias": true,
+               "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "sliding_window": 1024}),
+    );
+}
