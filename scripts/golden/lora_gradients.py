@@ -78,8 +78,10 @@ def hashed(name, n, scale, offset=0.0):
 
 
 def base_weight(name, shape):
-    """Norms are 1 +- 1/4; an embedding +- 1/8; a linear layer has unit gain: +- sqrt(3 / columns)."""
+    """Norms are 1 +- 1/4; biases +- 1/4; an embedding +- 1/8; a linear layer has unit gain: +- sqrt(3 / columns)."""
     n = math.prod(shape)
+    if name.endswith(".bias"):
+        return hashed(name, n, 0.25).reshape(shape)
     if name.endswith("norm.weight"):
         return hashed(name, n, 0.25, 1.0).reshape(shape)
     scale = 0.125 if "embed_tokens" in name else np.float32(math.sqrt(3.0 / shape[1]))
