@@ -24,6 +24,9 @@ pub enum Error {
     #[error("{} is not valid JSON: {source}", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
 
+    #[error("`{name}` of Ollama's models in {}: {reason}", models.display())]
+    OllamaModel { name: String, models: PathBuf, reason: String },
+
     #[error("{}: key `{key}` is {actual}, expected {expected}", path.display())]
     Key { path: PathBuf, key: String, expected: String, actual: String },
 

@@ -21,6 +21,7 @@ pub mod json;
 pub mod lock;
 pub mod map;
 pub mod observe;
+pub mod ollama;
 pub mod safetensors;
 pub mod source;
 

@@ -4,14 +4,17 @@
 //! the lines of code that allocate it, the generator sizes its buffers by the same function, weights are their
 //! blocks. A test runs all of it under a cap of exactly the total.
 
-use crate::Result;
+use formats::BlockType;
+use formats::gguf::Reader;
+
 use crate::config::ModelConfig;
 use crate::device::cpu::TILE_FLOATS;
-use crate::family;
+use crate::family::{self, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions};
 use crate::policy::{self, Quant};
 use crate::step::{StepPlan, workspace_bytes};
+use crate::{Error, Result};
 
 /// One row of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +37,8 @@ pub struct MemoryTable {
 pub struct Residents<'a> {
     /// The model.
     pub config: &'a ModelConfig,
-    /// How its weights are held.
-    pub quant: Quant,
+    /// Bytes of its weights as they are held: [`weights_bytes`], or [`gguf_weights_bytes`].
+    pub weights_bytes: u64,
     /// The adapter, its gradients and its optimiser; `None` to run the base alone.
     pub lora: Option<&'a LoraOptions>,
     /// The training step.
@@ -65,9 +68,9 @@ impl MemoryTable {
 /// # Errors
 /// A block type that cannot hold a row, which the policy's fallbacks exclude.
 pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
-    let Residents { config, quant, lora, step, answers } = *residents;
+    let Residents { config, weights_bytes, lora, step, answers } = *residents;
     let mut table = MemoryTable::default();
-    table.push("base weights", weights_bytes(config, quant)?);
+    table.push("base weights", weights_bytes);
     table.push("tile of dense weights", 4 * TILE_FLOATS as u64);
     if let Some(lora) = lora {
         let adapter = 4 * Layout::new(config, lora.rank, &lora.targets).len() as u64;
@@ -95,10 +98,25 @@ pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
 /// # Errors
 /// As [`plan_bytes`].
 pub fn weights_bytes(config: &ModelConfig, quant: Quant) -> Result<u64> {
+    held_bytes(config, |spec| Ok(policy::block_type(quant, config, spec)))
+}
+
+/// Bytes of a GGUF's blocks, and of its vectors in 32 bits, as [`crate::Base::from_gguf`] holds them.
+///
+/// # Errors
+/// A tensor that the file lacks.
+pub fn gguf_weights_bytes(config: &ModelConfig, gguf: &Reader) -> Result<u64> {
+    held_bytes(config, |spec| match gguf.tensor(&spec.gguf) {
+        _ if spec.role.is_vector() => Ok(BlockType::F32),
+        Some(tensor) => Ok(tensor.ty),
+        None => Err(Error::MissingTensor { name: spec.gguf.clone(), n_missing: 1, n_expected: 1 }),
+    })
+}
+
+fn held_bytes(config: &ModelConfig, block_type: impl Fn(&TensorSpec) -> Result<BlockType>) -> Result<u64> {
     let mut bytes = 0;
     for spec in family::tensors(config) {
-        let row_bytes = policy::block_type(quant, config, &spec).row_bytes(spec.cols)?;
-        bytes += spec.rows as u64 * row_bytes as u64;
+        bytes += spec.rows as u64 * block_type(&spec)?.row_bytes(spec.cols)? as u64;
     }
     Ok(bytes)
 }

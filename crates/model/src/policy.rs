@@ -73,6 +73,11 @@ impl Quant {
         self.row().name
     }
 
+    /// The quantisation that a GGUF names as its own; `None` for one that is not written here.
+    pub fn of_file_type(file_type: u32) -> Option<Quant> {
+        TABLE.iter().find(|row| row.file_type == file_type).map(|row| row.quant)
+    }
+
     /// `general.file_type` of a GGUF.
     pub fn file_type(self) -> u32 {
         self.row().file_type

@@ -14,7 +14,7 @@ use formats::observe::Silent;
 use hashed::{HashedCheckpoint, llama, qwen3};
 use model::arena::Arena;
 use model::lora::Gradients;
-use model::memory::{Residents, plan_bytes};
+use model::memory::{Residents, plan_bytes, weights_bytes};
 use model::step::StepPlan;
 use model::{Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
 use peft::{Case, Packed, check_gradients, relative};
@@ -34,7 +34,8 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
     let lora = LoraOptions::default();
     let max_tokens = golden.cases.values().map(|case| case.lengths.iter().sum()).max().unwrap();
     let plan = StepPlan::new(config, max_tokens);
-    let residents = Residents { config, quant, lora: Some(&lora), step: Some(&plan), answers: None };
+    let weights_bytes = weights_bytes(config, quant).unwrap();
+    let residents = Residents { config, weights_bytes, lora: Some(&lora), step: Some(&plan), answers: None };
     let device = Cpu::new(Arena::new(plan_bytes(&residents).unwrap().total_bytes())).unwrap();
     let base =
         Arc::new(Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent).unwrap());

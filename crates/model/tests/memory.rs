@@ -46,20 +46,21 @@ fn a_run_draws_exactly_the_plan() {
         let step = StepPlan { kept_layers, ..StepPlan::new(&config, 24) };
         let answers = Capacity { n_sequences: 2, n_tokens: 20 };
         let (quant, config) = (Quant::Q4KM, &config);
-        let residents =
-            Residents { config, quant, lora: Some(&lora), step: Some(&step), answers: Some(answers) };
+        let weights_bytes = weights_bytes(config, quant).unwrap();
+        let (lora, step, answers) = (Some(&lora), Some(&step), Some(answers));
+        let residents = Residents { config, weights_bytes, lora, step, answers };
         let total = plan_bytes(&residents).unwrap().total_bytes();
         let arena = Arena::new(total);
-        run(&residents, &arena).unwrap();
+        run(&residents, quant, &arena).unwrap();
         assert_eq!(arena.peak_bytes(), total);
-        let refused = run(&residents, &Arena::new(total - 1)).unwrap_err();
+        let refused = run(&residents, quant, &Arena::new(total - 1)).unwrap_err();
         assert!(matches!(refused, Error::OutOfMemory { .. }), "a byte less is too little: {refused}");
     }
 }
 
 /// Builds everything and uses it once.
-fn run(residents: &Residents<'_>, arena: &Arena) -> Result<(), Error> {
-    let Residents { config, quant, lora, step, answers } = *residents;
+fn run(residents: &Residents<'_>, quant: Quant, arena: &Arena) -> Result<(), Error> {
+    let Residents { config, lora, step, answers, .. } = *residents;
     let (lora, step, answers) = (lora.unwrap(), *step.unwrap(), answers.unwrap());
     let device = Cpu::new(arena.clone())?;
     let base = Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent)?;

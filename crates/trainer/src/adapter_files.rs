@@ -101,7 +101,7 @@ fn further_provenance(options: &Options, inputs: &Inputs) -> Map<String, Value> 
     let fields = json!({
         "base_config_blake3": inputs.base_config,
         "tokenizer_blake3": inputs.tokenizer,
-        "quant": options.model.quant,
+        "quant": options.model.quant_name(),
         "seed": options.train.seed,
     });
     into_fields(fields)

@@ -40,18 +40,20 @@ pub enum Start {
 }
 
 /// The base model and the form in which it is held.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelOptions {
-    /// A folder in Hugging Face layout.
+    /// A folder in Hugging Face layout, or a GGUF file.
     pub base: PathBuf,
-    /// Name of the mixture of block types, such as `q4_k_m`.
-    pub quant: String,
+    /// Name of the mixture of block types in which a folder's weights are held; without it `q4_k_m`. The blocks of a
+    /// GGUF stay as they are.
+    pub quant: Option<String>,
 }
 
-impl Default for ModelOptions {
-    fn default() -> Self {
-        Self { base: PathBuf::new(), quant: "q4_k_m".into() }
+impl ModelOptions {
+    /// The mixture in which a folder's weights are held.
+    pub fn quant_name(&self) -> &str {
+        self.quant.as_deref().unwrap_or("q4_k_m")
     }
 }
 

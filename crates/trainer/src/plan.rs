@@ -7,7 +7,7 @@ use model::arena::Arena;
 use model::generate::Capacity;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
 use model::step::StepPlan;
-use model::{Cpu, LoraOptions, ModelConfig, Quant};
+use model::{Cpu, LoraOptions, ModelConfig};
 
 use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
@@ -33,8 +33,8 @@ pub struct Plan {
 pub struct Shapes<'a> {
     /// The base.
     pub config: &'a ModelConfig,
-    /// How its weights are held.
-    pub quant: Quant,
+    /// Bytes of its weights in memory.
+    pub weights_bytes: u64,
     /// The adapter.
     pub lora: &'a LoraOptions,
     /// What decodes side by side in the evaluation.
@@ -121,9 +121,11 @@ fn check_free(path: &Path, need_bytes: u64) -> Result<()> {
 impl Shapes<'_> {
     /// Training and answering take turns, so the larger of both counts.
     fn table(&self, step: &StepPlan) -> Result<MemoryTable> {
-        let (config, quant, lora) = (self.config, self.quant, Some(self.lora));
-        let mut table = plan_bytes(&Residents { config, quant, lora, step: Some(step), answers: None })?;
-        let answering = plan_bytes(&Residents { config, quant, lora, step: None, answers: self.answers })?;
+        let (config, weights_bytes, lora) = (self.config, self.weights_bytes, Some(self.lora));
+        let mut table =
+            plan_bytes(&Residents { config, weights_bytes, lora, step: Some(step), answers: None })?;
+        let answering =
+            plan_bytes(&Residents { config, weights_bytes, lora, step: None, answers: self.answers })?;
         let more = answering.total_bytes().saturating_sub(table.total_bytes());
         if more > 0 {
             table.rows.push(MemoryRow { name: "evaluation beyond training", bytes: more });

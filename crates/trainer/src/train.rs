@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
 use model::base::LoadEvent;
-use model::{Base, Device, LoraOptions, Quant};
+use model::{Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
-use crate::base_files::BaseFiles;
+use crate::base_files::{BaseFiles, BaseWeights};
 use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -33,7 +33,6 @@ use crate::session::{Begin, Ended, Session, Setting};
 pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<Outcome> {
     let growth = Growth::start();
     options.validate()?;
-    let quant = Quant::parse(&options.model.quant)?;
     let run_dir = RunDir::new(&options.run_dir);
     let (lock, record) = open_run(options, &run_dir)?;
     if let Some(outcome) = finished_before(record.as_ref(), &run_dir) {
@@ -41,7 +40,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         return Ok(outcome);
     }
 
-    let base_files = BaseFiles::open(&options.model.base)?;
+    let base_files = BaseFiles::open(&options.model)?;
     let lora = lora_options(&options.adapter, base_files.config.family)?;
     let dataset = Dataset::read(options, &base_files)?;
     observer.observe(Event::Data(dataset.summary()));
@@ -51,10 +50,15 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     }
     let examination = examination(options, &base_files, &dataset, &growth);
     let chosen = record.as_ref().map(|record| record.chosen);
-    let shapes = Shapes { config: &base_files.config, quant, lora: &lora, answers: examination.capacity() };
+    let weights_bytes = base_files.weights.bytes(&base_files.config)?;
+    let answers = examination.capacity();
+    let shapes = Shapes { config: &base_files.config, weights_bytes, lora: &lora, answers };
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
+    if let BaseWeights::Gguf(_) = base_files.weights {
+        observer.observe(Event::Warning { message: NO_EXPORT_FROM_GGUF.to_owned() });
+    }
 
     let _lock = match lock {
         Some(lock) => lock,
@@ -70,9 +74,13 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         plan: &plan,
         growth: &growth,
     };
-    let run = Run { setting, quant, lora, inputs, record, examination, observer, cancel };
+    let run = Run { setting, lora, inputs, record, examination, observer, cancel };
     run.run()
 }
+
+/// Said before a night is spent, not after it.
+const NO_EXPORT_FROM_GGUF: &str = "the base is a GGUF: the adapter is trained on its blocks, and `tune export` merges \
+                                   only into a folder with 16- or 32-bit weights; the adapter itself is kept in PEFT's layout";
 
 /// Takes up an existing run, or checks that there is none.
 fn open_run(options: &Options, run_dir: &RunDir) -> Result<(Option<RunLock>, Option<RunRecord>)> {
@@ -163,7 +171,6 @@ fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
 /// A run whose preparations are done.
 struct Run<'a> {
     setting: Setting<'a>,
-    quant: Quant,
     lora: LoraOptions,
     inputs: Inputs,
     record: RunRecord,
@@ -228,7 +235,7 @@ impl Run<'_> {
                 observer.observe(Event::Loading { done: n_done, total: n_tensors });
             }
         };
-        Ok(Base::load(&device, &files.config, &files.weights, self.quant, &mut on_load)?)
+        files.weights.load(&device, &files.config, &mut on_load)
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.

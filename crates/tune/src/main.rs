@@ -3,6 +3,7 @@
 //! This crate owns argv, recipes, the environment, the terminal and exit codes; the work is in the
 //! libraries beside it.  One file a command, in `commands`.
 
+mod base_location;
 mod bytes;
 mod cli;
 mod commands;

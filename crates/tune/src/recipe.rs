@@ -1,5 +1,6 @@
 //! `recipe.toml`: everything a run is told, in one file.  Unknown keys are errors.
 
+use crate::base_location;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
@@ -33,8 +34,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct ModelTable {
     pub base: PathBuf,
-    #[serde(default = "q4_k_m")]
-    pub quant: String,
+    pub quant: Option<String>,
 }
 
 /// `[adapter]`: LoRA's shape.
@@ -253,12 +253,15 @@ impl Recipe {
     /// The trainer's options; what the recipe leaves open is decided here.
     ///
     /// # Errors
-    /// Both `epochs` and `max_steps` are given.
+    /// Both `epochs` and `max_steps` are given; the base is a model that Ollama does not hold.
     pub fn options(&self, run_dir: PathBuf, start: Start) -> Result<Options, Failure> {
         Ok(Options {
             run_dir,
             start,
-            model: ModelOptions { base: self.model.base.clone(), quant: self.model.quant.clone() },
+            model: ModelOptions {
+                base: base_location::locate(&self.model.base)?,
+                quant: self.model.quant.clone(),
+            },
             adapter: self.adapter.options(),
             data: self.data.options(self.eval.test.clone()),
             train: self.train.options()?,

@@ -9,6 +9,7 @@ mod python;
 
 use std::path::Path;
 
+use formats::gguf::Metadata;
 use minijinja::value::{Serde, Value};
 use serde_json::Map;
 
@@ -45,6 +46,18 @@ impl ChatTemplate {
     /// [`crate::Error::NoTemplate`], or what [`ChatTemplate::from_source`] says.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
         find::from_dir(dir, tokenizer)
+    }
+
+    /// The template that a GGUF holds for the tokenizer it holds; `None` where it holds none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Template`] where it does not compile.
+    pub fn from_gguf(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let source = metadata.get_str("tokenizer.chat_template");
+        source
+            .map(|source| ChatTemplate::from_source(source, text(tokenizer.bos()), text(tokenizer.eos())))
+            .transpose()
     }
 
     /// Compiles a template; `bos` and `eos` are the texts of those tokens, empty where there is none.

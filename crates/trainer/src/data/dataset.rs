@@ -110,7 +110,7 @@ impl Dataset {
         if tokens <= max_positions {
             return Ok(());
         }
-        Err(Error::PositionsExceeded { base: base.dir.clone(), tokens, max_positions })
+        Err(Error::PositionsExceeded { base: base.path.clone(), tokens, max_positions })
     }
 
     /// Test rows where there is a test file, otherwise validation rows.
@@ -146,7 +146,7 @@ fn question(base: &BaseFiles, messages: &[Message]) -> Result<Option<Question>> 
     let asked = before.last().map(|message| message.content.clone()).unwrap_or_default();
     let (tokens, max_positions) = (prompt.len() + 1, base.config.max_positions);
     if tokens > max_positions {
-        return Err(Error::PositionsExceeded { base: base.dir.clone(), tokens, max_positions });
+        return Err(Error::PositionsExceeded { base: base.path.clone(), tokens, max_positions });
     }
     Ok(Some(Question { prompt, asked, expected: answer.content.clone() }))
 }

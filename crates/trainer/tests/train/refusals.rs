@@ -32,7 +32,7 @@ fn options_that_cannot_be() {
         expect!["`data.val_split` must lie between 0 and 0.5"],
     );
     check(
-        |_, options| options.model.quant = "q4_m_k".into(),
+        |_, options| options.model.quant = Some("q4_m_k".into()),
         expect!["unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"],
     );
 }

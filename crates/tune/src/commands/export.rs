@@ -1,5 +1,6 @@
 //! `tune export`: a run (or a base alone) in, one checked GGUF out.
 
+use crate::base_location;
 use crate::bytes;
 use crate::cli::Export;
 use crate::failure::Failure;
@@ -61,6 +62,15 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
     let run_dir = &arguments.source;
     let recipe_path = run_dir.join("recipe.toml");
     let recipe = Recipe::read(&recipe_path)?;
+    let base = base_location::locate(&recipe.model.base)?;
+    if base.is_file() {
+        return Err(Failure::new(format!(
+            "{} was trained on a GGUF, {}: a merge needs a folder with 16- or 32-bit weights",
+            run_dir.display(),
+            base.display()
+        ))
+        .hint(format!("the adapter in {} is in PEFT's layout", run_dir.join("adapter").display())));
+    }
     let outcome = run_record::finished(run_dir)?;
     let name = recipe.expert.name.clone().unwrap_or_else(|| folder_name(run_dir));
     let evaluation = match &recipe.eval.test {

@@ -1,0 +1,70 @@
+//! A base as a folder in Hugging Face layout, whose weights are quantised when they are loaded.
+
+use std::path::Path;
+
+use formats::checkpoint::Checkpoint;
+use formats::config::{GenerationConfig, HfConfig};
+use formats::{TensorSource, hash};
+use model::family::{self, Naming};
+use model::{ModelConfig, Quant};
+use text::{ChatTemplate, Tokenizer};
+
+use super::{BaseFiles, BaseWeights};
+use crate::error::Result;
+use crate::options::ModelOptions;
+use crate::record::Inputs;
+
+/// Files that decide what a tokenizer does; those that a folder lacks are passed over.
+const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
+    let quant = Quant::parse(options.quant_name())?;
+    let hf = HfConfig::from_dir(dir)?;
+    let config = ModelConfig::from_hf(&hf)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    family::check(&config, &checkpoint, Naming::Hf)?;
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let template = match has_template(dir) {
+        true => Some(ChatTemplate::from_dir(dir, &tokenizer)?),
+        false => None,
+    };
+    let stop = GenerationConfig::from_dir(dir)?.unwrap_or_default().eos_token_ids;
+    let weights = BaseWeights::Folder { checkpoint, quant };
+    BaseFiles::assemble(dir, (config, weights), (tokenizer, template), stop)
+}
+
+pub(super) fn hashes(dir: &Path, checkpoint: &Checkpoint, inputs: Inputs) -> Result<Inputs> {
+    let mut tokenizer = String::new();
+    for name in TOKENIZER_FILES {
+        let path = dir.join(name);
+        if path.is_file() {
+            tokenizer += &format!("{name} {}\n", hash::blake3_file(&path)?);
+        }
+    }
+    Ok(Inputs {
+        base: checkpoint.content_hash()?,
+        base_config: hash::blake3_file(&dir.join("config.json"))?,
+        tokenizer: hash::blake3_bytes(tokenizer.as_bytes()),
+        ..inputs
+    })
+}
+
+/// Whether one of the three places where a template can stand has one.
+fn has_template(dir: &Path) -> bool {
+    let stands_alone =
+        ["chat_template.jinja", "chat_template.json"].iter().any(|name| dir.join(name).is_file());
+    let in_config = || {
+        let bytes = std::fs::read(dir.join("tokenizer_config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        config.get("chat_template").map(|template| !template.is_null())
+    };
+    stands_alone || in_config().unwrap_or(false)
+}

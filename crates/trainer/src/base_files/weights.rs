@@ -1,0 +1,54 @@
+//! A base's weights where they lie, and how they come into memory.
+
+use formats::checkpoint::Checkpoint;
+use formats::gguf::Reader;
+use formats::observe::Observer;
+use model::base::LoadEvent;
+use model::memory::{gguf_weights_bytes, weights_bytes};
+use model::{Base, Device, ModelConfig, Quant};
+
+use crate::error::Result;
+
+/// The weights of a base, memory-mapped.
+pub enum BaseWeights {
+    /// 16- or 32-bit weights, quantised when they are loaded.
+    Folder {
+        /// The weight files.
+        checkpoint: Checkpoint,
+        /// How they are held.
+        quant: Quant,
+    },
+    /// A GGUF, whose blocks are taken as they are.
+    Gguf(Reader),
+}
+
+impl BaseWeights {
+    /// Bytes that they take in memory.
+    ///
+    /// # Errors
+    /// A tensor that is missing.
+    pub fn bytes(&self, config: &ModelConfig) -> Result<u64> {
+        Ok(match self {
+            BaseWeights::Folder { quant, .. } => weights_bytes(config, *quant)?,
+            BaseWeights::Gguf(reader) => gguf_weights_bytes(config, reader)?,
+        })
+    }
+
+    /// Brings them to a device.
+    ///
+    /// # Errors
+    /// What the device and reading meet.
+    pub fn load<D: Device>(
+        &self,
+        device: &D,
+        config: &ModelConfig,
+        observer: &mut dyn Observer<LoadEvent>,
+    ) -> Result<Base<D>> {
+        Ok(match self {
+            BaseWeights::Folder { checkpoint, quant } => {
+                Base::load(device, config, checkpoint, *quant, observer)?
+            }
+            BaseWeights::Gguf(reader) => Base::from_gguf(device, reader, observer)?,
+        })
+    }
+}
