@@ -45,6 +45,9 @@ pub enum Error {
     )]
     OutOfRange { tensor: String, row: usize, column: usize, value: f32, type_name: &'static str, limit: f32 },
 
+    #[error("{quant} is a form of weights in memory that no file has (valid: {valid})")]
+    NoFileType { quant: &'static str, valid: String },
+
     #[error("num_ctx is {num_ctx}, expected 1 to {max_positions}, the positions that the base was made for")]
     Context { num_ctx: usize, max_positions: usize },
 

@@ -40,7 +40,9 @@ pub(crate) fn metadata(request: &Request, parts: Parts) -> Metadata {
         metadata.insert("tokenizer.chat_template", template);
     }
     metadata.push("general.quantization_version", QUANTIZATION_VERSION);
-    metadata.push("general.file_type", request.quant.file_type());
+    if let Some(file_type) = request.quant.file_type() {
+        metadata.push("general.file_type", file_type);
+    }
     metadata
 }
 

@@ -8,7 +8,7 @@ use formats::gguf::{Metadata, Planned, file_bytes};
 use formats::{BlockType, TensorSource, hash};
 use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
-use model::{ModelConfig, policy};
+use model::{ModelConfig, Quant, policy};
 use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::adapter::{self, Adapter};
@@ -76,6 +76,7 @@ impl Plan {
     /// Opens and checks all inputs; cheap checks first, hashes of large files last.
     pub(crate) fn new(request: &Request) -> Result<Plan> {
         check_name(&request.name)?;
+        check_quant(request.quant)?;
         check_system(request.system.as_deref())?;
         check_evaluation(&request.evaluation)?;
         let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
@@ -85,6 +86,7 @@ impl Plan {
         let template = template(request, &tokenizer)?;
         let base = Checkpoint::open(&request.base)?;
         family::check(&config, &base, Naming::Hf)?;
+        family::check_tied_head(&config, &base)?;
         let mut specs = family::tensors(&config);
         family::sort_for_gguf(&mut specs);
         let adapter = request.adapter.as_deref().map(|dir| adapter::read(dir, &specs, &base)).transpose()?;
@@ -201,6 +203,12 @@ fn check_name(name: &str) -> Result<()> {
         return refuse("only letters, digits, `-`, `_` and `.` are allowed");
     }
     Ok(())
+}
+
+/// What only memory holds has no number in a file.
+fn check_quant(quant: Quant) -> Result<()> {
+    let valid = || Quant::FILES.map(Quant::name).join(", ");
+    quant.file_type().map(|_| ()).ok_or_else(|| Error::NoFileType { quant: quant.name(), valid: valid() })
 }
 
 fn check_system(system: Option<&str>) -> Result<()> {

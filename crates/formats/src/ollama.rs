@@ -83,13 +83,14 @@ fn name_parts(name: &str) -> Option<[String; 4]> {
         [host, namespace, model] => (host, namespace, model),
         _ => return None,
     };
-    let parts = [host, namespace, model, tag];
-    parts.iter().all(|part| is_part(part)).then(|| parts.map(str::to_owned))
+    let are_names = [namespace, model, tag].iter().all(|part| is_part(part, "_-."));
+    (are_names && is_part(host, "_-.:")).then(|| [host, namespace, model, tag].map(str::to_owned))
 }
 
-fn is_part(part: &str) -> bool {
+/// Letters, digits and some `further` characters, none of these first: no part can lead out of the folder.
+fn is_part(part: &str, further: &str) -> bool {
     let starts_well = part.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
-    starts_well && part.len() <= 350 && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-.:".contains(c))
+    starts_well && part.len() <= 350 && part.chars().all(|c| c.is_ascii_alphanumeric() || further.contains(c))
 }
 
 /// The models of the default host and namespace, for a message.

@@ -73,6 +73,18 @@ pub enum Error {
         /// The shape that the configuration implies.
         expected: Vec<usize>,
     },
+    /// A model whose head is its embedding comes with another head.
+    #[error(
+        "the model is tied, but `{head}` and `{embedding}` differ from row {row} on (set `tie_word_embeddings` to false to use the head, or remove it)"
+    )]
+    TiedHead {
+        /// The head's tensor.
+        head: String,
+        /// The embedding's.
+        embedding: String,
+        /// The first row that differs.
+        row: usize,
+    },
     /// No such quantisation.
     #[error("unknown quantisation `{found}` (valid: {valid})")]
     UnknownQuant {

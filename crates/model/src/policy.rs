@@ -23,6 +23,8 @@ pub enum Quant {
     Q8_0,
     /// Q4_0, with a Q6_K head.
     Q4_0,
+    /// NF4 with double quantisation, as in the QLoRA paper, with a Q6_K head: a form for memory that no file has.
+    Nf4,
     /// 16-bit floats of IEEE 754.
     F16,
     /// The upper half of an f32.
@@ -37,24 +39,25 @@ struct Row {
     name: &'static str,
     ordinary: BlockType,
     more_bits: BlockType,
-    file_type: u32,
+    file_type: Option<u32>,
 }
 
 #[rustfmt::skip]
-const TABLE: [Row; 8] = [
-    Row { quant: Quant::Q4KM, name: "q4_k_m", ordinary: BlockType::Q4K,  more_bits: BlockType::Q6K,  file_type: 15 },
-    Row { quant: Quant::Q5KM, name: "q5_k_m", ordinary: BlockType::Q5K,  more_bits: BlockType::Q6K,  file_type: 17 },
-    Row { quant: Quant::Q6K,  name: "q6_k",   ordinary: BlockType::Q6K,  more_bits: BlockType::Q6K,  file_type: 18 },
-    Row { quant: Quant::Q8_0, name: "q8_0",   ordinary: BlockType::Q8_0, more_bits: BlockType::Q8_0, file_type: 7 },
-    Row { quant: Quant::Q4_0, name: "q4_0",   ordinary: BlockType::Q4_0, more_bits: BlockType::Q4_0, file_type: 2 },
-    Row { quant: Quant::F16,  name: "f16",    ordinary: BlockType::F16,  more_bits: BlockType::F16,  file_type: 1 },
-    Row { quant: Quant::BF16, name: "bf16",   ordinary: BlockType::BF16, more_bits: BlockType::BF16, file_type: 32 },
-    Row { quant: Quant::F32,  name: "f32",    ordinary: BlockType::F32,  more_bits: BlockType::F32,  file_type: 0 },
+const TABLE: [Row; 9] = [
+    Row { quant: Quant::Q4KM, name: "q4_k_m", ordinary: BlockType::Q4K,  more_bits: BlockType::Q6K,  file_type: Some(15) },
+    Row { quant: Quant::Q5KM, name: "q5_k_m", ordinary: BlockType::Q5K,  more_bits: BlockType::Q6K,  file_type: Some(17) },
+    Row { quant: Quant::Q6K,  name: "q6_k",   ordinary: BlockType::Q6K,  more_bits: BlockType::Q6K,  file_type: Some(18) },
+    Row { quant: Quant::Q8_0, name: "q8_0",   ordinary: BlockType::Q8_0, more_bits: BlockType::Q8_0, file_type: Some(7) },
+    Row { quant: Quant::Q4_0, name: "q4_0",   ordinary: BlockType::Q4_0, more_bits: BlockType::Q4_0, file_type: Some(2) },
+    Row { quant: Quant::Nf4,  name: "nf4",    ordinary: BlockType::Nf4,  more_bits: BlockType::Nf4,  file_type: None },
+    Row { quant: Quant::F16,  name: "f16",    ordinary: BlockType::F16,  more_bits: BlockType::F16,  file_type: Some(1) },
+    Row { quant: Quant::BF16, name: "bf16",   ordinary: BlockType::BF16, more_bits: BlockType::BF16, file_type: Some(32) },
+    Row { quant: Quant::F32,  name: "f32",    ordinary: BlockType::F32,  more_bits: BlockType::F32,  file_type: Some(0) },
 ];
 
 impl Quant {
-    /// All quantisations, in the order in which messages list them.
-    pub const ALL: [Quant; 8] =
+    /// All that a file can have, in the order in which messages list them.
+    pub const FILES: [Quant; 8] =
         [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0, Quant::F16, Quant::BF16, Quant::F32];
 
     /// Reads a name as users write it, in any case: `q4_k_m`.
@@ -75,11 +78,11 @@ impl Quant {
 
     /// The quantisation that a GGUF names as its own; `None` for one that is not written here.
     pub fn of_file_type(file_type: u32) -> Option<Quant> {
-        TABLE.iter().find(|row| row.file_type == file_type).map(|row| row.quant)
+        TABLE.iter().find(|row| row.file_type == Some(file_type)).map(|row| row.quant)
     }
 
-    /// `general.file_type` of a GGUF.
-    pub fn file_type(self) -> u32 {
+    /// `general.file_type` of a GGUF; `None` for what no file has.
+    pub fn file_type(self) -> Option<u32> {
         self.row().file_type
     }
 
@@ -110,7 +113,7 @@ pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> Bloc
     let wanted = match spec.role {
         role if role.is_vector() => return BlockType::F32,
         _ if !is_quantised(ordinary) => ordinary,
-        _ if is_head && !spec.cols.is_multiple_of(ordinary.block_len()) => BlockType::Q8_0,
+        _ if is_head && !spec.cols.is_multiple_of(head_block(ordinary)) => BlockType::Q8_0,
         _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
         Role::V | Role::Qkv | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
         Role::V | Role::Qkv if ordinary == BlockType::Q4K && is_70b(config) => BlockType::Q5K,
@@ -131,6 +134,11 @@ fn is_70b(config: &ModelConfig) -> bool {
     has_such && config.n_layers == 80 && config.n_heads != config.n_kv_heads
 }
 
+/// What a head's rows must be a multiple of to get more bits.
+fn head_block(ordinary: BlockType) -> usize {
+    if ordinary == BlockType::Nf4 { BlockType::Q6K.block_len() } else { ordinary.block_len() }
+}
+
 fn is_quantised(ty: BlockType) -> bool {
     ty.block_len() > 1
 }
@@ -143,7 +151,7 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
     let smaller = match wanted {
         BlockType::Q4K => BlockType::Q5_0,
         BlockType::Q5K => BlockType::Q5_1,
-        BlockType::Q6K => BlockType::Q8_0,
+        BlockType::Q6K | BlockType::Nf4 => BlockType::Q8_0,
         other => other,
     };
     if cols.is_multiple_of(smaller.block_len()) { smaller } else { BlockType::F16 }
@@ -207,7 +215,7 @@ mod tests {
         check(Quant::Q4_0, &untied, Role::Output, BlockType::Q6K);
         check(Quant::Q8_0, &untied, Role::Output, BlockType::Q8_0);
         check(Quant::F16, &untied, Role::Output, BlockType::F16);
-        for quant in Quant::ALL {
+        for quant in Quant::FILES {
             check(quant, &tied, Role::AttnNorm, BlockType::F32);
             check(quant, &tied, Role::QNorm, BlockType::F32);
         }
@@ -242,11 +250,11 @@ mod tests {
 
     #[test]
     fn names_parse_in_any_case_and_unknown_ones_list_the_valid() {
-        for quant in Quant::ALL {
+        for quant in Quant::FILES.into_iter().chain([Quant::Nf4]) {
             assert_eq!(Quant::parse(&quant.name().to_uppercase()).unwrap(), quant);
         }
         let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
-        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32";
+        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, f16, bf16, f32";
         assert_eq!(error, format!("unknown quantisation `q4_k_xl` (valid: {valid})"));
     }
 }

@@ -129,6 +129,8 @@ fn four_bits_lose_little_and_more_bits_less() {
     // Random weights are the hardest to quantise; a wrong decode or a lost row moves the loss by far more.
     assert!(error(Quant::Q4KM) > error(Quant::F16));
     assert!(error(Quant::Q4KM) < 0.1, "{}", error(Quant::Q4KM));
+    assert!(error(Quant::Nf4) > error(Quant::F16));
+    assert!(error(Quant::Nf4) < 0.1, "{}", error(Quant::Nf4));
     assert!(error(Quant::Q8_0) < 0.02, "{}", error(Quant::Q8_0));
     assert!(error(Quant::F16) < 1e-3, "{}", error(Quant::F16));
 }

@@ -213,3 +213,46 @@ fn wrong_tensors_are_named() {
         Some("tensor `lm_head.weight` has shape [500, 64], expected [512, 64]"),
     );
 }
+
+/// A tied Llama's embedding, and a head that differs from it in one row, or in none.
+struct Heads {
+    odd_row: Option<usize>,
+}
+
+impl TensorSource for Heads {
+    fn tensor_names(&self) -> Vec<String> {
+        vec!["model.embed_tokens.weight".to_owned(), "lm_head.weight".to_owned()]
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensor_names().contains(&name.to_owned()).then(|| vec![512, 64])
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> formats::Result<()> {
+        let odd = |row| name == "lm_head.weight" && self.odd_row == Some(row);
+        out.clear();
+        out.extend(
+            rows.flat_map(|row| (0..64).map(move |col| (row, col)))
+                .map(|(row, col)| if odd(row) && col == 63 { -1.0 } else { (row * 64 + col) as f32 }),
+        );
+        Ok(())
+    }
+
+    fn content_hash(&self) -> formats::Result<String> {
+        Ok(String::new())
+    }
+}
+
+#[test]
+fn a_tied_model_with_another_head_is_refused() {
+    let config = tiny_llama();
+    family::check_tied_head(&config, &Heads { odd_row: None }).unwrap();
+    let error = family::check_tied_head(&config, &Heads { odd_row: Some(300) }).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the model is tied, but `lm_head.weight` and `model.embed_tokens.weight` differ from row 300 on (set \
+         `tie_word_embeddings` to false to use the head, or remove it)"
+    );
+    let untied = ModelConfig { tied: false, ..config };
+    family::check_tied_head(&untied, &Heads { odd_row: Some(300) }).unwrap();
+}

@@ -28,7 +28,10 @@ fn frozen(
     let mut blocks = vec![0; rows * ty.row_bytes(cols).unwrap()];
     block::encode(ty, &random.values(rows * cols), cols, None, &mut blocks).unwrap();
     let mut dense = vec![0.0; rows * cols];
-    block::decode(ty, &blocks, &mut dense).unwrap();
+    let row_bytes = ty.row_bytes(cols).unwrap();
+    for (row, out) in blocks.chunks(row_bytes).zip(dense.chunks_mut(cols)) {
+        block::decode(ty, row, out).unwrap();
+    }
     let mut weights = cpu.alloc_weights("test", ty, rows, cols).unwrap();
     cpu.upload_rows(&blocks, 0, &mut weights).unwrap();
     (weights, dense)
@@ -43,6 +46,7 @@ fn frozen_linear_and_its_backward() {
         (BlockType::Q6K, 33, 70, 512),
         (BlockType::Q8_0, 3, 7000, 160), // more than one tile
         (BlockType::BF16, 3, 9, 33),
+        (BlockType::Nf4, 12, 70, 320),
     ];
     for (ty, n, rows, cols) in cases {
         let (weights, dense) = frozen(&cpu, ty, rows, cols, &mut random);

@@ -47,7 +47,7 @@ fn main() {
     let ours = exported(checkpoint, quant, out_dir);
     let started = Instant::now();
     let theirs = out_dir.join("llama_cpp.gguf");
-    quantise::quantise(converted, &theirs, quant.file_type());
+    quantise::quantise(converted, &theirs, quant.file_type().expect("a type of files"));
     println!("llama-quantize {:.2} s (after the converter)", started.elapsed().as_secs_f64());
     let (ours, theirs) = (Reader::open(&ours).expect("our file"), Reader::open(&theirs).expect("their file"));
     let n_keys = differing_keys(&ours, &theirs);

@@ -14,7 +14,7 @@ fn check(tiny: &Tiny, quant: Quant) {
     let (exact, _) = exported(&request(tiny, Quant::F32));
     let (ours, _) = exported(&request(tiny, quant));
     let theirs = tiny.dir.path().join("llama_cpp.gguf");
-    quantise::quantise(&exact.file, &theirs, quant.file_type());
+    quantise::quantise(&exact.file, &theirs, quant.file_type().expect("a type of files"));
     let (ours, theirs) = (Reader::open(&ours.file).unwrap(), Reader::open(&theirs).unwrap());
     assert_eq!(ours.metadata(), theirs.metadata(), "{quant}");
     assert_eq!(ours.tensors(), theirs.tensors(), "{quant}");
@@ -28,7 +28,7 @@ fn check(tiny: &Tiny, quant: Quant) {
 fn every_quantisation_equals_llama_quantize() {
     for tiny in [Tiny::qwen3(), Tiny::llama()] {
         tiny.write_adapter(|_| {});
-        for quant in Quant::ALL {
+        for quant in Quant::FILES {
             check(&tiny, quant);
         }
     }

@@ -20,7 +20,7 @@ fn unknown_quantisations_are_refused_with_the_valid_ones() {
     let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
     assert_eq!(
         error,
-        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"
+        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, f16, bf16, f32)"
     );
 }
 
@@ -166,6 +166,11 @@ fn evaluation_rows_and_contexts_that_cannot_be_used() {
     assert!(error.starts_with("evaluation row 1: it has 2"), "{error}");
     let error = message(&tiny, |request| request.num_ctx = 512);
     assert_eq!(error, "num_ctx is 512, expected 1 to 256, the positions that the base was made for");
+    let error = message(&tiny, |request| request.quant = Quant::Nf4);
+    assert!(
+        error.starts_with("nf4 is a form of weights in memory that no file has (valid: q4_k_m"),
+        "{error}"
+    );
     let mistral = Tiny::mistral(64);
     assert_eq!(
         message(&mistral, |request| request.num_ctx = 65),

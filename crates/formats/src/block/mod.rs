@@ -9,6 +9,7 @@ mod float16;
 mod importance;
 mod k_scales;
 mod lanes;
+mod nf4;
 mod nibbles;
 mod plain;
 mod q4_0;
@@ -28,7 +29,7 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-/// How the weights of a tensor are stored; names and ids are ggml's.
+/// How the weights of a tensor are stored; names and ids are ggml's, of those that ggml has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "each is the ggml type of the same name")]
 pub enum BlockType {
@@ -43,6 +44,7 @@ pub enum BlockType {
     Q4K,
     Q5K,
     Q6K,
+    Nf4,
 }
 
 /// Weights in a block of the formats with one scale.
@@ -51,7 +53,7 @@ pub const SMALL_BLOCK: usize = 32;
 pub const K_BLOCK: usize = 256;
 
 impl BlockType {
-    /// Every type, in the order of ggml's ids.
+    /// Every type that files have, in the order of ggml's ids; NF4 is for memory alone.
     pub const ALL: [BlockType; 11] = [
         Self::F32,
         Self::F16,
@@ -73,10 +75,11 @@ impl BlockType {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL_BLOCK,
             Self::Q4K | Self::Q5K | Self::Q6K => K_BLOCK,
+            Self::Nf4 => nf4::LEN,
         }
     }
 
-    /// Bytes of one block.
+    /// Bytes of one block; of NF4, whose rows have a part in common, without that ([`BlockType::row_bytes`] has it).
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
@@ -90,6 +93,7 @@ impl BlockType {
             Self::Q4K => q4_k::BYTES,
             Self::Q5K => q5_k::BYTES,
             Self::Q6K => q6_k::BYTES,
+            Self::Nf4 => 1 + nf4::LEN / 2,
         }
     }
 
@@ -102,13 +106,16 @@ impl BlockType {
         if !cols.is_multiple_of(self.block_len()) {
             return Err(wrong);
         }
+        if self == Self::Nf4 {
+            return nf4::row_bytes(cols).ok_or(wrong);
+        }
         (cols / self.block_len()).checked_mul(self.block_bytes()).ok_or(wrong)
     }
 
-    /// ggml's number for this type.
+    /// ggml's number for this type; `None` for one that no file has.
     #[must_use]
-    pub const fn id(self) -> u32 {
-        match self {
+    pub const fn id(self) -> Option<u32> {
+        Some(match self {
             Self::F32 => 0,
             Self::F16 => 1,
             Self::Q4_0 => 2,
@@ -120,16 +127,17 @@ impl BlockType {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
-        }
+            Self::Nf4 => return None,
+        })
     }
 
     /// The type with ggml's number `id`, if it is one of ours.
     #[must_use]
     pub fn from_id(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|ty| ty.id() == id)
+        Self::ALL.into_iter().find(|ty| ty.id() == Some(id))
     }
 
-    /// ggml's name, such as `Q4_K`.
+    /// ggml's name, such as `Q4_K`, or `NF4`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -144,6 +152,7 @@ impl BlockType {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::Nf4 => "NF4",
         }
     }
 
@@ -209,7 +218,7 @@ pub fn encode_par(
     })
 }
 
-/// Decodes whole blocks to f32.
+/// Decodes whole blocks to f32; of NF4 one row.
 ///
 /// # Errors
 /// [`Error::RowLength`] or [`Error::BufferLength`] when `blocks` and `out` do not hold the same blocks.

@@ -134,8 +134,9 @@ impl Head {
         let mut offset = 0u64;
         for (name, shape, ty) in tensors {
             check_tensor(name, shape)?;
+            let id = file_id(name, *ty)?;
             let tensor_bytes = layout::tensor_bytes(path, name, shape, *ty)?;
-            write_entry(name, shape, *ty, offset, &mut bytes);
+            write_entry(name, shape, id, offset, &mut bytes);
             let end = offset.checked_add(tensor_bytes.next_multiple_of(alignment));
             offset = end.filter(|&end| end < i64::MAX as u64).ok_or_else(|| Error::SizeOverflow {
                 path: path.to_owned(),
@@ -150,14 +151,22 @@ impl Head {
     }
 }
 
-fn write_entry(name: &str, shape: &[u64], ty: BlockType, offset: u64, out: &mut Vec<u8>) {
+fn write_entry(name: &str, shape: &[u64], type_id: u32, offset: u64, out: &mut Vec<u8>) {
     write_string(name, out);
     out.extend((shape.len() as u32).to_le_bytes());
     for dimension in shape {
         out.extend(dimension.to_le_bytes());
     }
-    out.extend(ty.id().to_le_bytes());
+    out.extend(type_id.to_le_bytes());
     out.extend(offset.to_le_bytes());
+}
+
+fn file_id(name: &str, ty: BlockType) -> Result<u32> {
+    ty.id().ok_or_else(|| Error::Plan {
+        name: name.to_owned(),
+        expected: "a type that files have".to_owned(),
+        actual: ty.to_string(),
+    })
 }
 
 fn check_tensor(name: &str, shape: &[u64]) -> Result<()> {

@@ -355,6 +355,34 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
     check_surplus(config, &expected, source, naming)
 }
 
+/// Checks that the head which a tied model's checkpoint ships nevertheless is its embedding.
+///
+/// transformers takes such a head where it differs, llama.cpp the embedding: there is no one right model then.
+///
+/// # Errors
+/// [`Error::TiedHead`], and what reading meets.
+pub fn check_tied_head(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+    let (head, embedding) = (TensorSpec::new(config, &HEAD, None), TensorSpec::new(config, &EMBEDDING, None));
+    if !config.tied || source.shape(&head.hf).is_none() {
+        return Ok(());
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for first in (0..head.rows).step_by(COMPARED_ROWS) {
+        let rows = first..(first + COMPARED_ROWS).min(head.rows);
+        source.read_rows(&embedding.hf, rows.clone(), &mut ours)?;
+        source.read_rows(&head.hf, rows, &mut theirs)?;
+        let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
+        if let Some(at) = ours.iter().zip(&theirs).position(differs) {
+            let row = first + at / head.cols;
+            return Err(Error::TiedHead { head: head.hf, embedding: embedding.hf, row });
+        }
+    }
+    Ok(())
+}
+
+/// Rows that are compared at once.
+const COMPARED_ROWS: usize = 1024;
+
 fn check_shapes(expected: &[TensorSpec], source: &dyn TensorSource, naming: Naming) -> Result<()> {
     for spec in expected {
         let name = spec.name(naming);

@@ -31,6 +31,7 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     let config = ModelConfig::from_hf(&hf)?;
     let checkpoint = Checkpoint::open(dir)?;
     family::check(&config, &checkpoint, Naming::Hf)?;
+    family::check_tied_head(&config, &checkpoint)?;
     let tokenizer = Tokenizer::from_dir(dir)?;
     let template = match has_template(dir) {
         true => Some(ChatTemplate::from_dir(dir, &tokenizer)?),

@@ -61,6 +61,18 @@ fn a_run_learns_and_writes_adapter_record_and_metrics() {
 }
 
 #[test]
+fn a_base_trains_in_every_form_it_can_be_held_in() {
+    let place = Workplace::new();
+    for quant in model::Quant::FILES.into_iter().chain([model::Quant::Nf4]) {
+        let mut options = place.options(quant.name());
+        options.model.quant = Some(quant.name().into());
+        let outcome = train(&options).0.unwrap();
+        let (before, after) = (outcome.base_validation_loss.unwrap(), outcome.validation_loss.unwrap());
+        assert!(outcome.is_finished && after < before - 0.1, "{quant}: {before} became {after}");
+    }
+}
+
+#[test]
 fn no_dense_copy_of_a_base_weight_outlives_its_use() {
     let place = Workplace::new();
     let outcome = train(&place.options("run")).0.unwrap();

@@ -68,7 +68,9 @@ impl HostBlocks {
     /// Unpacks rows into `out` (|rows|, cols), counting nothing: the caller owns the count.
     pub(super) fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let blocks = &self.blocks[rows.start * self.row_bytes..rows.end * self.row_bytes];
-        Ok(block::decode(self.block_type, blocks, out)?)
+        // Row by row, since a row of NF4 begins with what its blocks share.
+        let mut rows = blocks.chunks_exact(self.row_bytes).zip(out.chunks_exact_mut(self.cols));
+        Ok(rows.try_for_each(|(blocks, out)| block::decode(self.block_type, blocks, out))?)
     }
 }
 

@@ -1,0 +1,75 @@
+"""Compares our logits with transformers' on checkpoints of published layout: random weights, a few layers.
+
+    python scripts/check/published_layouts.py SHARED [MODEL …]
+
+SHARED holds assets/models/MODEL (config.json, tensors.json) and tools/synth_checkpoint.py, which writes the
+checkpoints. Needs torch, transformers and numpy, and the example built: cargo build --release -p model --example
+forward_logits. f32 on both sides, 96 tokens; prints the largest error in parts of a row's largest logit, and fails
+above 1e-4.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXAMPLE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/forward_logits"
+LAYERS = {"gemma-3-1b-it": 6, "gemma-3-4b-it": 6}  # the sixth layer is the first that sees everything
+MODELS = ["SmolLM2-135M", "Qwen3-0.6B", "Qwen2.5-1.5B-Instruct", "Llama-3.2-1B-Instruct", "gemma-3-1b-it",
+          "Phi-4-mini-instruct", "Mistral-7B-Instruct-v0.3", "Llama-3.1-8B-Instruct", "gemma-3-4b-it"]
+N_TOKENS = 96
+TOLERANCE = 1e-4
+
+
+def reference(folder, ids):
+    """Logits of the language model, whatever it is a part of."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    # A model of several media under its own class: the auto class would take the text alone for the whole.
+    auto = (transformers.AutoModelForImageTextToText if hasattr(config, "vision_config")
+            else transformers.AutoModelForCausalLM)
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+
+def tie(path):
+    """Gemma-3-1b ships a head beside its embedding and is silent on whether the two are tied. Random ones differ, and
+    transformers would then take the head; published ones do not."""
+    config = json.loads(path.read_text())
+    if config["model_type"] == "gemma3_text":
+        path.write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+def check(shared, name):
+    with tempfile.TemporaryDirectory() as folder:
+        layers = str(LAYERS.get(name, 2))
+        synthesise = [sys.executable, shared / "tools/synth_checkpoint.py", shared / "assets/models" / name, folder]
+        subprocess.run([*synthesise, "--layers", layers], check=True, stdout=subprocess.DEVNULL)
+        tie(pathlib.Path(folder) / "config.json")
+        vocabulary = 20000
+        ids = [int(i) for i in np.random.default_rng(1).integers(0, vocabulary, N_TOKENS)]
+        tokens, out = pathlib.Path(folder) / "tokens.json", pathlib.Path(folder) / "out.f32"
+        tokens.write_text(json.dumps(ids))
+        subprocess.run([EXAMPLE, folder, tokens, out], check=True)
+        ours = np.fromfile(out, "<f4").reshape(N_TOKENS, -1)
+        theirs = reference(folder, ids)
+    error = (np.abs(ours - theirs).max(axis=1) / np.abs(theirs).max(axis=1)).max()
+    print(f"{name:28} {layers} layers, {ours.shape[1]} logits a token: largest error {error:.1e}", flush=True)
+    return error <= TOLERANCE
+
+
+def main():
+    shared = pathlib.Path(sys.argv[1]).resolve()
+    results = [check(shared, name) for name in sys.argv[2:] or MODELS]
+    sys.exit(not all(results))
+
+
+if __name__ == "__main__":
+    main()
