@@ -26,6 +26,8 @@ SAMPLES = 16
 LOGIT_ROWS, LOGIT_SAMPLES = 6, 64
 # Lengths of the sequences, and every how many tokens one is not a target (0: all are).
 CASES = {"packed_and_masked": ([40, 33], 3), "long_sequence": ([300], 0)}
+# Beside one another in a batch, on both sides of longrope's threshold.
+LONGROPE_CASES = CASES | {"short_beside_long": ([40, 100], 0)}
 
 PLAIN = dict(
     hidden_act="silu", hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=6,
@@ -123,9 +125,13 @@ def some_logits(logits):
             for row in rows]
 
 
+def cases_of(family):
+    return LONGROPE_CASES if family.startswith("phi") else CASES
+
+
 def run(family, model, config, case):
     """Mean loss over all targets, each sequence run alone; its gradients; logits of each sequence."""
-    lengths, masked_every = CASES[case]
+    lengths, masked_every = cases_of(family)[case]
     ids = tokens(case, sum(lengths), config.vocab_size)
     targets, start = [], 0
     for length in lengths:
@@ -161,7 +167,7 @@ def main():
     for family in sys.argv[1:] or FAMILIES:
         print(family)
         model, config = build(family)
-        cases = {case: run(family, model, config, case) for case in CASES}
+        cases = {case: run(family, model, config, case) for case in cases_of(family)}
         path = OUT / f"family_{family}.json"
         golden = dict(versions=versions, config=FAMILIES[family], rank=RANK, alpha=ALPHA, cases=cases)
         text = json.dumps(golden, separators=(",", ":"))
