@@ -29,7 +29,8 @@ pub fn lora_options(options: &AdapterOptions, family: Family) -> Result<LoraOpti
     // In the model's order whatever the recipe's, so that the same layers give the same adapter.
     targets.sort_unstable();
     targets.dedup();
-    Ok(LoraOptions { rank: options.rank, alpha: options.alpha, rank_stabilised: false, targets })
+    let AdapterOptions { rank, alpha, rslora: rank_stabilised, .. } = *options;
+    Ok(LoraOptions { rank, alpha, rank_stabilised, targets })
 }
 
 fn unknown_target(name: &str, family: Family) -> Error {
@@ -64,7 +65,7 @@ pub fn to_files<D: Device>(
             lora_alpha: f64::from(options.adapter.alpha),
             lora_dropout: f64::from(options.adapter.dropout),
             target_modules: target_modules(adapter.options(), config.family),
-            use_rslora: false,
+            use_rslora: options.adapter.rslora,
             bias: "none".into(),
             extra: peft_defaults(),
         },

@@ -67,13 +67,15 @@ pub struct AdapterOptions {
     pub alpha: f32,
     /// Probability of dropping an input of the adapter while training; only 0 is possible so far.
     pub dropout: f32,
+    /// Whether the update is scaled by alpha / sqrt(R) instead: rank-stabilised LoRA, arXiv:2312.03732.
+    pub rslora: bool,
     /// Kinds of linear layers, such as `q_proj`; `all-linear` alone stands for all seven.
     pub targets: Vec<String>,
 }
 
 impl Default for AdapterOptions {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, dropout: 0.0, targets: vec!["all-linear".into()] }
+        Self { rank: 16, alpha: 32.0, dropout: 0.0, rslora: false, targets: vec!["all-linear".into()] }
     }
 }
 

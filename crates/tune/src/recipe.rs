@@ -44,6 +44,7 @@ pub struct AdapterTable {
     pub rank: usize,
     pub alpha: f32,
     pub dropout: f32,
+    pub rslora: bool,
     pub targets: Targets,
 }
 
@@ -138,7 +139,13 @@ pub struct ExpertTable {
 
 impl Default for AdapterTable {
     fn default() -> AdapterTable {
-        AdapterTable { rank: 16, alpha: 32.0, dropout: 0.0, targets: Targets::Named("all-linear".into()) }
+        AdapterTable {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            targets: Targets::Named("all-linear".into()),
+        }
     }
 }
 
@@ -226,6 +233,8 @@ const ALIASES: Aliases = &[
     ("r", "adapter.rank"),
     ("lora_alpha", "adapter.alpha"),
     ("lora_dropout", "adapter.dropout"),
+    ("use_rslora", "adapter.rslora"),
+    ("peft_use_rslora", "adapter.rslora"),
     ("scale", "adapter.alpha (alpha = scale x rank)"),
     ("lora_target", "adapter.targets"),
     ("target_modules", "adapter.targets"),
@@ -289,7 +298,13 @@ impl AdapterTable {
             Targets::Named(name) => vec![name.clone()],
             Targets::List(names) => names.clone(),
         };
-        AdapterOptions { rank: self.rank, alpha: self.alpha, dropout: self.dropout, targets }
+        AdapterOptions {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            rslora: self.rslora,
+            targets,
+        }
     }
 }
 

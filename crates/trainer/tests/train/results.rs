@@ -60,6 +60,26 @@ fn a_run_learns_and_writes_adapter_record_and_metrics() {
     assert_eq!(steps, (1..=12).collect::<Vec<_>>());
 }
 
+/// Rank 4 with alpha 8 has the scale 2; rank-stabilised it is alpha 4 that has: the same numbers, recorded as they are.
+#[test]
+fn rank_stabilised_is_another_scale_and_is_recorded() {
+    let place = Workplace::new();
+    let plain = place.options("plain");
+    let mut stabilised = place.options("stabilised");
+    (stabilised.adapter.rslora, stabilised.adapter.alpha) = (true, 4.0);
+    let runs = [plain, stabilised].map(|options| {
+        let (outcome, events) = train(&options);
+        assert!(outcome.unwrap().is_finished);
+        let adapter = formats::adapter::read_adapter(&RunDir::new(&options.run_dir).adapter()).unwrap();
+        (losses(&events), adapter)
+    });
+    let [(plain_losses, plain), (stabilised_losses, stabilised)] = runs;
+    assert_eq!(stabilised_losses, plain_losses);
+    assert_eq!(stabilised.tensors, plain.tensors);
+    assert_eq!((plain.config.use_rslora, plain.config.lora_alpha), (false, 8.0));
+    assert_eq!((stabilised.config.use_rslora, stabilised.config.lora_alpha), (true, 4.0));
+}
+
 #[test]
 fn a_base_trains_in_every_form_it_can_be_held_in() {
     let place = Workplace::new();
