@@ -130,6 +130,8 @@ pub struct AdapterTensor {
     pub a: Vec<f32>,
     /// (`out_features`, r).
     pub b: Vec<f32>,
+    /// With DoRA, the trained length of each row (`out_features`).
+    pub magnitude: Option<Vec<f32>>,
     /// Rank of this pair.
     pub r: usize,
     /// Columns of A.
@@ -258,7 +260,7 @@ fn read_pair(file: &SafetensorsFile, module: &str, r: usize) -> Result<AdapterTe
     let (mut a, mut b) = (Vec::new(), Vec::new());
     file.read_rows(&a_name, 0..r, &mut a)?;
     file.read_rows(&b_name, 0..out_features, &mut b)?;
-    Ok(AdapterTensor { module: module.to_owned(), a, b, r, in_features, out_features })
+    Ok(AdapterTensor { module: module.to_owned(), a, b, magnitude: None, r, in_features, out_features })
 }
 
 /// The free dimension of a matrix, once the other is the rank.

@@ -11,7 +11,7 @@ use crate::config::ModelConfig;
 use crate::device::cpu::TILE_FLOATS;
 use crate::family::{self, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
-use crate::lora::{Layout, LoraOptions};
+use crate::lora::{Layout, LoraOptions, row_norms_bytes};
 use crate::policy::{self, Quant};
 use crate::step::{StepPlan, workspace_bytes};
 use crate::{Error, Result};
@@ -73,11 +73,14 @@ pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
     table.push("base weights", weights_bytes);
     table.push("tile of dense weights", 4 * TILE_FLOATS as u64);
     if let Some(lora) = lora {
-        let adapter = 4 * Layout::new(config, lora.rank, &lora.targets).len() as u64;
+        let adapter = 4 * Layout::new(config, lora).len() as u64;
         table.push("adapter", adapter);
         if step.is_some() {
             table.push("adapter gradients", adapter);
             table.push("AdamW moments", 2 * adapter);
+            if lora.dora {
+                table.push("row lengths of DoRA", row_norms_bytes(config, lora));
+            }
         }
     }
     if let Some(step) = step {

@@ -2,7 +2,7 @@
 
 mod numeric;
 
-use model::device::{Activation, Buffer, Device, Rotation, Write};
+use model::device::{Activation, Buffer, Device, Mask, Rotation, RowSquares, Write};
 use numeric::*;
 
 fn rms_norm(x: &[f64], gain: &[f32], eps: f64) -> Vec<f64> {
@@ -256,4 +256,83 @@ fn softmax_over_tiles_is_the_softmax_over_all() {
         let loss = |x: &[f64]| cross_entropy(x, &targets, f64::from(SCALE));
         assert_gradient("d_logits", loss, &logits, &gradient, m * vocab);
     }
+}
+
+#[test]
+fn dropout_keeps_a_share_and_the_mean_and_does_not_care_for_tiles() {
+    let (cpu, n, cols) = (cpu(), 400, 300);
+    let mask = Mask { probability: 0.25, seed: 11 };
+    let x = on_device(&cpu, &vec![1.0; n * cols]);
+    let mut whole = on_device(&cpu, &vec![f32::NAN; n * cols]);
+    cpu.dropout(mask, 0, cols, x.all(), Write::Set, whole.all_mut()).unwrap();
+    let dropped = on_host(&cpu, &whole);
+    assert!(dropped.iter().all(|&y| y == 0.0 || y == 1.0 / 0.75));
+    // 120,000 draws: the share's standard deviation is 0.00125.
+    let share = dropped.iter().filter(|&&y| y == 0.0).count() as f64 / dropped.len() as f64;
+    assert!((share - 0.25).abs() < 0.006, "{share}");
+    let mut tiled = on_device(&cpu, &vec![0.0; n * cols]);
+    for first in [0, 170] {
+        let rows = first * cols..(first + if first == 0 { 170 } else { 230 }) * cols;
+        let to = tiled.part_mut(rows.clone());
+        cpu.dropout(mask, first, cols, x.part(rows), Write::Add, to).unwrap();
+    }
+    assert_eq!(on_host(&cpu, &tiled), dropped);
+    let mut other = on_device(&cpu, &vec![0.0; n * cols]);
+    cpu.dropout(Mask { seed: 12, ..mask }, 0, cols, x.all(), Write::Set, other.all_mut()).unwrap();
+    let same = on_host(&cpu, &other).iter().zip(&dropped).filter(|(a, b)| a == b).count() as f64;
+    assert!((same / dropped.len() as f64 - 0.625).abs() < 0.01, "two seeds are independent");
+}
+
+#[test]
+fn columns_are_scaled_and_multiplied_up() {
+    let (cpu, mut random, n, cols) = (cpu(), Random(21), 7, 150);
+    let (a, b, factors, before) =
+        (random.values(n * cols), random.values(n * cols), random.values(cols), random.values(cols));
+    let (a_d, b_d, factors_d) = (on_device(&cpu, &a), on_device(&cpu, &b), on_device(&cpu, &factors));
+    let mut out = on_device(&cpu, &before);
+    cpu.column_dots(a_d.all(), b_d.all(), out.all_mut()).unwrap();
+    let column =
+        |j: usize| (0..n).map(|i| f64::from(a[i * cols + j]) * f64::from(b[i * cols + j])).sum::<f64>();
+    let expected: Vec<f64> = (0..cols).map(|j| f64::from(before[j]) + column(j)).collect();
+    assert_close("dots", &on_host(&cpu, &out), &expected, TOLERANCE);
+    let mut y = on_device(&cpu, &a);
+    cpu.scale_columns(factors_d.all(), y.all_mut()).unwrap();
+    let expected: Vec<f64> =
+        a.iter().enumerate().map(|(i, &a)| f64::from(a) * f64::from(factors[i % cols])).collect();
+    assert_close("scaled", &on_host(&cpu, &y), &expected, TOLERANCE);
+}
+
+#[test]
+fn row_factors_are_lengths_of_the_sum() {
+    let (cpu, mut random, rank, rows, cols, s) = (cpu(), Random(22), 3, 5, 8, 0.7f32);
+    let (w, a, b, m) = (
+        wide(&random.values(rows * cols)),
+        wide(&random.values(rank * cols)),
+        wide(&random.values(rows * rank)),
+        random.values(rows),
+    );
+    let product =
+        |x: &[f64], i: usize, y: &[f64], j: usize| dot_rows(&x[i * cols..][..cols], &y[j * cols..][..cols]);
+    let narrow = |values: Vec<f64>| on_device(&cpu, &values.iter().map(|&x| x as f32).collect::<Vec<_>>());
+    let base = narrow((0..rows).map(|j| product(&w, j, &w, j)).collect());
+    let crossed = narrow((0..rank * rows).map(|i| product(&a, i / rows, &w, i % rows)).collect());
+    let spread = |j: usize, r: usize| (0..rank).map(|q| b[j * rank + q] * product(&a, q, &a, r)).sum::<f64>();
+    let spread = narrow((0..rows * rank).map(|i| spread(i / rank, i % rank)).collect());
+    let (b_d, m_d) = (narrow(b.clone()), on_device(&cpu, &m));
+    let (mut inverse, mut factors) = (on_device(&cpu, &vec![0.0; rows]), on_device(&cpu, &vec![0.0; rows]));
+    let parts =
+        RowSquares { base: base.all(), b: b_d.all(), crossed: crossed.all(), spread: spread.all(), scale: s };
+    cpu.row_factors(parts, Some(m_d.all()), inverse.all_mut(), factors.all_mut()).unwrap();
+    let length = |j: usize| {
+        let entry = |c: usize| (0..rank).map(|r| b[j * rank + r] * a[r * cols + c]).sum::<f64>();
+        (0..cols).map(|c| (w[j * cols + c] + f64::from(s) * entry(c)).powi(2)).sum::<f64>().sqrt()
+    };
+    let expected: Vec<f64> = (0..rows).map(|j| 1.0 / length(j)).collect();
+    assert_close("inverse", &on_host(&cpu, &inverse), &expected, TOLERANCE);
+    let expected: Vec<f64> = (0..rows).map(|j| f64::from(m[j]) / length(j)).collect();
+    assert_close("factors", &on_host(&cpu, &factors), &expected, TOLERANCE);
+}
+
+fn dot_rows(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -41,8 +41,16 @@ fn small(of: ModelConfig) -> ModelConfig {
 #[test]
 fn a_run_draws_exactly_the_plan() {
     let untied = ModelConfig { tied: false, ..small(hashed::llama()) };
-    for (config, kept_layers) in [(small(hashed::qwen3()), 0), (untied, 2)] {
-        let lora = LoraOptions { rank: 4, ..LoraOptions::default() };
+    let plain = LoraOptions { rank: 4, ..LoraOptions::default() };
+    let dora = LoraOptions { dora: true, ..plain.clone() };
+    let dropout = LoraOptions { dropout: 0.1, ..dora.clone() };
+    let qwen3 = small(hashed::qwen3());
+    for (config, kept_layers, lora) in [
+        (qwen3.clone(), 0, plain.clone()),
+        (untied.clone(), 2, plain),
+        (qwen3, 0, dora),
+        (untied, 2, dropout),
+    ] {
         let step = StepPlan { kept_layers, ..StepPlan::new(&config, 24) };
         let answers = Capacity { n_sequences: 2, n_tokens: 20 };
         let (quant, config) = (Quant::Q4KM, &config);

@@ -114,6 +114,26 @@ mod with_adapter {
     }
 
     #[test]
+    fn lora_plus_moves_b_faster_than_a() {
+        let device = cpu();
+        let (mut adapter, _, mut gradients) = fresh(&device);
+        let options = AdamWOptions { b_rate_ratio: 16.0, max_grad_norm: None, ..AdamWOptions::default() };
+        let mut optimizer = AdamW::new(&device, adapter.n_weights(), options).unwrap();
+        let before = adapter.weights().unwrap();
+        device.fill(0.5, gradients.flat_mut().all_mut()).unwrap();
+        optimizer.update(&mut adapter, &gradients, 1e-3).unwrap();
+        let after = adapter.weights().unwrap();
+        // The first update of Adam moves every weight by its rate.
+        for (_, _, member) in adapter.layout().members() {
+            for (range, rate) in [(&member.a, 1e-3), (&member.b, 16e-3)] {
+                for i in range.clone() {
+                    assert!((before[i] - after[i] - rate).abs() < 1e-6, "{} to {}", before[i], after[i]);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let device = cpu();
         let (mut adapter, mut optimizer, mut gradients) = fresh(&device);

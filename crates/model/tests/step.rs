@@ -208,8 +208,51 @@ fn gradients_of_starcoder2_equal_finite_differences() {
 fn gradients_of_some_targets_equal_finite_differences() {
     use model::family::Role::{Down, K, Up};
     let targets = vec![Up, K, Down];
-    let options = LoraOptions { rank: 3, alpha: 6.0, rank_stabilised: true, targets };
+    let options =
+        LoraOptions { rank: 3, alpha: 6.0, rank_stabilised: true, targets, ..LoraOptions::default() };
     check_differences(&config(Family::Qwen3), &options);
+}
+
+/// The masks follow from the seed, so that the dropped loss is a function like any other.
+#[test]
+fn gradients_with_dropout_equal_finite_differences() {
+    for family in [Family::Qwen3, Family::Phi3, Family::StarCoder2] {
+        let config = config(family);
+        let plan = StepPlan { mlp_tile_tokens: 40, ..StepPlan::new(&config, 93) };
+        let mut bench = Bench::new(&config, Quant::Q4KM, &LoraOptions { dropout: 0.3, ..options() }, plan);
+        bench.step.seed_dropout(7);
+        let packed = Packed::new(&[9, 1, 70, 13]);
+        let (dropped, gradient) = bench.run(&packed, 1.0);
+        let kept = bench.step.evaluate(Some(&bench.adapter), &packed.batch()).unwrap();
+        assert!((dropped.sum_nll / kept.sum_nll - 1.0).abs() > 1e-4, "a step drops, an evaluation does not");
+        let at = bench.adapter.weights().unwrap();
+        let slope = norm(&gradient);
+        let mut loss_at = |distance: f64| {
+            let moved = at.iter().zip(&gradient);
+            let moved: Vec<f32> = moved.map(|(w, g)| w + (distance * f64::from(*g) / slope) as f32).collect();
+            bench.adapter.set_weights(&moved).unwrap();
+            bench.run(&packed, 1.0).0.sum_nll
+        };
+        let step = (0.1 / slope).min(0.02);
+        let error = ((loss_at(step) - loss_at(-step)) / (2.0 * step) / slope - 1.0).abs();
+        assert!(error < DIFFERENCE_TOLERANCE, "{family:?}: off by {error:e}");
+        bench.adapter.set_weights(&at).unwrap();
+        bench.step.seed_dropout(8);
+        assert!(bench.run(&packed, 1.0).0 != dropped, "another seed drops others");
+    }
+}
+
+/// With lengths equal to the rows' own, DoRA is LoRA.
+#[test]
+fn dora_begins_as_the_adapter_without_it() {
+    let config = config(Family::Qwen2);
+    let packed = Packed::new(&[30, 12]);
+    let plan = StepPlan::new(&config, 42);
+    let mut plain = Bench::new(&config, Quant::Q4KM, &options(), plan);
+    let mut dora = Bench::new(&config, Quant::Q4KM, &LoraOptions { dora: true, ..options() }, plan);
+    dora.adapter.set_magnitudes(&dora.step.base().clone()).unwrap();
+    let (expected, found) = (plain.run(&packed, 1.0).0.sum_nll, dora.run(&packed, 1.0).0.sum_nll);
+    assert!((found / expected - 1.0).abs() < ORDER_TOLERANCE, "{found} against {expected}");
 }
 
 #[test]
@@ -236,11 +279,12 @@ fn check_packing(config: &ModelConfig) {
 #[test]
 fn recompute_and_tiles_change_nothing() {
     for family in Family::ALL {
-        check_recompute(&config(family));
+        check_recompute(&config(family), &options());
+        check_recompute(&config(family), &LoraOptions { dropout: 0.2, dora: true, ..options() });
     }
 }
 
-fn check_recompute(config: &ModelConfig) {
+fn check_recompute(config: &ModelConfig, options: &LoraOptions) {
     let packed = Packed::new(&[80, 3, 129]);
     let whole = StepPlan {
         max_tokens: 212,
@@ -249,16 +293,16 @@ fn check_recompute(config: &ModelConfig) {
         loss_tile_vocab: 300,
         kept_layers: 3,
     };
-    let (direct_loss, direct) = Bench::new(config, Quant::Q4KM, &options(), whole).run(&packed, 1.0);
+    let (direct_loss, direct) = Bench::new(config, Quant::Q4KM, options, whole).run(&packed, 1.0);
     for kept_layers in [0, 1, 2] {
         let plan = StepPlan { kept_layers, ..whole };
-        let (loss, again) = Bench::new(config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        let (loss, again) = Bench::new(config, Quant::Q4KM, options, plan).run(&packed, 1.0);
         assert!(again == direct && loss == direct_loss, "a layer that ran again has the same bits");
     }
     let tiled = StepPlan { mlp_tile_tokens: 50, loss_tile_tokens: 33, loss_tile_vocab: 77, ..whole };
     for kept_layers in [0, 2] {
         let plan = StepPlan { kept_layers, ..tiled };
-        let (loss, gradient) = Bench::new(config, Quant::Q4KM, &options(), plan).run(&packed, 1.0);
+        let (loss, gradient) = Bench::new(config, Quant::Q4KM, options, plan).run(&packed, 1.0);
         assert!((loss.sum_nll / direct_loss.sum_nll - 1.0).abs() < ORDER_TOLERANCE);
         assert_near("tiled gradient", &gradient, &direct, ORDER_TOLERANCE);
     }

@@ -5,7 +5,16 @@ use crate::Result;
 use crate::config::NormKind;
 use crate::device::{Buffer, Device, View, ViewMut, Write};
 use crate::family::Role;
-use crate::lora::Adapter;
+use crate::lora::{Adapter, RowNorms};
+
+/// What an adapter adds to one linear layer.
+pub(crate) struct Update<'a, D: Device> {
+    pub adapter: &'a Adapter<D>,
+    /// With DoRA.
+    pub norms: Option<&'a RowNorms<D>>,
+    /// x·Aᵀ of the layer's group (n, width).
+    pub u: View<'a, D::Buffer>,
+}
 
 impl<D: Device> Base<D> {
     /// out = embedding of `ids` (N), scaled as the family does      out (N, C)
@@ -52,27 +61,33 @@ impl<D: Device> Base<D> {
         }
     }
 
-    /// y (=|+=) x·Wᵀ + b + s·u·Bᵀ of one linear layer      x (n, C_in), u = x·Aᵀ of its group, y (n, C_out)
+    /// y (=|+=) x·Wᵀ + s·u·Bᵀ + b of one linear layer, with DoRA (x·Wᵀ + s·u·Bᵀ)·m/n + b
+    ///
+    /// x (n, C_in), u = x·Aᵀ of its group, y (n, C_out). With DoRA y is always set.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn linear(
         &self,
         layer: usize,
         role: Role,
-        adapter: Option<&Adapter<D>>,
+        update: Option<Update<'_, D>>,
         n: usize,
         x: View<'_, D::Buffer>,
-        u: View<'_, D::Buffer>,
         write: Write,
         mut y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
         let tensors = &self.layers[layer];
         let (weights, rows) = tensors.linear(&self.config, role);
         self.device.linear(x, weights, rows, write, y.reborrow())?;
-        if let Some(bias) = role.bias().and_then(|bias| tensors.vector(bias)) {
-            self.device.add_row(bias.all(), y.reborrow())?;
+        if let Some(Update { adapter, norms, u }) = update {
+            let projection = self.config.projection(role);
+            adapter.add_update(layer, &projection, n, u, y.reborrow())?;
+            if let Some(factors) = norms.and_then(|norms| norms.factors(adapter, layer, &projection)) {
+                debug_assert_eq!(write, Write::Set, "the factors of DoRA are for the product alone");
+                self.device.scale_columns(factors, y.reborrow())?;
+            }
         }
-        match adapter {
-            Some(adapter) => adapter.add_update(layer, &self.config.projection(role), n, u, y),
+        match role.bias().and_then(|bias| tensors.vector(bias)) {
+            Some(bias) => self.device.add_row(bias.all(), y),
             None => Ok(()),
         }
     }

@@ -4,6 +4,7 @@ mod layers;
 mod load;
 mod tensors;
 
+pub(crate) use layers::Update;
 pub use load::LoadEvent;
 pub use tensors::Tensors;
 

@@ -114,6 +114,30 @@ pub trait BlockMatrix: Send + Sync {
     fn bytes(&self) -> u64;
 }
 
+/// Which elements [`Device::dropout`] keeps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mask {
+    /// p, the probability that an element is dropped.
+    pub probability: f32,
+    /// What the mask follows from.
+    pub seed: u64,
+}
+
+/// The parts of |W_j + s·(B·A)_j|² = |W_j|² + Σ_r B_jr · (2 s (A·Wᵀ)_rj + s² (B·A·Aᵀ)_jr).
+#[derive(Debug, Clone, Copy)]
+pub struct RowSquares<'a, B> {
+    /// |W_j|² (C_out)
+    pub base: View<'a, B>,
+    /// B (C_out, R)
+    pub b: View<'a, B>,
+    /// A·Wᵀ (R, C_out)
+    pub crossed: View<'a, B>,
+    /// B·A·Aᵀ (C_out, R)
+    pub spread: View<'a, B>,
+    /// s
+    pub scale: f32,
+}
+
 /// Constants of one AdamW update, bias corrections already computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWUpdate {
@@ -435,6 +459,47 @@ pub trait Device: Clone + Send + Sync + 'static {
         max: View<'_, Self::Buffer>,
         sum: View<'_, Self::Buffer>,
         scale: f32,
+    ) -> Result<()>;
+
+    // ---- adapters -----------------------------------------------------------------------------------------------
+
+    /// y (=|+=) x ⊙ mask / (1 - p), the mask a function of `seed` and an element's place      x, y (N, C)
+    ///
+    /// Row i of x is row `first_row` + i of the batch. Its own backward. See [`crate::lora::Dropout`].
+    #[allow(clippy::too_many_arguments)]
+    fn dropout(
+        &self,
+        mask: Mask,
+        first_row: usize,
+        cols: usize,
+        x: View<'_, Self::Buffer>,
+        write: Write,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// y_ij *= factors_j      y (N, C), factors (C); its backward for y is the same.
+    fn scale_columns(&self, factors: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// out_j += Σ_i a_ij · b_ij      a, b (N, C), out (C)
+    fn column_dots(
+        &self,
+        a: View<'_, Self::Buffer>,
+        b: View<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// out_j = |W_j|²      out (C_out)
+    fn row_squares(&self, weights: &Self::Weights, out: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// inverse_j = 1 / |W_j + s·(B·A)_j|, factors_j = m_j · inverse_j      m, inverse, factors (C_out)
+    ///
+    /// A row of zeros has no direction: its inverse is 0. Without m the factors are left alone. See [`RowSquares`].
+    fn row_factors(
+        &self,
+        parts: RowSquares<'_, Self::Buffer>,
+        magnitude: Option<View<'_, Self::Buffer>>,
+        inverse: ViewMut<'_, Self::Buffer>,
+        factors: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     // ---- optimiser ----------------------------------------------------------------------------------------------

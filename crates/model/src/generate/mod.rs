@@ -16,12 +16,12 @@ use std::sync::Arc;
 use crate::base::Base;
 use crate::config::ModelConfig;
 use crate::device::{Device, Segment};
-use crate::lora::{Adapter, LoraOptions};
+use crate::lora::{Adapter, Layout, LoraOptions, RowNorms, row_norms_bytes};
 use crate::step::LossSum;
 use crate::{Error, Result};
 use schedule::{Lane, Schedule};
 use sizes::Sizes;
-use workspace::{Row, Workspace};
+use workspace::{Adapted, Row, Workspace};
 
 /// How much a [`Generator`] can hold at once; all of its memory follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,7 @@ pub struct Generated {
 pub struct Generator<D: Device> {
     base: Arc<Base<D>>,
     capacity: Capacity,
+    norms: Option<RowNorms<D>>,
     workspace: Workspace<D>,
     rows: Vec<Row>,
     segments: Vec<Segment>,
@@ -96,12 +97,18 @@ pub struct Generator<D: Device> {
 
 /// Bytes that a [`Generator`] draws: cache, and everything else.
 pub fn generator_bytes(config: &ModelConfig, lora: Option<&LoraOptions>, capacity: Capacity) -> (u64, u64) {
-    let sizes = Sizes::new(capacity, lora.map_or(0, |lora| lora.rank));
-    (sizes.cache_bytes(config), sizes.workspace_bytes(config))
+    let sizes = Sizes::new(capacity, lora_width(config, lora));
+    let norms = lora.map_or(0, |lora| row_norms_bytes(config, lora));
+    (sizes.cache_bytes(config), sizes.workspace_bytes(config) + norms)
+}
+
+/// Columns of the widest x·Aᵀ.
+fn lora_width(config: &ModelConfig, lora: Option<&LoraOptions>) -> usize {
+    lora.map_or(0, |lora| Layout::new(config, lora).widths(lora).widest())
 }
 
 impl<D: Device> Generator<D> {
-    /// Draws cache and workspace, with room for adapters of up to `lora`'s rank.
+    /// Draws cache and workspace, with room for adapters of `lora`'s shape.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::InvalidBatch`] for a capacity of nothing.
@@ -110,10 +117,11 @@ impl<D: Device> Generator<D> {
             let (what, expected) = ("capacity", "at least one sequence of one token".to_owned());
             return Err(Error::InvalidBatch { what, found: format!("{capacity:?}"), expected });
         }
-        let sizes = Sizes::new(capacity, lora.map_or(0, |lora| lora.rank));
+        let sizes = Sizes::new(capacity, lora_width(&base.config, lora));
+        let norms = lora.filter(|lora| lora.dora).map(|lora| RowNorms::new(&base, lora)).transpose()?;
         let workspace = Workspace::new(&base.device, &base.config, sizes)?;
         let logits = vec![0.0; capacity.n_sequences * base.config.vocab_size];
-        Ok(Generator { base, capacity, workspace, rows: Vec::new(), segments: Vec::new(), logits })
+        Ok(Generator { base, capacity, norms, workspace, rows: Vec::new(), segments: Vec::new(), logits })
     }
 
     /// The base it decodes on.
@@ -155,9 +163,8 @@ impl<D: Device> Generator<D> {
         request: &Request<'_>,
         observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
-        for prompt in prompts {
-            self.check_prompt(adapter, prompt.as_ref())?;
-        }
+        prompts.iter().try_for_each(|prompt| self.check_prompt(prompt.as_ref()))?;
+        self.take_up(adapter)?;
         let prompts = prompts.iter().map(|prompt| prompt.as_ref()).collect();
         let mut schedule = Schedule::new(prompts, request, self.capacity, self.workspace.sizes.rows);
         while schedule.fill_lanes() {
@@ -174,7 +181,8 @@ impl<D: Device> Generator<D> {
         self.rows.clear();
         self.segments.clear();
         schedule.next_pass(&mut self.rows, &mut self.segments);
-        self.workspace.read(&self.base, adapter, &self.rows, &self.segments)
+        let adapted = Adapted { adapter, norms: self.norms.as_ref() };
+        self.workspace.read(&self.base, adapted, &self.rows, &self.segments)
     }
 
     /// Chooses a token for each lane whose text is read to its end, and reports.
@@ -197,7 +205,8 @@ impl<D: Device> Generator<D> {
     /// # Errors
     /// As [`Generator::generate`].
     pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
-        self.check_prompt(adapter, tokens)?;
+        self.check_prompt(tokens)?;
+        self.take_up(adapter)?;
         let mut sum = LossSum { sum_nll: 0.0, n_targets: tokens.len() - 1 };
         for chunk in self.chunks(tokens.len() - 1) {
             self.read_chunk(adapter, tokens, chunk.clone())?;
@@ -216,7 +225,8 @@ impl<D: Device> Generator<D> {
         tokens: &[u32],
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
-        self.check_prompt(adapter, tokens)?;
+        self.check_prompt(tokens)?;
+        self.take_up(adapter)?;
         let v = self.base.config.vocab_size;
         for chunk in self.chunks(tokens.len()) {
             self.read_chunk(adapter, tokens, chunk.clone())?;
@@ -244,10 +254,11 @@ impl<D: Device> Generator<D> {
         let (rows, segment) = Lane::pass(0, self.capacity, chunk.start, &tokens[chunk]);
         self.rows.clear();
         self.rows.extend(rows);
-        self.workspace.read(&self.base, adapter, &self.rows, &[segment])
+        let adapted = Adapted { adapter, norms: self.norms.as_ref() };
+        self.workspace.read(&self.base, adapted, &self.rows, &[segment])
     }
 
-    fn check_prompt(&self, adapter: Option<&Adapter<D>>, prompt: &[u32]) -> Result<()> {
+    fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
         let invalid = |what, found: usize, expected: String| {
             Err(Error::InvalidBatch { what, found: found.to_string(), expected })
         };
@@ -258,10 +269,22 @@ impl<D: Device> Generator<D> {
         if let Some(&id) = prompt.iter().find(|&&id| id as usize >= v) {
             return invalid("token id", id as usize, format!("below {v}"));
         }
-        let (rank, room) = (adapter.map_or(0, |a| a.options().rank), self.workspace.sizes.lora_width / 3);
-        if rank > room {
-            return invalid("adapter rank", rank, format!("at most {room}"));
-        }
         Ok(())
+    }
+
+    /// Checks that there is room for an adapter, and with DoRA measures the rows that it makes.
+    fn take_up(&mut self, adapter: Option<&Adapter<D>>) -> Result<()> {
+        let Some(adapter) = adapter else { return Ok(()) };
+        let (width, room) =
+            (adapter.layout().widths(adapter.options()).widest(), self.workspace.sizes.lora_width);
+        if width > room || adapter.options().dora != self.norms.is_some() {
+            let (what, found) = ("adapter shape".to_owned(), format!("{width} columns"));
+            let expected = format!("at most {room}, and DoRA as the generator was built for");
+            return Err(Error::InvalidAdapter { what, found, expected });
+        }
+        match &mut self.norms {
+            Some(norms) => norms.refresh(&self.base, adapter),
+            None => Ok(()),
+        }
     }
 }

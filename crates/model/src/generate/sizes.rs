@@ -27,14 +27,13 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Sizes for a capacity and an adapter of at most this rank.
-    pub fn new(capacity: Capacity, lora_rank: usize) -> Sizes {
+    /// Sizes for a capacity and an adapter whose widest x·Aᵀ has so many columns.
+    pub fn new(capacity: Capacity, lora_width: usize) -> Sizes {
         let cache_rows = capacity.n_sequences * capacity.n_tokens;
         Sizes {
             rows: CHUNK_TOKENS.min(cache_rows).max(capacity.n_sequences),
             logit_rows: LOGIT_ROWS.max(capacity.n_sequences),
-            // Q, K and V share the widest projection.
-            lora_width: 3 * lora_rank,
+            lora_width,
             cache_rows,
             positions: capacity.n_tokens,
         }

@@ -5,11 +5,11 @@
 
 use super::sizes::{Part, Sizes};
 use crate::Result;
-use crate::base::Base;
+use crate::base::{Base, Update};
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device, Rotation, Segment, View, ViewMut, Write};
 use crate::family::Role;
-use crate::lora::{Adapter, Group};
+use crate::lora::{Adapter, Group, RowNorms};
 
 /// One token to be read: what, and where it goes.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +112,7 @@ impl<D: Device> Workspace<D> {
     pub fn read(
         &mut self,
         base: &Base<D>,
-        adapter: Option<&Adapter<D>>,
+        adapted: Adapted<'_, D>,
         rows: &[Row],
         segments: &[Segment],
     ) -> Result<()> {
@@ -120,7 +120,7 @@ impl<D: Device> Workspace<D> {
         self.upload_rows(rows)?;
         let stream = self.stream.first_mut(n * base.config.hidden);
         base.embed(self.tokens.first(n), stream)?;
-        let pass = Pass { base, adapter, n };
+        let pass = Pass { base, adapted, n };
         for index in 0..base.config.n_layers {
             self.attend(pass, index, segments)?;
             self.feed_forward(pass, index)?;
@@ -275,9 +275,24 @@ impl<D: Device> Workspace<D> {
 /// What the layers of one pass have in common: base, adapter, and `n` rows.
 struct Pass<'a, D: Device> {
     base: &'a Base<D>,
-    adapter: Option<&'a Adapter<D>>,
+    adapted: Adapted<'a, D>,
     n: usize,
 }
+
+/// What stands beside the base, if anything does.
+pub(super) struct Adapted<'a, D: Device> {
+    pub adapter: Option<&'a Adapter<D>>,
+    /// With DoRA.
+    pub norms: Option<&'a RowNorms<D>>,
+}
+
+impl<D: Device> Clone for Adapted<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Adapted<'_, D> {}
 
 impl<D: Device> Clone for Pass<'_, D> {
     fn clone(&self) -> Self {
@@ -290,7 +305,7 @@ impl<D: Device> Copy for Pass<'_, D> {}
 impl<D: Device> Pass<'_, D> {
     /// u = x·Aᵀ of a group
     fn project(self, index: usize, group: Group, x: View<'_, D::Buffer>, u: &mut D::Buffer) -> Result<()> {
-        let Some(adapter) = self.adapter else { return Ok(()) };
+        let Some(adapter) = self.adapted.adapter else { return Ok(()) };
         let width = adapter.width(index, group);
         adapter.project(index, group, self.n, x, u.first_mut(self.n * width))
     }
@@ -304,7 +319,9 @@ impl<D: Device> Pass<'_, D> {
         write: Write,
         y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        self.base.linear(index, role, self.adapter, self.n, x, u, write, y)
+        let Adapted { adapter, norms } = self.adapted;
+        let update = adapter.map(|adapter| Update { adapter, norms, u });
+        self.base.linear(index, role, update, self.n, x, write, y)
     }
 }
 
@@ -327,7 +344,11 @@ impl<B: Buffer> Branch<'_, B> {
     ) -> Result<()> {
         let len = pass.n * pass.base.config.hidden;
         let Some(joined) = self.joined else {
-            return pass.linear(index, role, x, u, Write::Add, self.stream.first_mut(len));
+            if pass.adapted.norms.is_none() {
+                return pass.linear(index, role, x, u, Write::Add, self.stream.first_mut(len));
+            }
+            pass.linear(index, role, x, u, Write::Set, self.normed.first_mut(len))?;
+            return pass.base.device.add(self.normed.first(len), self.stream.first_mut(len));
         };
         // What the half's own norm made is used up.
         pass.linear(index, role, x, u, Write::Set, self.normed.first_mut(len))?;

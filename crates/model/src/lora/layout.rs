@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::LoraOptions;
 use crate::config::ModelConfig;
 use crate::family::Role;
 
@@ -51,37 +52,46 @@ impl Group {
 }
 
 /// One adapted linear layer's factors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Member {
     /// Which linear layer.
     pub role: Role,
     /// Its output width.
     pub rows: usize,
+    /// R
+    pub rank: usize,
+    /// s
+    pub scale: f32,
     /// Where its A (R, C_in) lies in the flat buffer, inside the group's stacked A.
     pub a: Range<usize>,
     /// Where its B (C_out, R) lies.
     pub b: Range<usize>,
     /// Its columns in the group's x·Aᵀ.
     pub columns: Range<usize>,
+    /// Where the trained lengths (C_out) of its rows lie, with DoRA.
+    pub magnitude: Option<Range<usize>>,
+    /// Its rows among those of all adapted layers.
+    pub outputs: Range<usize>,
 }
 
 impl Member {
     /// Where some rows of its B lie.
     pub(super) fn b_rows(&self, rows: &Range<usize>) -> Range<usize> {
-        let rank = self.b.len() / self.rows;
-        self.b.start + rows.start * rank..self.b.start + rows.end * rank
+        self.b.start + rows.start * self.rank..self.b.start + rows.end * self.rank
     }
 }
 
 /// The adapted layers of one group of one decoder layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stack {
     /// Input width.
     pub cols: usize,
-    /// Rows of the stacked A: R times the number of members.
+    /// Rows of the stacked A: the members' R added up.
     pub width: usize,
     /// Where the stacked A (width, cols) lies in the flat buffer.
     pub a: Range<usize>,
+    /// Where everything else lies, right behind it: the members' B, then their lengths.
+    pub rest: Range<usize>,
     /// The members in the order of [`Group::roles`]; those that are no target are absent.
     pub members: Vec<Member>,
 }
@@ -93,26 +103,62 @@ impl Stack {
     }
 }
 
+/// Columns that an adapter takes beside the base's activations, for each row of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Widths {
+    /// Of x·Aᵀ, the widest layer's, by [`Group`].
+    pub low_rank: [usize; 4],
+    /// Of a copy of the input or the output of a linear layer of the attention, 0 where none is made.
+    pub attention_copy: usize,
+    /// Of the same for the MLP.
+    pub mlp_copy: usize,
+}
+
+impl Widths {
+    /// x·Aᵀ of a group.
+    pub fn of(&self, group: Group) -> usize {
+        self.low_rank[group as usize]
+    }
+
+    /// x·Aᵀ of any group.
+    pub fn widest(&self) -> usize {
+        self.low_rank.into_iter().max().unwrap_or(0)
+    }
+
+    /// Whether what `other` takes is there.
+    pub fn cover(&self, other: &Widths) -> bool {
+        let low_rank = self.low_rank.iter().zip(&other.low_rank).all(|(ours, theirs)| ours >= theirs);
+        low_rank && self.attention_copy >= other.attention_copy && self.mlp_copy >= other.mlp_copy
+    }
+}
+
 /// All factors of an adapter: layer by layer, group by group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     stacks: Vec<[Stack; 4]>,
     len: usize,
+    n_outputs: usize,
 }
 
 impl Layout {
-    /// Places the factors of rank `rank` for the `targets` of a model.
-    pub fn new(config: &ModelConfig, rank: usize, targets: &[Role]) -> Self {
-        let mut len = 0;
-        let stacks = (0..config.n_layers)
-            .map(|_| Group::ALL.map(|g| stack(config, rank, targets, g, &mut len)))
-            .collect();
-        Self { stacks, len }
+    /// Places the factors that the options ask for.
+    pub fn new(config: &ModelConfig, options: &LoraOptions) -> Self {
+        let mut layout = Self { stacks: Vec::with_capacity(config.n_layers), len: 0, n_outputs: 0 };
+        for layer in 0..config.n_layers {
+            let stacks = Group::ALL.map(|group| layout.place(config, options, layer, group));
+            layout.stacks.push(stacks);
+        }
+        layout
     }
 
     /// The factors of one group of one layer.
     pub fn stack(&self, layer: usize, group: Group) -> &Stack {
         &self.stacks[layer][group as usize]
+    }
+
+    /// All stacks, in the flat buffer's order.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.stacks.iter().flatten()
     }
 
     /// Weights in all.
@@ -123,6 +169,11 @@ impl Layout {
     /// Whether nothing is adapted.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Output features of all adapted layers together.
+    pub fn n_outputs(&self) -> usize {
+        self.n_outputs
     }
 
     /// Decoder layers.
@@ -137,23 +188,50 @@ impl Layout {
             groups.iter().flat_map(move |stack| stack.members.iter().map(move |m| (i, stack.cols, m)))
         })
     }
-}
 
-fn stack(config: &ModelConfig, rank: usize, targets: &[Role], group: Group, len: &mut usize) -> Stack {
-    let is_adapted = |role: &Role| targets.contains(role) && config.family.has(*role);
-    let roles: Vec<Role> = group.roles().iter().copied().filter(is_adapted).collect();
-    let cols = config.shape(group.roles()[0]).1;
-    let start = *len;
-    let a_end = start + roles.len() * rank * cols;
-    let mut next_b = a_end;
-    let members = roles.iter().enumerate().map(|(i, &role)| {
-        let rows = config.shape(role).0;
-        let b = next_b..next_b + rows * rank;
-        next_b = b.end;
-        let a = start + i * rank * cols..start + (i + 1) * rank * cols;
-        Member { role, rows, a, b, columns: i * rank..(i + 1) * rank }
-    });
-    let members = members.collect();
-    *len = next_b;
-    Stack { cols, width: roles.len() * rank, a: start..a_end, members }
+    /// What the adapter takes for each row of a batch.
+    pub fn widths(&self, options: &LoraOptions) -> Widths {
+        let mut widths = Widths::default();
+        for (index, groups) in self.stacks.iter().flat_map(|groups| groups.iter().enumerate()) {
+            widths.low_rank[index] = widths.low_rank[index].max(groups.width);
+            let outputs = groups.members.iter().map(|member| member.rows).max().unwrap_or(0);
+            let input = if groups.members.is_empty() { 0 } else { groups.cols };
+            let copy = [(options.dropout > 0.0, input), (options.dora, outputs)];
+            let copy = copy.into_iter().filter(|(is_made, _)| *is_made).map(|(_, width)| width);
+            let is_attention = [Group::Qkv, Group::O].contains(&Group::ALL[index]);
+            let to = if is_attention { &mut widths.attention_copy } else { &mut widths.mlp_copy };
+            *to = copy.fold(*to, usize::max);
+        }
+        widths
+    }
+
+    fn place(&mut self, config: &ModelConfig, options: &LoraOptions, layer: usize, group: Group) -> Stack {
+        let cols = config.shape(group.roles()[0]).1;
+        let adapted = group.roles().iter().filter(|role| config.family.has(**role));
+        let adapted = adapted.filter_map(|&role| Some((role, options.shape(layer, role)?)));
+        let start = self.len;
+        let (mut members, mut width) = (Vec::new(), 0);
+        for (role, (rank, scale)) in adapted {
+            let (rows, columns) = (config.shape(role).0, width..width + rank);
+            let a = start + columns.start * cols..start + columns.end * cols;
+            let outputs = self.n_outputs..self.n_outputs + rows;
+            (width, self.n_outputs) = (columns.end, outputs.end);
+            members.push(Member { role, rows, rank, scale, a, b: 0..0, columns, magnitude: None, outputs });
+        }
+        let a = self.take(width * cols);
+        for member in &mut members {
+            member.b = self.take(member.rows * member.rank);
+        }
+        for member in members.iter_mut().filter(|_| options.dora) {
+            member.magnitude = Some(self.take(member.rows));
+        }
+        Stack { cols, width, rest: a.end..self.len, a, members }
+    }
+
+    /// The next `len` places of the flat buffer.
+    fn take(&mut self, len: usize) -> Range<usize> {
+        let start = self.len;
+        self.len += len;
+        start..self.len
+    }
 }

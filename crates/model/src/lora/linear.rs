@@ -6,7 +6,8 @@
 //! backward  dB_i += s · dy_iᵀ · u_i,  du_i = s · dy_i · B_i,  dA += duᵀ · x,  dx += du · A
 //!
 //! where u_i are the R columns of u that belong to layer i of the group. A fused layer is run in parts, each with some
-//! rows of its B; the gradients du_i of the parts add up.
+//! rows of its B; the gradients du_i of the parts add up. With dropout x is drop(x) here, and its gradient goes through
+//! the same mask. With DoRA y is the sum x·Wᵀ + s·u·Bᵀ times m / n, and dy stands for dy·m/n.
 
 use super::{Adapter, Gradients, Group};
 use crate::Result;
@@ -58,10 +59,29 @@ impl<D: Device> Adapter<D> {
         let stack = self.layout.stack(layer, Group::of(projection.stored));
         let Some(member) = stack.member(projection.stored) else { return Ok(()) };
         let n_rows = projection.rows.len();
-        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(n_rows, self.options.rank);
+        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(n_rows, member.rank);
         let u = u.matrix(n, stack.width).columns(member.columns.clone());
         let y = y.matrix(n, n_rows);
-        self.device.matmul(self.options.scale(), u, Plain, b, Transposed, Write::Add, y)
+        self.device.matmul(member.scale, u, Plain, b, Transposed, Write::Add, y)
+    }
+
+    /// dm[rows] += Σ over the batch of dy · (sum / n)      dy, sum / n (n, |rows|). Does nothing without DoRA.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`].
+    pub fn magnitude_backward(
+        &self,
+        layer: usize,
+        projection: &Projection,
+        d_y: View<'_, D::Buffer>,
+        normed: View<'_, D::Buffer>,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
+        let stack = self.layout.stack(layer, Group::of(projection.stored));
+        let magnitude = stack.member(projection.stored).and_then(|member| member.magnitude.clone());
+        let Some(magnitude) = magnitude else { return Ok(()) };
+        let rows = magnitude.start + projection.rows.start..magnitude.start + projection.rows.end;
+        self.device.column_dots(d_y, normed, gradients.flat.part_mut(rows))
     }
 
     /// dB[rows] += s · dyᵀ · u_i and du_i (=|+=) s · dy · B[rows] for one layer of a group, or a part of a fused one
@@ -83,7 +103,7 @@ impl<D: Device> Adapter<D> {
     ) -> Result<()> {
         let stack = self.layout.stack(layer, Group::of(projection.stored));
         let Some(member) = stack.member(projection.stored) else { return Ok(()) };
-        let (rank, scale, n_rows) = (self.options.rank, self.options.scale(), projection.rows.len());
+        let (rank, scale, n_rows) = (member.rank, member.scale, projection.rows.len());
         let b_rows = member.b_rows(&projection.rows);
         let b = self.weights.part(b_rows.clone()).matrix(n_rows, rank);
         let d_b = gradients.flat.part_mut(b_rows).matrix(n_rows, rank);
@@ -110,15 +130,48 @@ impl<D: Device> Adapter<D> {
         d_x: Option<ViewMut<'_, D::Buffer>>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
+        self.a_backward(layer, group, n, x, d_u, gradients)?;
+        match d_x {
+            Some(d_x) => self.input_backward(layer, group, n, d_u, Write::Add, d_x),
+            None => Ok(()),
+        }
+    }
+
+    /// dA += duᵀ · x for a group
+    pub(crate) fn a_backward(
+        &self,
+        layer: usize,
+        group: Group,
+        n: usize,
+        x: View<'_, D::Buffer>,
+        d_u: View<'_, D::Buffer>,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
         let stack = self.layout.stack(layer, group);
         if stack.width == 0 {
             return Ok(());
         }
         let d_u = d_u.matrix(n, stack.width);
         let d_a = gradients.flat.part_mut(stack.a.clone()).matrix(stack.width, stack.cols);
-        self.device.matmul(1.0, d_u, Transposed, x.matrix(n, stack.cols), Plain, Write::Add, d_a)?;
-        let Some(d_x) = d_x else { return Ok(()) };
+        self.device.matmul(1.0, d_u, Transposed, x.matrix(n, stack.cols), Plain, Write::Add, d_a)
+    }
+
+    /// dx (=|+=) du · A for a group
+    pub(crate) fn input_backward(
+        &self,
+        layer: usize,
+        group: Group,
+        n: usize,
+        d_u: View<'_, D::Buffer>,
+        write: Write,
+        d_x: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        let stack = self.layout.stack(layer, group);
+        if stack.width == 0 {
+            return Ok(());
+        }
         let a = self.weights.part(stack.a.clone()).matrix(stack.width, stack.cols);
-        self.device.matmul(1.0, d_u, Plain, a, Plain, Write::Add, d_x.matrix(n, stack.cols))
+        let d_u = d_u.matrix(n, stack.width);
+        self.device.matmul(1.0, d_u, Plain, a, Plain, write, d_x.matrix(n, stack.cols))
     }
 }

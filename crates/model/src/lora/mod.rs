@@ -1,16 +1,23 @@
 //! LoRA adapters: the only weights that are trained.
 //!
-//! y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with A (R, C_in), B (C_out, R), s = alpha / R, or alpha / sqrt(R) when rank-stabilised.
+//! y = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ with A (R, C_in), B (C_out, R), s = alpha / R, or alpha / sqrt(R) when
+//! rank-stabilised. With DoRA each row of the sum W + s·B·A has a trained length m (C_out).
 //! All factors lie in one flat f32 buffer, as do their gradients and the optimiser's moments.
-//! Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA).
+//! Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA); Liu et al. 2024,
+//! arXiv:2402.09353 (DoRA).
 
+mod dropout;
 mod init;
 mod layout;
 mod linear;
+mod row_norms;
 mod tensors;
 
-pub use layout::{Group, Layout, Member, Stack};
+pub use dropout::Dropout;
+pub use layout::{Group, Layout, Member, Stack, Widths};
+pub use row_norms::{RowNorms, row_norms_bytes};
 
+use crate::base::Base;
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device};
 use crate::family::{LINEAR_ROLES, Role};
@@ -25,21 +32,59 @@ pub struct LoraOptions {
     pub alpha: f32,
     /// Whether the scale is alpha / sqrt(R) instead of alpha / R.
     pub rank_stabilised: bool,
+    /// Probability that an input of the low-rank path is dropped in a training step, 0 to below 1.
+    pub dropout: f32,
+    /// Whether the rows of W + s·B·A get trained lengths.
+    pub dora: bool,
     /// The linear layers that get one, in any order.
     pub targets: Vec<Role>,
+    /// Single linear layers that differ from all this.
+    pub exceptions: Vec<Exception>,
+}
+
+/// A linear layer of one decoder layer whose factors differ from those of the other layers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Exception {
+    /// Index of the decoder layer.
+    pub layer: usize,
+    /// Which linear layer.
+    pub role: Role,
+    /// Its R; 0 leaves it without an adapter.
+    pub rank: usize,
+    /// Numerator of its scale.
+    pub alpha: f32,
 }
 
 impl Default for LoraOptions {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, rank_stabilised: false, targets: LINEAR_ROLES.to_vec() }
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            rank_stabilised: false,
+            dropout: 0.0,
+            dora: false,
+            targets: LINEAR_ROLES.to_vec(),
+            exceptions: Vec::new(),
+        }
     }
 }
 
 impl LoraOptions {
-    /// s, the factor on the low-rank update.
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f32;
-        self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+    /// R and s of one linear layer, `None` when it has no adapter.
+    pub fn shape(&self, layer: usize, role: Role) -> Option<(usize, f32)> {
+        let exception = self.exceptions.iter().find(|found| (found.layer, found.role) == (layer, role));
+        let (rank, alpha) = match exception {
+            Some(exception) => (exception.rank, exception.alpha),
+            None if self.targets.contains(&role) => (self.rank, self.alpha),
+            None => return None,
+        };
+        (rank > 0).then(|| (rank, self.scale(rank, alpha)))
+    }
+
+    /// s, the factor on a low-rank update.
+    fn scale(&self, rank: usize, alpha: f32) -> f32 {
+        let rank = rank as f32;
+        alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
     }
 
     /// Checks that the options describe an adapter.
@@ -47,11 +92,17 @@ impl LoraOptions {
     /// # Errors
     /// [`Error::InvalidAdapter`].
     pub fn check(&self) -> Result<()> {
-        if self.rank == 0 || self.rank > MAX_RANK {
-            return Err(invalid("rank", self.rank, &format!("1 to {MAX_RANK}")));
+        let exceptions = self.exceptions.iter().filter(|exception| exception.rank > 0);
+        for (rank, alpha) in exceptions.map(|e| (e.rank, e.alpha)).chain([(self.rank, self.alpha)]) {
+            if rank == 0 || rank > MAX_RANK {
+                return Err(invalid("rank", rank, &format!("1 to {MAX_RANK}")));
+            }
+            if !(alpha.is_finite() && alpha > 0.0) {
+                return Err(invalid("alpha", alpha, "a positive number"));
+            }
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(invalid("alpha", self.alpha, "a positive number"));
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(invalid("dropout", self.dropout, "0 to below 1"));
         }
         match self.targets.iter().find(|role| !role.is_linear()) {
             Some(role) => Err(invalid("target", format!("{role:?}"), "a linear layer")),
@@ -81,7 +132,8 @@ pub struct Adapter<D: Device> {
 impl<D: Device> Adapter<D> {
     /// A fresh adapter: A uniform in ±1/sqrt(C_in), B zero, so that it changes nothing yet.
     ///
-    /// The same seed gives the same bits everywhere.
+    /// The same seed gives the same bits everywhere. The lengths of DoRA are zero until
+    /// [`Adapter::set_magnitudes`] takes them from a base.
     ///
     /// # Errors
     /// [`Error::InvalidAdapter`], [`Error::OutOfMemory`].
@@ -97,7 +149,7 @@ impl<D: Device> Adapter<D> {
     /// As [`Adapter::new`].
     pub fn zeros(device: &D, config: &ModelConfig, options: &LoraOptions) -> Result<Self> {
         options.check()?;
-        let layout = Layout::new(config, options.rank, &options.targets);
+        let layout = Layout::new(config, options);
         let weights = device.alloc("adapter", layout.len())?;
         Ok(Self { device: device.clone(), options: options.clone(), layout, weights })
     }
@@ -125,6 +177,19 @@ impl<D: Device> Adapter<D> {
     /// All weights on the device, for writing.
     pub fn flat_mut(&mut self) -> &mut D::Buffer {
         &mut self.weights
+    }
+
+    /// Sets DoRA's lengths to those of the rows of W + s·B·A, so that they change nothing. Without DoRA does nothing.
+    ///
+    /// # Errors
+    /// What the device meets.
+    pub fn set_magnitudes(&mut self, base: &Base<D>) -> Result<()> {
+        if !self.options.dora {
+            return Ok(());
+        }
+        let mut norms = RowNorms::new(base, &self.options)?;
+        norms.refresh(base, self)?;
+        norms.lengths_into(self)
     }
 
     /// Copies all weights to the host, in the layout's order: what a checkpoint holds.

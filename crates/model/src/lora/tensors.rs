@@ -22,7 +22,8 @@ impl<D: Device> Adapter<D> {
             module: names[&(layer, member.role)].clone(),
             a: weights[member.a.clone()].to_vec(),
             b: weights[member.b.clone()].to_vec(),
-            r: self.options.rank,
+            magnitude: member.magnitude.clone().map(|range| weights[range].to_vec()),
+            r: member.rank,
             in_features: cols,
             out_features: member.rows,
         };
@@ -45,13 +46,23 @@ impl<D: Device> Adapter<D> {
             let name = names[&(layer, member.role)].as_str();
             let tensor = by_name.remove(name).ok_or_else(|| invalid(name, "missing", "its two factors"))?;
             let (found, expected) =
-                ((tensor.r, tensor.in_features, tensor.out_features), (self.options.rank, cols, member.rows));
+                ((tensor.r, tensor.in_features, tensor.out_features), (member.rank, cols, member.rows));
             if found != expected || tensor.a.len() != member.a.len() || tensor.b.len() != member.b.len() {
                 let expected = format!("{expected:?}");
                 return Err(invalid(&format!("{name} (rank, in, out)"), format!("{found:?}"), &expected));
             }
             weights[member.a.clone()].copy_from_slice(&tensor.a);
             weights[member.b.clone()].copy_from_slice(&tensor.b);
+            match (&member.magnitude, &tensor.magnitude) {
+                (Some(range), Some(lengths)) if lengths.len() == range.len() => {
+                    weights[range.clone()].copy_from_slice(lengths);
+                }
+                (None, None) => {}
+                (expected, _) => {
+                    let expected = if expected.is_some() { "one length an output" } else { "absent" };
+                    return Err(invalid(&format!("{name} lengths of DoRA"), "other", expected));
+                }
+            }
         }
         match by_name.keys().min() {
             Some(surplus) => Err(invalid(surplus, "present", "only modules that the options target")),

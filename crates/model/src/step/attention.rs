@@ -24,7 +24,7 @@ impl<D: Device> Pass<'_, D> {
         self.base.norm(Some(index), Role::AttnNorm, x, rows_mut(&mut to.attn_in, c, 0, n))?;
         let h = rows(&to.attn_in, c, 0, n);
         let u_width = self.u_width(index, Group::Qkv);
-        self.project(index, Group::Qkv, n, h, rows_mut(&mut to.u_qkv, u_width, 0, n))?;
+        self.project(index, Group::Qkv, self.all_rows(), h, rows_mut(&mut to.u_qkv, u_width, 0, n))?;
         let u = rows(&to.u_qkv, u_width, 0, n);
 
         let (q, raw) =
@@ -45,7 +45,7 @@ impl<D: Device> Pass<'_, D> {
 
         let attn = rows(&to.attn, q_width, 0, n);
         let u_width = self.u_width(index, Group::O);
-        self.project(index, Group::O, n, attn, rows_mut(&mut to.u_o, u_width, 0, n))?;
+        self.project(index, Group::O, self.all_rows(), attn, rows_mut(&mut to.u_o, u_width, 0, n))?;
         let u = rows(&to.u_o, u_width, 0, n);
         let mut mid = rows_mut(&mut to.mid, c, 0, n);
         if let Some(out) = &mut to.attn_out {
@@ -143,12 +143,20 @@ impl<D: Device> Pass<'_, D> {
         let u = rows(&from.u_qkv, u_width, 0, n);
         let sources = [(Role::Q, d_q, Write::Set), (Role::K, d_k, Write::Add), (Role::V, d_v, Write::Add)];
         for (role, d_y, write) in sources {
-            let linear = LinearBackward { u, d_y, d_u: rows_mut(&mut deltas.u, u_width, 0, n) };
+            let linear = LinearBackward { x: h, u, d_y, d_u: rows_mut(&mut deltas.u, u_width, 0, n) };
             let d_h = wants_input.then(|| (write, rows_mut(&mut deltas.normed, c, 0, n)));
             self.linear_backward(index, role, n, linear, d_h, gradients)?;
         }
         let d_h = wants_input.then(|| rows_mut(&mut deltas.normed, c, 0, n));
-        self.project_backward(index, Group::Qkv, n, h, rows(&deltas.u, u_width, 0, n), d_h, gradients)?;
+        self.project_backward(
+            index,
+            Group::Qkv,
+            self.all_rows(),
+            h,
+            rows(&deltas.u, u_width, 0, n),
+            d_h,
+            gradients,
+        )?;
         if !wants_input {
             return Ok(());
         }
@@ -180,6 +188,7 @@ impl<D: Device> Pass<'_, D> {
             d_out = rows(&deltas.normed, c, 0, n);
         }
         let linear = LinearBackward {
+            x: rows(&from.attn, q_width, 0, n),
             u: rows(&from.u_o, u_width, 0, n),
             d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, n),
@@ -188,7 +197,7 @@ impl<D: Device> Pass<'_, D> {
         self.linear_backward(index, Role::O, n, linear, d_attn, gradients)?;
         let (x, d_u) = (rows(&from.attn, q_width, 0, n), rows(&deltas.u, u_width, 0, n));
         let d_attn = Some(rows_mut(&mut deltas.attn, q_width, 0, n));
-        self.project_backward(index, Group::O, n, x, d_u, d_attn, gradients)
+        self.project_backward(index, Group::O, self.all_rows(), x, d_u, d_attn, gradients)
     }
 
     /// The gradient of queries or keys before their norm, which is the one after it where there is no norm.

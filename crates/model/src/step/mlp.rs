@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::pass::{LinearBackward, Pass, rows, rows_mut};
+use super::pass::{LinearBackward, Pass, Rows, rows, rows_mut};
 use super::workspace::{Activations, Deltas, MlpActivations};
 use crate::Result;
 use crate::device::{Buffer, Device, View, Write};
@@ -15,6 +15,10 @@ use crate::lora::{Gradients, Group};
 /// Tiles of at most `tile` of `n` tokens.
 fn tiles(n: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(tile).map(move |first| first..(first + tile).min(n))
+}
+
+fn tile_rows(tile: &Range<usize>) -> Rows {
+    Rows { first: tile.start, n: tile.len() }
 }
 
 impl<D: Device> Pass<'_, D> {
@@ -31,7 +35,7 @@ impl<D: Device> Pass<'_, D> {
         for tile in tiles(n, mlp.tile_tokens) {
             let m = tile.len();
             let mid = rows(mid, c, tile.start, m);
-            self.inner_forward(index, m, mid, mlp, 0)?;
+            self.inner_forward(index, tile_rows(&tile), mid, mlp, 0)?;
             let mut out = rows_mut(out, c, tile.start, m);
             if let Some(raw) = &mlp.out {
                 self.base.norm(Some(index), Role::PostFfnNorm, rows(raw, c, 0, m), out.reborrow())?;
@@ -59,21 +63,21 @@ impl<D: Device> Pass<'_, D> {
         rows(&mlp.u_down, self.u_width(index, Group::Down), at, m)
     }
 
-    /// The MLP of a tile up to where it joins the stream: all that a backward needs. Row `at` of `to` is the first.
+    /// The MLP of a tile up to where it joins the stream: all that a backward needs. Row `at` of `to` is its first.
     fn inner_forward(
         &self,
         index: usize,
-        m: usize,
+        tile: Rows,
         mid: View<'_, D::Buffer>,
         to: &mut MlpActivations<D::Buffer>,
         at: usize,
     ) -> Result<()> {
         let (device, config) = (self.device(), self.config());
-        let (c, f) = (config.hidden, config.intermediate);
+        let (c, f, m) = (config.hidden, config.intermediate, tile.n);
         self.base.norm(Some(index), Role::FfnNorm, mid, rows_mut(&mut to.mlp_in, c, at, m))?;
         let h = rows(&to.mlp_in, c, at, m);
         let u_width = self.u_width(index, Group::GateUp);
-        self.project(index, Group::GateUp, m, h, rows_mut(&mut to.u_gate_up, u_width, at, m))?;
+        self.project(index, Group::GateUp, tile, h, rows_mut(&mut to.u_gate_up, u_width, at, m))?;
         let u = rows(&to.u_gate_up, u_width, at, m);
         self.linear(index, Role::Up, m, h, u, Write::Set, rows_mut(&mut to.up, f, at, m))?;
         if let Some(gate) = &mut to.gate {
@@ -84,7 +88,7 @@ impl<D: Device> Pass<'_, D> {
             device.activate(config.activation, rows(&to.up, f, at, m), rows_mut(&mut to.act, f, at, m))?;
         }
         let (act, u_width) = (rows(&to.act, f, at, m), self.u_width(index, Group::Down));
-        self.project(index, Group::Down, m, act, rows_mut(&mut to.u_down, u_width, at, m))?;
+        self.project(index, Group::Down, tile, act, rows_mut(&mut to.u_down, u_width, at, m))?;
         if let Some(out) = &mut to.out {
             let u = rows(&to.u_down, u_width, at, m);
             self.linear(index, Role::Down, m, act, u, Write::Set, rows_mut(out, c, at, m))?;
@@ -107,10 +111,10 @@ impl<D: Device> Pass<'_, D> {
         let is_held = holds_mlp.take() == Some(index);
         let tile_tokens = deltas.up.len() / self.config().intermediate;
         for tile in tiles(self.n, tile_tokens) {
-            let (m, mid) = (tile.len(), rows(mid, c, tile.start, tile.len()));
+            let mid = rows(mid, c, tile.start, tile.len());
             let at = if is_held { tile.start } else { 0 };
             if !is_held {
-                self.inner_forward(index, m, mid, mlp, at)?;
+                self.inner_forward(index, tile_rows(&tile), mid, mlp, at)?;
             }
             self.tile_backward(index, tile, mid, (mlp, at), deltas, gradients)?;
         }
@@ -142,19 +146,20 @@ impl<D: Device> Pass<'_, D> {
         }
 
         let u_width = self.u_width(index, Group::GateUp);
-        let u = rows(&from.u_gate_up, u_width, at, m);
+        let (h, u) = (rows(&from.mlp_in, c, at, m), rows(&from.u_gate_up, u_width, at, m));
         // A fused layer's first rows are the gate's: its part sets what the other adds to.
         let gate = deltas.gate.as_ref().map(|d_gate| (Role::Gate, d_gate));
         let mut write = Write::Set;
         for (role, d_y) in gate.into_iter().chain([(Role::Up, &deltas.up)]) {
             let (d_y, d_u) = (rows(d_y, f, 0, m), rows_mut(&mut deltas.u, u_width, 0, m));
             let d_h = Some((write, rows_mut(&mut deltas.normed, c, 0, m)));
-            self.linear_backward(index, role, m, LinearBackward { u, d_y, d_u }, d_h, gradients)?;
+            let linear = LinearBackward { x: h, u, d_y, d_u };
+            self.linear_backward(index, role, m, linear, d_h, gradients)?;
             write = Write::Add;
         }
-        let (h, d_u) = (rows(&from.mlp_in, c, at, m), rows(&deltas.u, u_width, 0, m));
+        let d_u = rows(&deltas.u, u_width, 0, m);
         let d_h = Some(rows_mut(&mut deltas.normed, c, 0, m));
-        self.project_backward(index, Group::GateUp, m, h, d_u, d_h, gradients)?;
+        self.project_backward(index, Group::GateUp, tile_rows(&tile), h, d_u, d_h, gradients)?;
         let (d_h, d_mid) = (rows(&deltas.normed, c, 0, m), rows_mut(&mut deltas.stream, c, tile.start, m));
         self.base.norm_backward(Some(index), Role::FfnNorm, mid, d_h, Write::Add, d_mid)
     }
@@ -184,6 +189,7 @@ impl<D: Device> Pass<'_, D> {
             d_out = rows(&deltas.normed, c, 0, m);
         }
         let linear = LinearBackward {
+            x: rows(&from.act, f, at, m),
             u: rows(&from.u_down, u_width, at, m),
             d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, m),
@@ -192,6 +198,6 @@ impl<D: Device> Pass<'_, D> {
         self.linear_backward(index, Role::Down, m, linear, d_act, gradients)?;
         let (x, d_u) = (rows(&from.act, f, at, m), rows(&deltas.u, u_width, 0, m));
         let d_act = Some(rows_mut(&mut deltas.act, f, 0, m));
-        self.project_backward(index, Group::Down, m, x, d_u, d_act, gradients)
+        self.project_backward(index, Group::Down, tile_rows(tile), x, d_u, d_act, gradients)
     }
 }

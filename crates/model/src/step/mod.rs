@@ -17,11 +17,12 @@ pub use plan::StepPlan;
 pub(crate) use workspace::LossTiles;
 pub use workspace::{Room, workspace_bytes};
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::base::Base;
 use crate::device::{Buffer, Device, Segment};
-use crate::lora::{Adapter, Gradients, LoraOptions};
+use crate::lora::{Adapter, Dropout, Gradients, Layout, LoraOptions, RowNorms, Widths};
 use crate::loss::{Loss, LossHost};
 use crate::{Error, Result};
 use pass::{Pass, rows, rows_mut};
@@ -31,7 +32,9 @@ use workspace::{Allocate, Workspace};
 pub struct TrainStep<D: Device> {
     base: Arc<Base<D>>,
     plan: StepPlan,
-    rank: usize,
+    widths: Widths,
+    norms: Option<RowNorms<D>>,
+    dropout_seed: u64,
     workspace: Workspace<D::Buffer, D::Indices>,
     loss_host: LossHost,
     segments: Vec<Segment>,
@@ -39,7 +42,7 @@ pub struct TrainStep<D: Device> {
 }
 
 impl<D: Device> TrainStep<D> {
-    /// Draws all memory that a batch of up to `plan.max_tokens` needs, with room for adapters of up to `lora`'s rank.
+    /// Draws all memory that a batch of up to `plan.max_tokens` needs, with room for adapters of `lora`'s shape.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::InvalidBatch`] for a plan of nothing.
@@ -53,9 +56,10 @@ impl<D: Device> TrainStep<D> {
         }
         let loss_host = LossHost::new(plan.max_tokens, plan.loss_tile_tokens);
         let segments = Vec::with_capacity(plan.max_tokens);
-        let rank = lora.map_or(0, |lora| lora.rank);
+        let widths = lora.map(|lora| Layout::new(config, lora).widths(lora)).unwrap_or_default();
+        let norms = lora.filter(|lora| lora.dora).map(|lora| RowNorms::new(&base, lora)).transpose()?;
         let rotary_rows = Vec::with_capacity(plan.max_tokens);
-        Ok(Self { base, plan, rank, workspace, loss_host, segments, rotary_rows })
+        Ok(Self { base, plan, widths, norms, dropout_seed: 0, workspace, loss_host, segments, rotary_rows })
     }
 
     /// The base it runs on.
@@ -68,13 +72,18 @@ impl<D: Device> TrainStep<D> {
         &self.plan
     }
 
+    /// The seed of the next micro-step's dropout, where the adapter has it: another one for each micro-step of a run.
+    pub fn seed_dropout(&mut self, seed: u64) {
+        self.dropout_seed = seed;
+    }
+
     /// The loss of a batch, and loss_scale · d(sum of the loss)/d(adapter) added to `gradients`.
     ///
     /// With `loss_scale` = 1 / (target tokens of all micro-steps of an update) the accumulated gradient is that of
     /// the mean loss over the true number of target tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidBatch`], [`Error::InvalidAdapter`] for a rank without room.
+    /// [`Error::InvalidBatch`], [`Error::InvalidAdapter`] for an adapter without room.
     pub fn forward_backward(
         &mut self,
         adapter: &Adapter<D>,
@@ -83,26 +92,28 @@ impl<D: Device> TrainStep<D> {
         loss_scale: f32,
     ) -> Result<LossSum> {
         self.begin(Some(adapter), batch)?;
-        self.forward(Some(adapter), batch)?;
+        let probability = adapter.options().dropout;
+        let dropout = (probability > 0.0).then_some(Dropout { probability, seed: self.dropout_seed });
+        self.forward(Some(adapter), dropout, batch)?;
         let loss = self.loss(batch, Some(loss_scale))?;
-        self.backward(adapter, batch, gradients)?;
+        self.backward(adapter, dropout, batch, gradients)?;
         Ok(loss)
     }
 
-    /// The loss of a batch alone, with the adapter or without.
+    /// The loss of a batch alone, with the adapter or without, nothing dropped.
     ///
     /// # Errors
     /// As [`TrainStep::forward_backward`].
     pub fn evaluate(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<LossSum> {
         self.begin(adapter, batch)?;
-        self.forward(adapter, batch)?;
+        self.forward(adapter, None, batch)?;
         self.loss(batch, None)
     }
 
     /// Checks the batch and brings it to the device.
     fn begin(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
         batch.check(self.plan.max_tokens, self.base.config.vocab_size)?;
-        self.check_adapter(adapter)?;
+        self.take_up(adapter)?;
         self.segments.clear();
         self.segments.extend(batch.segments());
         let (device, workspace, n) = (&self.base.device, &mut self.workspace, batch.tokens.len());
@@ -111,29 +122,47 @@ impl<D: Device> TrainStep<D> {
         device.upload_indices(&self.rotary_rows, workspace.rotary_rows.first_mut(n))
     }
 
-    fn check_adapter(&self, adapter: Option<&Adapter<D>>) -> Result<()> {
+    /// Checks that there is room for an adapter, and with DoRA measures the rows that it makes.
+    fn take_up(&mut self, adapter: Option<&Adapter<D>>) -> Result<()> {
         let Some(adapter) = adapter else { return Ok(()) };
         let invalid = |what: &str, found: usize, expected: String| {
             Err(Error::InvalidAdapter { what: what.to_owned(), found: found.to_string(), expected })
         };
-        let (rank, n_layers) = (adapter.options().rank, adapter.layout().n_layers());
-        if rank > self.rank {
-            return invalid("rank", rank, format!("at most {}", self.rank));
+        let (widths, n_layers) = (adapter.layout().widths(adapter.options()), adapter.layout().n_layers());
+        if !self.widths.cover(&widths) {
+            let (found, expected) =
+                (widths.widest(), format!("what the step has room for: {:?}", self.widths));
+            return invalid("shape", found, expected);
         }
         if n_layers != self.base.config.n_layers {
             return invalid("number of layers", n_layers, self.base.config.n_layers.to_string());
         }
-        Ok(())
+        if adapter.options().dora != self.norms.is_some() {
+            let expected = "as the step was built for".to_owned();
+            return invalid("DoRA", usize::from(adapter.options().dora), expected);
+        }
+        match &mut self.norms {
+            Some(norms) => norms.refresh(&self.base, adapter),
+            None => Ok(()),
+        }
     }
 
     /// All layers, first to last; leaves each layer's input.
-    fn forward(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
+    fn forward(
+        &mut self,
+        adapter: Option<&Adapter<D>>,
+        dropout: Option<Dropout>,
+        batch: &Batch<'_>,
+    ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, tokens, rotary_rows, rotary, .. } = &mut self.workspace;
+        let Workspace { streams, activations, copy, tokens, rotary_rows, rotary, .. } = &mut self.workspace;
         activations.iter_mut().for_each(|set| set.forget());
         let pass = Pass {
             base: &self.base,
             adapter,
+            norms: self.norms.as_ref().filter(|_| adapter.is_some()),
+            dropout,
+            copy: RefCell::new(copy),
             n,
             segments: &self.segments,
             rotary_rows: rotary_rows.first(n),
@@ -162,14 +191,18 @@ impl<D: Device> TrainStep<D> {
     fn backward(
         &mut self,
         adapter: &Adapter<D>,
+        dropout: Option<Dropout>,
         batch: &Batch<'_>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, deltas, rotary_rows, rotary, .. } = &mut self.workspace;
+        let Workspace { streams, activations, deltas, copy, rotary_rows, rotary, .. } = &mut self.workspace;
         let pass = Pass {
             base: &self.base,
             adapter: Some(adapter),
+            norms: self.norms.as_ref(),
+            dropout,
+            copy: RefCell::new(copy),
             n,
             segments: &self.segments,
             rotary_rows: rotary_rows.first(n),

@@ -1,17 +1,25 @@
 //! What the layers of one pass have in common: base, adapter, the batch, and an adapted linear layer.
 
+use std::cell::RefCell;
+
 use super::workspace::Activations;
 use crate::Result;
-use crate::base::Base;
+use crate::base::{Base, Update};
 use crate::config::ModelConfig;
-use crate::device::{Buffer, Device, Segment, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Mask, Segment, View, ViewMut, Write};
 use crate::family::Role;
-use crate::lora::{Adapter, Gradients, Group};
+use crate::lora::{Adapter, Dropout, Gradients, Group, RowNorms};
 
 /// One pass over a batch of `n` rows.
 pub(super) struct Pass<'a, D: Device> {
     pub base: &'a Base<D>,
     pub adapter: Option<&'a Adapter<D>>,
+    /// With DoRA.
+    pub norms: Option<&'a RowNorms<D>>,
+    /// In a training step, where the adapter has dropout.
+    pub dropout: Option<Dropout>,
+    /// Room for a copy of a linear layer's input or output, where dropout or DoRA make one.
+    pub copy: RefCell<&'a mut D::Buffer>,
     pub n: usize,
     pub segments: &'a [Segment],
     /// Row of the rotary tables for each token.
@@ -20,8 +28,19 @@ pub(super) struct Pass<'a, D: Device> {
     pub rotary: &'a [(D::Buffer, D::Buffer)],
 }
 
+/// Some rows of a batch: all of it, or a tile of the MLP.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// The first one's number in the batch.
+    pub first: usize,
+    /// How many.
+    pub n: usize,
+}
+
 /// The gradient side of an adapted linear layer.
 pub(super) struct LinearBackward<'a, D: Device> {
+    /// Its input (n, C_in).
+    pub x: View<'a, D::Buffer>,
     /// x·Aᵀ of its group (n, width).
     pub u: View<'a, D::Buffer>,
     /// Gradient of its output (n, C_out).
@@ -52,19 +71,34 @@ impl<'a, D: Device> Pass<'a, D> {
         self.adapter.map_or(0, |adapter| adapter.width(index, group))
     }
 
-    /// u = x·Aᵀ of a group      x (n, C_in)
+    /// All rows of the batch.
+    pub fn all_rows(&self) -> Rows {
+        Rows { first: 0, n: self.n }
+    }
+
+    fn mask(&self, index: usize, group: Group) -> Option<Mask> {
+        let dropout = self.dropout?;
+        Some(Mask { probability: dropout.probability, seed: dropout.mask_seed(index, group) })
+    }
+
+    /// u = drop(x)·Aᵀ of a group      x (n, C_in)
     pub fn project(
         &self,
         index: usize,
         group: Group,
-        n: usize,
+        rows: Rows,
         x: View<'_, D::Buffer>,
         u: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        match self.adapter {
-            Some(adapter) => adapter.project(index, group, n, x, u),
-            None => Ok(()),
-        }
+        let Some(adapter) = self.adapter.filter(|adapter| adapter.width(index, group) > 0) else {
+            return Ok(());
+        };
+        let Some(mask) = self.mask(index, group) else {
+            return adapter.project(index, group, rows.n, x, u);
+        };
+        let mut copy = self.copy.borrow_mut();
+        self.device().dropout(mask, rows.first, x.len() / rows.n, x, Write::Set, copy.first_mut(x.len()))?;
+        adapter.project(index, group, rows.n, copy.first(x.len()), u)
     }
 
     /// y (=|+=) x·Wᵀ + b + s·u·Bᵀ      x (n, C_in), y (n, C_out)
@@ -79,11 +113,17 @@ impl<'a, D: Device> Pass<'a, D> {
         write: Write,
         y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
-        self.base.linear(index, role, self.adapter, n, x, u, write, y)
+        let update = self.adapter.map(|adapter| Update { adapter, norms: self.norms, u });
+        if write == Write::Set || self.norms.is_none() {
+            return self.base.linear(index, role, update, n, x, write, y);
+        }
+        let mut copy = self.copy.borrow_mut();
+        self.base.linear(index, role, update, n, x, Write::Set, copy.first_mut(y.len()))?;
+        self.device().add(copy.first(y.len()), y)
     }
 
     /// dx (=|+=) dy·W where wanted, dB += s·dyᵀ·u, du = s·dy·B; the part of dx that goes through du comes with the
-    /// group's [`Pass::project_backward`].
+    /// group's [`Pass::project_backward`]. With DoRA dy·m/n takes the place of dy, and dm += Σ dy·(sum / n).
     pub fn linear_backward(
         &self,
         index: usize,
@@ -93,34 +133,59 @@ impl<'a, D: Device> Pass<'a, D> {
         d_x: Option<(Write, ViewMut<'_, D::Buffer>)>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let LinearBackward { u, d_y, d_u } = linear;
+        let LinearBackward { x, u, d_y, d_u } = linear;
+        let projection = self.config().projection(role);
+        let mut copy = self.copy.borrow_mut();
+        let mut d_y = d_y;
+        if let (Some(adapter), Some(norms)) = (self.adapter, self.norms)
+            && let Some(factors) = norms.factors(adapter, index, &projection)
+            && let Some(inverse) = norms.inverse(adapter, index, &projection)
+        {
+            let (device, len) = (self.device(), d_y.len());
+            let (weights, rows) = self.base.layers[index].linear(self.config(), role);
+            device.linear(x, weights, rows, Write::Set, copy.first_mut(len))?;
+            adapter.add_update(index, &projection, n, u, copy.first_mut(len))?;
+            device.scale_columns(inverse, copy.first_mut(len))?;
+            adapter.magnitude_backward(index, &projection, d_y, copy.first(len), gradients)?;
+            device.copy(d_y, copy.first_mut(len))?;
+            device.scale_columns(factors, copy.first_mut(len))?;
+            d_y = copy.first(len);
+        }
         if let Some((write, d_x)) = d_x {
             let (weights, rows) = self.base.layers[index].linear(self.config(), role);
             self.device().linear_backward(d_y, weights, rows, write, d_x)?;
         }
-        let projection = self.config().projection(role);
         match self.adapter {
             Some(adapter) => adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients),
             None => Ok(()),
         }
     }
 
-    /// dA += duᵀ·x, dx += du·A of a group
+    /// dA += duᵀ·drop(x), dx += drop(du·A) of a group
     #[allow(clippy::too_many_arguments)]
     pub fn project_backward(
         &self,
         index: usize,
         group: Group,
-        n: usize,
+        rows: Rows,
         x: View<'_, D::Buffer>,
         d_u: View<'_, D::Buffer>,
         d_x: Option<ViewMut<'_, D::Buffer>>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        match self.adapter {
-            Some(adapter) => adapter.project_backward(index, group, n, x, d_u, d_x, gradients),
-            None => Ok(()),
-        }
+        let Some(adapter) = self.adapter.filter(|adapter| adapter.width(index, group) > 0) else {
+            return Ok(());
+        };
+        let Some(mask) = self.mask(index, group) else {
+            return adapter.project_backward(index, group, rows.n, x, d_u, d_x, gradients);
+        };
+        let (device, len) = (self.device(), x.len());
+        let mut copy = self.copy.borrow_mut();
+        device.dropout(mask, rows.first, len / rows.n, x, Write::Set, copy.first_mut(len))?;
+        adapter.a_backward(index, group, rows.n, copy.first(len), d_u, gradients)?;
+        let Some(d_x) = d_x else { return Ok(()) };
+        adapter.input_backward(index, group, rows.n, d_u, Write::Set, copy.first_mut(len))?;
+        device.dropout(mask, rows.first, len / rows.n, copy.first(len), Write::Add, d_x)
     }
 }
 

@@ -4,7 +4,7 @@ use super::plan::StepPlan;
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::family::Role;
-use crate::lora::LoraOptions;
+use crate::lora::{Group, Layout, LoraOptions, Widths};
 
 /// What a layer's forward leaves for its backward. T rows of the batch, M of them in the MLP's part.
 pub(super) struct Activations<B> {
@@ -28,7 +28,7 @@ pub(super) struct Activations<B> {
     pub attn_out: Option<B>,
     /// The stream after attention (T, C).
     pub mid: B,
-    /// x·Aᵀ of q, k, v (T, 3R).
+    /// x·Aᵀ of q, k, v (T, their R added up).
     pub u_qkv: B,
     /// x·Aᵀ of o (T, R).
     pub u_o: B,
@@ -52,7 +52,7 @@ pub(super) struct MlpActivations<B> {
     pub act: B,
     /// Output of Wdown before its norm (M, C), in families that have one.
     pub out: Option<B>,
-    /// x·Aᵀ of gate and up (M, 2R).
+    /// x·Aᵀ of gate and up (M, their R added up).
     pub u_gate_up: B,
     /// x·Aᵀ of down (M, R).
     pub u_down: B,
@@ -76,7 +76,7 @@ pub(super) struct Deltas<B> {
     pub v: B,
     /// Of the keys before their norm (T, K·D).
     pub k_raw: Option<B>,
-    /// Of x·Aᵀ of any group (T, 3R).
+    /// Of x·Aᵀ of any group (T, widest).
     pub u: B,
     /// (M, F)
     pub act: B,
@@ -119,6 +119,8 @@ pub(super) struct Workspace<B, I> {
     /// Of the kept layers, then, unless all are kept, one that the others share.
     pub activations: Vec<Activations<B>>,
     pub deltas: Deltas<B>,
+    /// A copy of a linear layer's input or output, where dropout or DoRA make one; empty otherwise.
+    pub copy: B,
     pub loss: LossTiles<B, I>,
     pub tokens: I,
     /// Row of the rotary tables for each token (T).
@@ -172,7 +174,7 @@ impl Room {
 #[derive(Clone, Copy)]
 struct Sizes<'a> {
     config: &'a ModelConfig,
-    rank: usize,
+    widths: Widths,
     plan: &'a StepPlan,
 }
 
@@ -184,7 +186,8 @@ impl<B, I> Workspace<B, I> {
         plan: &StepPlan,
         allocator: &mut dyn Allocate<Floats = B, Indices = I>,
     ) -> Result<Self> {
-        let sizes = Sizes { config, rank: lora.map_or(0, |lora| lora.rank), plan };
+        let widths = lora.map(|lora| Layout::new(config, lora).widths(lora)).unwrap_or_default();
+        let sizes = Sizes { config, widths, plan };
         let (t, c) = (plan.max_tokens, config.hidden);
         let kept = plan.kept_layers.min(config.n_layers);
         let mut activations = Vec::with_capacity(kept + 1);
@@ -201,6 +204,7 @@ impl<B, I> Workspace<B, I> {
             streams,
             activations,
             deltas: Deltas::build(sizes, allocator)?,
+            copy: allocator.floats(Room::Deltas, copy_floats(sizes))?,
             loss: LossTiles::build(sizes, allocator)?,
             tokens: allocator.indices(Room::Positions, t)?,
             rotary_rows: allocator.indices(Room::Positions, t)?,
@@ -209,13 +213,20 @@ impl<B, I> Workspace<B, I> {
     }
 }
 
+/// The largest copy: of a linear layer of the attention for all rows, or of the MLP for the rows of a tile.
+fn copy_floats(sizes: Sizes<'_>) -> usize {
+    let Sizes { config: _, widths, plan } = sizes;
+    let mlp_rows = if plan.kept_layers > 0 { plan.max_tokens } else { plan.mlp_tile_tokens };
+    (plan.max_tokens * widths.attention_copy).max(mlp_rows * widths.mlp_copy)
+}
+
 impl<B> Activations<B> {
     fn build<I>(
         sizes: Sizes<'_>,
         tile_tokens: usize,
         allocator: &mut dyn Allocate<Floats = B, Indices = I>,
     ) -> Result<Self> {
-        let Sizes { config, rank, plan } = sizes;
+        let Sizes { config, widths, plan } = sizes;
         let (c, f, t, m) = (config.hidden, config.intermediate, plan.max_tokens, tile_tokens);
         let (q, kv, family) = (config.q_width(), config.kv_width(), config.family);
         let mut floats = |len| allocator.floats(Room::Activations, len);
@@ -230,16 +241,16 @@ impl<B> Activations<B> {
             lse: floats(t * config.n_heads)?,
             attn_out: family.has(Role::PostAttnNorm).then(|| floats(t * c)).transpose()?,
             mid: floats(t * c)?,
-            u_qkv: floats(t * 3 * rank)?,
-            u_o: floats(t * rank)?,
+            u_qkv: floats(t * widths.of(Group::Qkv))?,
+            u_o: floats(t * widths.of(Group::O))?,
             mlp: MlpActivations {
                 mlp_in: floats(m * c)?,
                 gate: config.is_gated().then(|| floats(m * f)).transpose()?,
                 up: floats(m * f)?,
                 act: floats(m * f)?,
                 out: family.has(Role::PostFfnNorm).then(|| floats(m * c)).transpose()?,
-                u_gate_up: floats(m * 2 * rank)?,
-                u_down: floats(m * rank)?,
+                u_gate_up: floats(m * widths.of(Group::GateUp))?,
+                u_down: floats(m * widths.of(Group::Down))?,
                 tile_tokens: m,
             },
             holds_attention: None,
@@ -250,7 +261,7 @@ impl<B> Activations<B> {
 
 impl<B> Deltas<B> {
     fn build<I>(sizes: Sizes<'_>, allocator: &mut dyn Allocate<Floats = B, Indices = I>) -> Result<Self> {
-        let Sizes { config, rank, plan } = sizes;
+        let Sizes { config, widths, plan } = sizes;
         let (c, t) = (config.hidden, plan.max_tokens);
         let (q, kv, mlp) = (config.q_width(), config.kv_width(), plan.mlp_tile_tokens * config.intermediate);
         let mut floats = |len| allocator.floats(Room::Deltas, len);
@@ -262,7 +273,7 @@ impl<B> Deltas<B> {
             k: floats(t * kv)?,
             v: floats(t * kv)?,
             k_raw: config.family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
-            u: floats(t * 3 * rank)?,
+            u: floats(t * widths.widest())?,
             act: floats(mlp)?,
             gate: config.is_gated().then(|| floats(mlp)).transpose()?,
             up: floats(mlp)?,

@@ -121,21 +121,25 @@ impl TensorSource for HashedCheckpoint {
     }
 }
 
-/// An adapter whose A and B are both far from zero.
+/// An adapter whose A and B are both far from zero, and whose lengths of DoRA are far from the rows' own.
 pub fn adapter(config: &ModelConfig, options: &LoraOptions) -> Vec<AdapterTensor> {
-    let specs = family::tensors(config).into_iter().filter(|spec| options.targets.contains(&spec.role));
+    let specs = family::tensors(config).into_iter().filter(|spec| spec.role.is_linear());
     let tensor = |spec: family::TensorSpec| {
         let name = |factor: &str| format!("base_model.model.{}.lora_{factor}.weight", spec.module());
-        let (r, in_features, out_features) = (options.rank, spec.cols, spec.rows);
+        let (r, _) = options.shape(spec.layer?, spec.role)?;
+        let (in_features, out_features) = (spec.cols, spec.rows);
         let a_scale = (1.0 / (in_features as f64).sqrt()) as f32;
-        AdapterTensor {
+        let magnitude =
+            options.dora.then(|| values(&name("magnitude"), 0..out_features, 0.25, 1.0).collect());
+        Some(AdapterTensor {
             module: spec.module().to_owned(),
             a: values(&name("A"), 0..r * in_features, a_scale, 0.0).collect(),
             b: values(&name("B"), 0..out_features * r, 1.0 / 32.0, 0.0).collect(),
+            magnitude,
             r,
             in_features,
             out_features,
-        }
+        })
     };
-    specs.map(tensor).collect()
+    specs.filter_map(tensor).collect()
 }

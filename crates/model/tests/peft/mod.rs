@@ -3,14 +3,28 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use formats::config::HfConfig;
 use model::arena::Arena;
-use model::step::{Batch, IGNORE};
-use model::{Adapter, Cpu, ModelConfig};
+use model::generate::{Capacity, Generator};
+use model::lora::Gradients;
+use model::step::{Batch, IGNORE, StepPlan};
+use model::{Adapter, Base, Cpu, ModelConfig, TrainStep};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::hashed;
+
+/// Of a logit, in parts of its row's largest. Both sides sum in f32, in other orders.
+const LOGIT_TOLERANCE: f64 = 1e-4;
+/// Relative error of the loss.
+const LOSS_TOLERANCE: f64 = 1e-5;
+/// Relative error of each gradient's norm and samples.
+const GRADIENT_TOLERANCE: f64 = 1e-3;
+
+/// A golden row holds every V / LOGIT_SAMPLES-th logit.
+const LOGIT_SAMPLES: usize = 64;
 
 /// Loss and gradients of one batch.
 #[derive(Deserialize)]
@@ -68,7 +82,87 @@ impl Packed {
     }
 }
 
-/// Compares every A's and B's gradient; returns the largest relative error.
+/// A batch of a whole model's golden.
+#[derive(Deserialize)]
+pub struct FamilyCase {
+    #[serde(flatten)]
+    pub case: Case,
+    /// Of each sequence, some rows.
+    pub logits: Vec<Vec<LogitRow>>,
+}
+
+/// Some logits after one token.
+#[derive(Deserialize)]
+pub struct LogitRow {
+    row: usize,
+    largest: f64,
+    samples: Vec<f64>,
+}
+
+/// What our reader makes of a golden's `config.json`.
+pub fn read_config(config: &serde_json::Value) -> ModelConfig {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    ModelConfig::from_hf(&HfConfig::from_dir(dir.path()).unwrap()).unwrap()
+}
+
+/// Logits, loss and gradients of every case, each case a packed batch.
+pub fn check_cases(
+    name: &str,
+    base: &Arc<Base<Cpu>>,
+    adapter: &Adapter<Cpu>,
+    cases: &HashMap<String, FamilyCase>,
+) {
+    let config = &base.config;
+    for (case_name, FamilyCase { case, logits }) in cases {
+        let packed = Packed::new(case_name, case, config.vocab_size);
+        let worst_logit = check_logits(base, adapter, &packed, case, logits);
+        let mut gradients = Gradients::new(adapter).unwrap();
+        let plan = StepPlan::new(config, packed.tokens.len());
+        let mut step = TrainStep::new(base.clone(), Some(adapter.options()), plan).unwrap();
+        let scale = 1.0 / case.n_targets as f32;
+        let loss = step.forward_backward(adapter, &packed.batch(), &mut gradients, scale).unwrap();
+        assert_eq!(loss.n_targets, case.n_targets);
+        let loss_error = relative(loss.mean() - case.loss, case.loss);
+        let gradients = gradients.download().unwrap();
+        let worst = check_gradients(config, adapter, &gradients, case, case_name, GRADIENT_TOLERANCE);
+        eprintln!(
+            "{name} {case_name}: logits {worst_logit:.1e}, loss {loss_error:.1e}, gradients {worst:.1e}"
+        );
+        assert!(loss_error < LOSS_TOLERANCE, "{case_name}: loss {} against {}", loss.mean(), case.loss);
+    }
+}
+
+/// Each sequence by itself through the cache, in chunks; returns the largest error.
+fn check_logits(
+    base: &Arc<Base<Cpu>>,
+    adapter: &Adapter<Cpu>,
+    packed: &Packed,
+    case: &Case,
+    expected: &[Vec<LogitRow>],
+) -> f64 {
+    let mut worst = 0.0f64;
+    for ((&length, &start), expected) in case.lengths.iter().zip(&packed.starts).zip(expected) {
+        let capacity = Capacity { n_sequences: 1, n_tokens: length };
+        let mut generator = Generator::new(base.clone(), Some(adapter.options()), capacity).unwrap();
+        let mut n_compared = 0;
+        let mut compare = |index: usize, found: &[f32]| {
+            let Some(row) = expected.iter().find(|row| row.row == index) else { return };
+            let stride = found.len() / LOGIT_SAMPLES;
+            for (i, sample) in row.samples.iter().enumerate() {
+                let error = relative(f64::from(found[i * stride]) - sample, row.largest);
+                assert!(error < LOGIT_TOLERANCE, "logit {} of row {index} is off by {error:.1e}", i * stride);
+                worst = worst.max(error);
+            }
+            n_compared += 1;
+        };
+        generator.logits(Some(adapter), &packed.tokens[start..start + length], &mut compare).unwrap();
+        assert_eq!(n_compared, expected.len());
+    }
+    worst
+}
+
+/// Compares the gradient of every A, B and length; returns the largest relative error.
 pub fn check_gradients(
     config: &ModelConfig,
     adapter: &Adapter<Cpu>,
@@ -83,8 +177,10 @@ pub fn check_gradients(
     let mut worst = 0.0f64;
     let mut n_checked = 0;
     for tensor in holder.to_tensors(config).unwrap() {
-        for (factor, found) in [("A", &tensor.a), ("B", &tensor.b)] {
-            let key = format!("base_model.model.{}.lora_{factor}.weight", tensor.module);
+        let magnitude = tensor.magnitude.as_ref().map(|found| ("magnitude_vector", found));
+        for (factor, found) in [("A.weight", &tensor.a), ("B.weight", &tensor.b)].into_iter().chain(magnitude)
+        {
+            let key = format!("base_model.model.{}.lora_{factor}", tensor.module);
             let error = compare(found, &case.gradients[&key]);
             assert!(error < tolerance, "{name}: gradient of {key} is off by {error:.2e}");
             worst = worst.max(error);

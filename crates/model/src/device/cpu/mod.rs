@@ -5,6 +5,7 @@
 
 mod activation;
 mod adamw;
+mod adapter;
 mod attention;
 mod few_rows;
 mod isa;
@@ -25,8 +26,8 @@ use std::sync::Arc;
 use formats::BlockType;
 
 use super::{
-    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Matrix, MatrixMut, Operand, Rotation,
-    Segment, View, ViewMut, Write,
+    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
+    Rotation, RowSquares, Segment, View, ViewMut, Write,
 };
 use crate::arena::Arena;
 use crate::{Error, Result};
@@ -482,6 +483,70 @@ impl Device for Cpu {
         check("softmax_backward", sizes)?;
         if m > 0 {
             softmax::backward(slice_mut(logits), first_row, slice(targets), slice(max), slice(sum), scale);
+        }
+        Ok(())
+    }
+
+    fn dropout(
+        &self,
+        mask: Mask,
+        first_row: usize,
+        cols: usize,
+        x: Floats<'_>,
+        write: Write,
+        y: FloatsMut<'_>,
+    ) -> Result<()> {
+        check("dropout", [("x", x.len(), x.len() / cols * cols), ("y", y.len(), x.len())])?;
+        adapter::dropout(mask, first_row, cols, slice(x), write, slice_mut(y));
+        Ok(())
+    }
+
+    fn scale_columns(&self, factors: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        check("scale_columns", [("y", y.len(), y.len() / factors.len() * factors.len())])?;
+        adapter::scale_columns(slice(factors), slice_mut(y));
+        Ok(())
+    }
+
+    fn column_dots(&self, a: Floats<'_>, b: Floats<'_>, out: FloatsMut<'_>) -> Result<()> {
+        let whole = a.len() / out.len() * out.len();
+        check("column_dots", [("a", a.len(), whole), ("b", b.len(), a.len())])?;
+        adapter::column_dots(slice(a), slice(b), slice_mut(out));
+        Ok(())
+    }
+
+    fn row_squares(&self, weights: &Self::Weights, out: FloatsMut<'_>) -> Result<()> {
+        check("row_squares", [("out", out.len(), weights.rows())])?;
+        adapter::row_squares(&self.0.tile, weights, slice_mut(out))
+    }
+
+    fn row_factors(
+        &self,
+        parts: RowSquares<'_, Self::Buffer>,
+        magnitude: Option<Floats<'_>>,
+        inverse: FloatsMut<'_>,
+        factors: FloatsMut<'_>,
+    ) -> Result<()> {
+        let (op, rows) = ("row_factors", inverse.len());
+        let n = parts.b.len() / rows * rows;
+        check(
+            op,
+            [("base", parts.base.len(), rows), ("factors", factors.len(), rows), ("b", parts.b.len(), n)],
+        )?;
+        check(op, [("crossed", parts.crossed.len(), n), ("spread", parts.spread.len(), n)])?;
+        check(op, [("magnitude", magnitude.map_or(rows, |m| m.len()), rows)])?;
+        let RowSquares { base, b, crossed, spread, scale } = parts;
+        let parts = adapter::Parts {
+            base: slice(base),
+            b: slice(b),
+            crossed: slice(crossed),
+            spread: slice(spread),
+            scale,
+        };
+        let inverse = slice_mut(inverse);
+        adapter::inverse_lengths(&parts, inverse);
+        if let Some(magnitude) = magnitude {
+            let lengths = slice(magnitude).iter().zip(&*inverse);
+            slice_mut(factors).iter_mut().zip(lengths).for_each(|(f, (m, inverse))| *f = m * inverse);
         }
         Ok(())
     }
