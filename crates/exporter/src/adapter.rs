@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as Recorded};
+use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
 use formats::{TensorSource, hash};
 use model::family::TensorSpec;
-use serde_json::Value;
 
 use crate::merge::Update;
 use crate::{Error, Result};
@@ -26,34 +25,17 @@ pub(crate) struct Adapter {
 /// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
 pub(crate) fn read(dir: &Path, specs: &[TensorSpec], base: &dyn TensorSource) -> Result<Adapter> {
     let files = formats::adapter::read_adapter(dir)?;
-    check_start(dir, &files.config)?;
     for pair in &files.tensors {
         check_pair(dir, pair, specs)?;
     }
     check_base(dir, &files, base)?;
-    let config = &files.config;
+    let shapes = files.config.shapes(&dir.join("adapter_config.json"))?;
     let updates = files.tensors.into_iter().map(|pair| {
-        let scale = scale(config, pair.r);
+        let scale = shapes.scale(&pair.module) as f32;
         (pair.module.clone(), Update::new(pair, scale))
     });
     let blake3 = hash::blake3_file(&dir.join("adapter_model.safetensors"))?;
     Ok(Adapter { updates: updates.collect(), recorded: files.tune, blake3 })
-}
-
-/// alpha / R, or alpha / sqrt(R) where the adapter was trained rank-stabilised (arXiv:2312.03732).
-fn scale(config: &AdapterConfig, rank: usize) -> f32 {
-    let rank = rank as f64;
-    (config.lora_alpha / if config.use_rslora { rank.sqrt() } else { rank }) as f32
-}
-
-/// PiSSA, OLoRA and CorDA subtract their start from the base, LoftQ trains on another one: added to the published
-/// weights their adapters give nonsense. What no plain LoRA has, the reader of the directory refuses.
-fn check_start(dir: &Path, config: &AdapterConfig) -> Result<()> {
-    let start = config.extra.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
-    if !["pissa", "olora", "corda", "loftq"].iter().any(|changes| start.starts_with(changes)) {
-        return Ok(());
-    }
-    Err(Error::AdapterStart { path: dir.join("adapter_config.json"), start: start.to_owned() })
 }
 
 fn check_pair(dir: &Path, pair: &AdapterTensor, specs: &[TensorSpec]) -> Result<()> {

@@ -31,9 +31,6 @@ pub enum Error {
     )]
     OtherTemplate { adapter: PathBuf, expected: String, actual: String },
 
-    #[error("{}: `init_lora_weights` is {start}, expected one that leaves the base as it was published", path.display())]
-    AdapterStart { path: PathBuf, start: String },
-
     #[error("the adapter {} changes `{module}`, which the base does not have", path.display())]
     NoSuchModule { path: PathBuf, module: String },
 
@@ -91,7 +88,7 @@ impl Error {
             Error::OtherBase { .. } => {
                 "see `base_path` in the adapter's tune.json for the base it belongs to"
             }
-            Error::AdapterStart { .. } => {
+            Error::Formats(formats::Error::Key { key, .. }) if key == "init_lora_weights" => {
                 "convert it to a plain LoRA with PEFT: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
             }
             Error::OtherTemplate { .. } => "export with the chat template that the adapter was trained with",

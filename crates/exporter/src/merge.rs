@@ -2,7 +2,7 @@
 //!
 //! W' = W + s · B·A      W (C_out, C_in), A (R, C_in), B (C_out, R), s = alpha / R, or alpha / sqrt(R) for rsLoRA
 //!
-//! All of it in f32 on the 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of
+//! With DoRA each row of W' is then given its trained length (arXiv:2402.09353, eq. 5). All of it in f32 on the 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of
 //! a weight where a step of the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
 use formats::adapter::AdapterTensor;
@@ -20,7 +20,8 @@ impl Update {
         Update { pair, scale }
     }
 
-    /// Adds the update to consecutive rows of W, the first of which is row `first_row`.
+    /// Adds the update to consecutive rows of W, the first of which is row `first_row`, and with DoRA gives each sum its
+    /// trained length.
     ///
     /// The sum over R runs in order of R for each weight, so how rows are shared out does not change a bit.
     pub(crate) fn add_to(&self, rows: &mut [f32], first_row: usize) {
@@ -38,6 +39,9 @@ impl Update {
                 let s = self.scale * b;
                 row.iter_mut().zip(a).for_each(|(w, a)| *w += s * a);
             }
+            if let Some(magnitude) = &self.pair.magnitude {
+                set_length(row, magnitude[first_row + offset]);
+            }
         }
     }
 
@@ -51,6 +55,15 @@ impl Update {
         for ((((w, a0), a1), a2), a3) in row.iter_mut().zip(a0).zip(a1).zip(a2).zip(a3) {
             *w = (((*w + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
         }
+    }
+}
+
+/// row · length / |row|; a row of zeros has no direction and stays.
+fn set_length(row: &mut [f32], length: f32) {
+    let square: f64 = row.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+    if square > 0.0 {
+        let factor = (f64::from(length) / square.sqrt()) as f32;
+        row.iter_mut().for_each(|w| *w *= factor);
     }
 }
 
@@ -78,6 +91,7 @@ mod tests {
             module: "m".into(),
             a: a.clone(),
             b: b.clone(),
+            magnitude: None,
             r,
             in_features: cols,
             out_features: rows,
@@ -107,7 +121,15 @@ mod tests {
     fn a_tile_equals_the_same_rows_of_the_whole() {
         let (r, rows, cols) = (6, 10, 32);
         let (a, b) = (sequence(1, r * cols), sequence(2, rows * r));
-        let pair = AdapterTensor { module: "m".into(), a, b, r, in_features: cols, out_features: rows };
+        let pair = AdapterTensor {
+            module: "m".into(),
+            a,
+            b,
+            magnitude: None,
+            r,
+            in_features: cols,
+            out_features: rows,
+        };
         let update = Update::new(pair, 0.7);
         let base = sequence(4, rows * cols);
         let mut whole = base.clone();

@@ -12,6 +12,7 @@ fn pair(module: &str) -> AdapterTensor {
         module: module.to_owned(),
         a: (0..6).map(|i| i as f32).collect(),
         b: (0..8).map(|i| -0.5 * i as f32).collect(),
+        magnitude: None,
         r: 2,
         in_features: 3,
         out_features: 4,
@@ -37,11 +38,39 @@ fn what_is_written_is_read_back_in_the_models_order() {
 }
 
 #[test]
-fn the_scale_is_pefts() {
+fn lengths_of_dora_are_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = sample();
+    files.config.use_dora = true;
+    files.tensors.iter_mut().for_each(|pair| pair.magnitude = Some(vec![1.0, 2.0, 3.0, 4.0]));
+    write_adapter(dir.path(), &files).unwrap();
+    assert_eq!(read_adapter(dir.path()).unwrap(), files);
+    files.tensors[1].magnitude = None;
+    write_adapter(dir.path(), &files).unwrap();
+    check_refused(
+        dir.path(),
+        &expect![
+            "DIR/adapter_model.safetensors: there is no tensor `base_model.model.model.layers.10.self_attn.q_proj.lora_magnitude_vector`"
+        ],
+    );
+}
+
+#[test]
+fn ranks_and_scales_are_pefts() {
+    let path = Path::new("adapter_config.json");
     let mut config = AdapterConfig::lora(16, 32.0, vec![]);
-    assert_eq!(config.scale(), 2.0);
+    let module = "model.layers.3.mlp.down_proj";
+    assert_eq!(config.shapes(path).unwrap().scale(module), 2.0);
     config.use_rslora = true;
-    assert_eq!(config.scale(), 8.0);
+    assert_eq!(config.shapes(path).unwrap().scale(module), 8.0);
+    config.rank_pattern.insert("down_proj".into(), json!(4));
+    config.rank_pattern.insert(r"layers\.3\..*".into(), json!(9));
+    config.alpha_pattern.insert(r"^model\.layers\.3\.mlp\.down_proj".into(), json!(6.0));
+    let shapes = config.shapes(path).unwrap();
+    assert_eq!((shapes.rank(module), shapes.scale(module)), (4, 3.0), "the first pattern that matches");
+    assert_eq!(shapes.rank("model.layers.3.mlp.up_proj"), 9);
+    assert_eq!(shapes.rank("model.layers.13.mlp.up_proj"), 16);
+    assert_eq!(shapes.scale("model.layers.13.mlp.down_proj"), 16.0);
 }
 
 /// Writes an adapter with edited configuration and reads it; the error has a stable path.
@@ -78,10 +107,14 @@ fn check_refused(dir: &Path, expected: &Expect) {
 #[test]
 fn what_would_be_applied_differently_is_refused() {
     refuse_config(
-        |config| drop(config.insert("use_dora".into(), json!(true))),
+        |config| drop(config.insert("rank_pattern".into(), json!({"(": 4}))),
         &expect![
-            "DIR/adapter_config.json: key `use_dora` is true, expected absent or empty (it is not supported)"
+            "DIR/adapter_config.json: key `rank_pattern.(` is unclosed group, expected a regular expression"
         ],
+    );
+    refuse_config(
+        |config| drop(config.insert("alpha_pattern".into(), json!({"q_proj": "much"}))),
+        &expect![[r#"DIR/adapter_config.json: key `alpha_pattern.q_proj` is "much", expected a number"#]],
     );
     refuse_config(
         |config| drop(config.insert("modules_to_save".into(), json!(["lm_head"]))),

@@ -19,6 +19,7 @@ pub mod loss;
 pub mod memory;
 pub mod optimizer;
 pub mod policy;
+mod random;
 pub mod step;
 
 pub use base::Base;

@@ -1,7 +1,8 @@
 //! Options to LoRA's shape, and a trained adapter to the files of a PEFT folder.
 
-use formats::adapter::{AdapterConfig, AdapterFiles, Provenance};
-use model::family::Role;
+use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, ModulePattern, Provenance};
+use model::family::{Role, TensorSpec};
+use model::lora::Exception;
 use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
 
@@ -15,27 +16,100 @@ const ALL_LINEAR: &str = "all-linear";
 /// LoRA's shape as the model takes it.
 ///
 /// # Errors
-/// [`Error::Option`] for a layer that the family does not have.
-pub fn lora_options(options: &AdapterOptions, family: Family) -> Result<LoraOptions> {
-    let mut targets: Vec<Role> = Vec::new();
-    for name in &options.targets {
-        let named = family.targets().filter(|(_, target)| name == ALL_LINEAR || target == name);
-        let found: Vec<Role> = named.map(|(role, _)| role).collect();
-        if found.is_empty() {
-            return Err(unknown_target(name, family));
+/// [`Error::Option`] for a pattern that is none, or that no linear layer of the model matches.
+pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<LoraOptions> {
+    let modules = modules(config);
+    let targets = patterns("adapter.targets", &options.targets, |name| {
+        if name == ALL_LINEAR { ".*" } else { name }.to_owned()
+    })?;
+    for (pattern, name) in targets.iter().zip(&options.targets) {
+        if !modules.iter().any(|module| pattern.matches(&module.name)) {
+            return Err(unknown_target(name, config.family));
         }
-        targets.extend(found);
     }
-    // In the model's order whatever the recipe's, so that the same layers give the same adapter.
-    targets.sort_unstable();
-    targets.dedup();
-    let AdapterOptions { rank, alpha, rslora: rank_stabilised, .. } = *options;
-    Ok(LoraOptions { rank, alpha, rank_stabilised, targets })
+    let is_target = |module: &Module| targets.iter().any(|pattern| pattern.matches(&module.name));
+    let ranks = single_values("adapter.ranks", &options.ranks, &modules, is_target)?;
+    let alphas = single_values("adapter.alphas", &options.alphas, &modules, is_target)?;
+    let mut lora = LoraOptions {
+        rank: options.rank,
+        alpha: options.alpha,
+        rank_stabilised: options.rslora,
+        dropout: options.dropout,
+        dora: options.dora,
+        // In the model's order whatever the recipe's, so that the same layers give the same adapter.
+        targets: modules.iter().filter(|module| is_target(module)).map(|module| module.role).collect(),
+        exceptions: Vec::new(),
+    };
+    lora.targets.sort_unstable();
+    lora.targets.dedup();
+    for module in modules.iter().filter(|module| lora.targets.contains(&module.role)) {
+        let rank = first_match(&ranks, module).unwrap_or(options.rank);
+        let rank = if is_target(module) { rank } else { 0 };
+        let alpha = first_match(&alphas, module).unwrap_or(options.alpha);
+        if (rank, alpha) != (options.rank, options.alpha) {
+            lora.exceptions.push(Exception { layer: module.layer, role: module.role, rank, alpha });
+        }
+    }
+    Ok(lora)
+}
+
+/// A linear layer that an adapter may widen.
+struct Module {
+    name: String,
+    layer: usize,
+    role: Role,
+}
+
+fn modules(config: &ModelConfig) -> Vec<Module> {
+    let adaptable = |role: Role| config.family.targets().any(|(target, _)| target == role);
+    let specs = model::family::tensors(config).into_iter().filter(|spec| adaptable(spec.role));
+    let module = |spec: TensorSpec| {
+        Some(Module { name: spec.module().to_owned(), layer: spec.layer?, role: spec.role })
+    };
+    specs.filter_map(module).collect()
+}
+
+fn patterns(
+    key: &'static str,
+    names: &[String],
+    pattern: impl Fn(&str) -> String,
+) -> Result<Vec<ModulePattern>> {
+    let compile = |name: &String| {
+        ModulePattern::new(&pattern(name))
+            .map_err(|reason| Error::Option { key, reason: format!("has the pattern `{name}`: {reason}") })
+    };
+    names.iter().map(compile).collect()
+}
+
+/// Values of single layers; each must be of a layer that is adapted.
+fn single_values<T: Copy>(
+    key: &'static str,
+    values: &[(String, T)],
+    modules: &[Module],
+    is_target: impl Fn(&Module) -> bool,
+) -> Result<Vec<(ModulePattern, T)>> {
+    let names: Vec<String> = values.iter().map(|(name, _)| name.clone()).collect();
+    let patterns = patterns(key, &names, str::to_owned)?;
+    for (pattern, name) in patterns.iter().zip(&names) {
+        if !modules.iter().any(|module| is_target(module) && pattern.matches(&module.name)) {
+            let reason = format!("names `{name}`, which no layer of `adapter.targets` matches");
+            return Err(Error::Option { key, reason });
+        }
+    }
+    Ok(patterns.into_iter().zip(values.iter().map(|(_, value)| *value)).collect())
+}
+
+fn first_match<T: Copy>(values: &[(ModulePattern, T)], module: &Module) -> Option<T> {
+    values.iter().find(|(pattern, _)| pattern.matches(&module.name)).map(|(_, value)| *value)
 }
 
 fn unknown_target(name: &str, family: Family) -> Error {
     let names: Vec<_> = family.targets().map(|(_, target)| target).collect();
-    let reason = format!("names `{name}`, which is neither {ALL_LINEAR} nor one of {}", names.join(", "));
+    let reason = format!(
+        "names `{name}`, which is neither {ALL_LINEAR} nor one of {}, nor a regular expression for whole names such as \
+         `model.layers.0.self_attn.o_proj`",
+        names.join(", "),
+    );
     Error::Option { key: "adapter.targets", reason }
 }
 
@@ -51,8 +125,11 @@ pub fn to_files<D: Device>(
     steps: u64,
 ) -> Result<AdapterFiles> {
     let tensors = adapter.to_tensors(config)?;
-    let all_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-    if let Some(tensor) = tensors.iter().find(|tensor| !(all_finite(&tensor.a) && all_finite(&tensor.b))) {
+    let all_finite = |tensor: &AdapterTensor| {
+        let magnitude = tensor.magnitude.iter().flatten();
+        tensor.a.iter().chain(&tensor.b).chain(magnitude).all(|value| value.is_finite())
+    };
+    if let Some(tensor) = tensors.iter().find(|tensor| !all_finite(tensor)) {
         return Err(Error::BrokenAdapter { step: steps, module: tensor.module.clone() });
     }
     let base_path = options.model.base.display().to_string();
@@ -64,8 +141,15 @@ pub fn to_files<D: Device>(
             r: options.adapter.rank,
             lora_alpha: f64::from(options.adapter.alpha),
             lora_dropout: f64::from(options.adapter.dropout),
-            target_modules: target_modules(adapter.options(), config.family),
+            target_modules: target_modules(adapter.options(), config),
             use_rslora: options.adapter.rslora,
+            use_dora: options.adapter.dora,
+            rank_pattern: pattern(adapter.options(), config, |exception| {
+                (exception.rank != options.adapter.rank).then(|| exception.rank.into())
+            }),
+            alpha_pattern: pattern(adapter.options(), config, |exception| {
+                (exception.alpha != options.adapter.alpha).then(|| f64::from(exception.alpha).into())
+            }),
             bias: "none".into(),
             extra: peft_defaults(),
         },
@@ -82,9 +166,29 @@ pub fn to_files<D: Device>(
     })
 }
 
-fn target_modules(options: &LoraOptions, family: Family) -> Vec<String> {
-    let adapted = family.targets().filter(|(role, _)| options.targets.contains(role));
-    adapted.map(|(_, target)| target.to_owned()).collect()
+/// Last names where every layer is adapted alike, whole names where some are left out.
+fn target_modules(options: &LoraOptions, config: &ModelConfig) -> Vec<String> {
+    if options.exceptions.iter().all(|exception| exception.rank > 0) {
+        let adapted = config.family.targets().filter(|(role, _)| options.targets.contains(role));
+        return adapted.map(|(_, target)| target.to_owned()).collect();
+    }
+    let modules = modules(config).into_iter();
+    let adapted = modules.filter(|module| options.shape(module.layer, module.role).is_some());
+    adapted.map(|module| module.name).collect()
+}
+
+/// PEFT's `rank_pattern` or `alpha_pattern`: the value of each layer that differs.
+fn pattern(
+    options: &LoraOptions,
+    config: &ModelConfig,
+    value: impl Fn(&Exception) -> Option<Value>,
+) -> Map<String, Value> {
+    let modules = modules(config);
+    let name = |exception: &Exception| {
+        modules.iter().find(|module| (module.layer, module.role) == (exception.layer, exception.role))
+    };
+    let adapted = options.exceptions.iter().filter(|exception| exception.rank > 0);
+    adapted.filter_map(|e| Some((ModulePattern::of_module(&name(e)?.name), value(e)?))).collect()
 }
 
 /// Keys that PEFT reads and that say "plain LoRA"; without `inference_mode` it would train the loaded adapter.
@@ -117,11 +221,17 @@ fn into_fields(value: Value) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::{Expect, expect};
+
     use super::*;
+
+    fn config(family: Family) -> ModelConfig {
+        ModelConfig { n_layers: 12, ..ModelConfig::plain(family, 4) }
+    }
 
     fn targets(family: Family, names: &[&str]) -> Result<Vec<Role>> {
         let targets = names.iter().map(|name| (*name).to_owned()).collect();
-        lora_options(&AdapterOptions { targets, ..AdapterOptions::default() }, family)
+        lora_options(&AdapterOptions { targets, ..AdapterOptions::default() }, &config(family))
             .map(|lora| lora.targets)
     }
 
@@ -131,10 +241,84 @@ mod tests {
         assert_eq!(targets(Family::Llama, &["v_proj", "q_proj", "q_proj"]).unwrap(), [Role::Q, Role::V]);
         assert_eq!(targets(Family::Phi3, &["all-linear"]).unwrap().len(), 4);
         assert_eq!(targets(Family::StarCoder2, &["c_fc"]).unwrap(), [Role::Up]);
-        let message = targets(Family::Phi3, &["q_proj"]).unwrap_err().to_string();
-        let names = "qkv_proj, o_proj, gate_up_proj, down_proj";
-        let expected =
-            format!("`adapter.targets` names `q_proj`, which is neither all-linear nor one of {names}");
-        assert_eq!(message, expected);
+    }
+
+    /// Options of single layers in the words of a recipe, and what PEFT's configuration says of them.
+    fn check(names: &[&str], ranks: &[(&str, usize)], alphas: &[(&str, f32)], expected: Expect) {
+        let options = AdapterOptions {
+            rank: 8,
+            alpha: 16.0,
+            targets: names.iter().map(|name| (*name).to_owned()).collect(),
+            ranks: ranks.iter().map(|(name, rank)| ((*name).to_owned(), *rank)).collect(),
+            alphas: alphas.iter().map(|(name, alpha)| ((*name).to_owned(), *alpha)).collect(),
+            ..AdapterOptions::default()
+        };
+        let config = config(Family::Llama);
+        let shown = match lora_options(&options, &config) {
+            Ok(lora) => {
+                let ranks = pattern(&lora, &config, |e| (e.rank != 8).then(|| e.rank.into()));
+                let alphas = pattern(&lora, &config, |e| (e.alpha != 16.0).then(|| e.alpha.into()));
+                let lines = [Value::from(target_modules(&lora, &config)), ranks.into(), alphas.into()];
+                lines.map(|line| line.to_string()).join("\n")
+            }
+            Err(error) => error.to_string(),
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn patterns_choose_single_layers() {
+        check(
+            &["q_proj"],
+            &[],
+            &[],
+            expect![[r#"
+            ["q_proj"]
+            {}
+            {}"#]],
+        );
+        check(
+            &[r"layers\.1[01]\.self_attn\.[qv]_proj"],
+            &[],
+            &[],
+            expect![[r#"
+            ["model.layers.10.self_attn.q_proj","model.layers.10.self_attn.v_proj","model.layers.11.self_attn.q_proj","model.layers.11.self_attn.v_proj"]
+            {}
+            {}"#]],
+        );
+        check(
+            &["q_proj", "down_proj"],
+            &[(r"layers\.3\..*", 2), ("down_proj", 8)],
+            &[("layers.0.mlp.down_proj", 3.5)],
+            expect![[r#"
+                ["q_proj","down_proj"]
+                {"^model\\.layers\\.3\\.self_attn\\.q_proj":2,"^model\\.layers\\.3\\.mlp\\.down_proj":2}
+                {"^model\\.layers\\.0\\.mlp\\.down_proj":3.5}"#]],
+        );
+    }
+
+    #[test]
+    fn a_pattern_that_chooses_nothing_is_refused() {
+        check(
+            &["q_poj"],
+            &[],
+            &[],
+            expect![
+                "`adapter.targets` names `q_poj`, which is neither all-linear nor one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, nor a regular expression for whole names such as `model.layers.0.self_attn.o_proj`"
+            ],
+        );
+        check(&["q_(proj"], &[], &[], expect!["`adapter.targets` has the pattern `q_(proj`: unclosed group"]);
+        check(
+            &["q_proj"],
+            &[("v_proj", 4)],
+            &[],
+            expect!["`adapter.ranks` names `v_proj`, which no layer of `adapter.targets` matches"],
+        );
+        check(
+            &["q_proj"],
+            &[],
+            &[("[", 4.0)],
+            expect!["`adapter.alphas` has the pattern `[`: unclosed character class"],
+        );
     }
 }

@@ -299,22 +299,12 @@ mod tests {
             module: "model.layers.0.self_attn.q_proj".into(),
             a: vec![step as f32; 6],
             b: vec![-0.5; 8],
+            magnitude: None,
             r: 2,
             in_features: 3,
             out_features: 4,
         };
-        let config = AdapterConfig {
-            peft_type: "LORA".into(),
-            task_type: None,
-            base_model_name_or_path: None,
-            r: 2,
-            lora_alpha: 4.0,
-            lora_dropout: 0.0,
-            target_modules: vec!["q_proj".into()],
-            use_rslora: false,
-            bias: "none".into(),
-            extra: serde_json::Map::new(),
-        };
+        let config = AdapterConfig::lora(2, 4.0, vec!["q_proj".into()]);
         Saved {
             state: State { step, updates: step, seconds: 0.1, best: Some((0.3, 1)), ..State::default() },
             adapter: AdapterFiles { config, tune: None, tensors: vec![tensor] },

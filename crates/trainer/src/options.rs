@@ -65,17 +65,33 @@ pub struct AdapterOptions {
     pub rank: usize,
     /// The update is scaled by alpha / R.
     pub alpha: f32,
-    /// Probability of dropping an input of the adapter while training; only 0 is possible so far.
+    /// Probability of dropping an input of the adapter while training, 0 to below 1.
     pub dropout: f32,
     /// Whether the update is scaled by alpha / sqrt(R) instead: rank-stabilised LoRA, arXiv:2312.03732.
     pub rslora: bool,
-    /// Kinds of linear layers, such as `q_proj`; `all-linear` alone stands for all seven.
+    /// Whether each row of the adapted weights gets a trained length: DoRA, arXiv:2402.09353.
+    pub dora: bool,
+    /// Linear layers, by name such as `q_proj`, or by a regular expression ([`formats::adapter::ModulePattern`]);
+    /// `all-linear` stands for all.
     pub targets: Vec<String>,
+    /// Ranks of layers that differ from `rank`: the first pattern that matches.
+    pub ranks: Vec<(String, usize)>,
+    /// The same for `alpha`.
+    pub alphas: Vec<(String, f32)>,
 }
 
 impl Default for AdapterOptions {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, dropout: 0.0, rslora: false, targets: vec!["all-linear".into()] }
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            dora: false,
+            targets: vec!["all-linear".into()],
+            ranks: Vec::new(),
+            alphas: Vec::new(),
+        }
     }
 }
 
@@ -155,6 +171,8 @@ pub struct TrainOptions {
     pub scheduler: Scheduler,
     /// How long the rate rises.
     pub warmup: Warmup,
+    /// How many times the learning rate of A that of B is: 1 in LoRA, 16 say in LoRA+, arXiv:2402.12354.
+    pub lora_plus_ratio: f32,
     /// AdamW's decoupled decay.
     pub weight_decay: f32,
     /// Largest norm of the gradient; 0 turns clipping off.
@@ -178,6 +196,7 @@ impl Default for TrainOptions {
             learning_rate: 2e-4,
             scheduler: Scheduler::Cosine,
             warmup: Warmup::Ratio(0.03),
+            lora_plus_ratio: 1.0,
             weight_decay: 0.0,
             clip: 1.0,
             seed: 42,
@@ -259,13 +278,14 @@ impl Options {
         let share = |value: f32, top: f32| value.is_finite() && (0.0..=top).contains(&value);
         refuse(self.model.base.as_os_str().is_empty(), "model.base", "names no base model")?;
         refuse(self.run_dir.as_os_str().is_empty(), "run_dir", "names no folder")?;
-        refuse(!(1..=1024).contains(&adapter.rank), "adapter.rank", "must lie between 1 and 1024")?;
-        refuse(
-            !(adapter.alpha.is_finite() && adapter.alpha > 0.0),
-            "adapter.alpha",
-            "must be a number above 0",
-        )?;
-        refuse(adapter.dropout != 0.0, "adapter.dropout", "must be 0: the step has no dropout")?;
+        for (key, rank) in ranked("adapter.rank", adapter.rank, "adapter.ranks", &adapter.ranks) {
+            refuse(!(1..=1024).contains(&rank), key, "must lie between 1 and 1024")?;
+        }
+        for (key, alpha) in ranked("adapter.alpha", adapter.alpha, "adapter.alphas", &adapter.alphas) {
+            refuse(!(alpha.is_finite() && alpha > 0.0), key, "must be a number above 0")?;
+        }
+        let dropout = adapter.dropout;
+        refuse(!(0.0..1.0).contains(&dropout), "adapter.dropout", "must lie between 0 and 1, 1 left out")?;
         refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
         refuse(data.train.is_empty(), "data.train", "names no file")?;
         refuse(!share(data.val_split, 0.5), "data.val_split", "must lie between 0 and 0.5")?;
@@ -278,6 +298,8 @@ impl Options {
         )?;
         let rate = train.learning_rate;
         refuse(!(rate.is_finite() && rate > 0.0), "train.learning_rate", "must be a number above 0")?;
+        let ratio = train.lora_plus_ratio;
+        refuse(!(ratio.is_finite() && ratio > 0.0), "train.lora_plus_ratio", "must be a number above 0")?;
         refuse(!share(train.weight_decay, 1.0), "train.weight_decay", "must lie between 0 and 1")?;
         refuse(!(train.clip.is_finite() && train.clip >= 0.0), "train.clip", "must be a number, 0 or above")?;
         refuse(train.keep == 0, "train.keep", "must be at least 1")?;
@@ -291,6 +313,16 @@ impl Options {
         let answers = self.eval.exact_match_rows > 0 || self.eval.samples > 0;
         refuse(answers && self.eval.max_new_tokens == 0, "eval.max_new_tokens", "must be at least 1")
     }
+}
+
+/// The value for all layers and those of single ones, each with its key.
+fn ranked<T: Copy>(
+    key: &'static str,
+    value: T,
+    single_key: &'static str,
+    single: &[(String, T)],
+) -> impl Iterator<Item = (&'static str, T)> {
+    std::iter::once((key, value)).chain(single.iter().map(move |(_, value)| (single_key, *value)))
 }
 
 fn refuse(bad: bool, key: &'static str, reason: &'static str) -> Result<()> {

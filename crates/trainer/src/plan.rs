@@ -5,6 +5,7 @@ use std::path::Path;
 use formats::disk::free_bytes;
 use model::arena::Arena;
 use model::generate::Capacity;
+use model::lora::Layout;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
 use model::step::StepPlan;
 use model::{Cpu, LoraOptions, ModelConfig};
@@ -188,16 +189,7 @@ impl Shapes<'_> {
     }
 
     fn trained_parameters(&self) -> u64 {
-        let (config, lora) = (self.config, self.lora);
-        let per_layer: usize = lora
-            .targets
-            .iter()
-            .map(|&role| {
-                let (rows, cols) = config.shape(role);
-                lora.rank * (rows + cols)
-            })
-            .sum();
-        (per_layer * config.n_layers) as u64
+        Layout::new(self.config, self.lora).len() as u64
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use formats::observe::Observer;
-use model::lora::Gradients;
+use model::lora::{Dropout, Gradients};
 use model::optimizer::AdamWOptions;
 use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
 
@@ -84,12 +84,16 @@ impl<'a, D: Device> Session<'a, D> {
         let clip = options.train.clip;
         let optimizer_options = AdamWOptions {
             weight_decay: options.train.weight_decay,
+            b_rate_ratio: options.train.lora_plus_ratio,
             max_grad_norm: (clip > 0.0).then_some(clip),
             ..AdamWOptions::default()
         };
         let mut optimizer = AdamW::new(&base.device, adapter.n_weights(), optimizer_options)?;
         let (state, saved_step) = match begin {
-            Begin::Fresh(state) => (*state, None),
+            Begin::Fresh(state) => {
+                adapter.set_magnitudes(base)?;
+                (*state, None)
+            }
             Begin::Resumed(saved) => {
                 adapter.set_tensors(config, &saved.adapter.tensors)?;
                 optimizer.restore(&saved.optimizer)?;
@@ -178,7 +182,9 @@ impl<'a, D: Device> Session<'a, D> {
         let loss_scale = 1.0 / target_tokens as f32;
         let (mut sum, mut tokens) = (LossSum::default(), 0);
         self.gradients.zero()?;
-        for micro_batch in self.batches.micro_batches(&rows, corpus) {
+        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(&rows, corpus)) {
+            let seed = self.setting.options.train.seed;
+            self.step.seed_dropout(Dropout::seed_of(seed, step, micro_step));
             self.packed.fill(micro_batch, corpus);
             tokens += self.packed.tokens.len() as u64;
             sum += self.step.forward_backward(

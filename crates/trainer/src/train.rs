@@ -41,7 +41,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     }
 
     let base_files = BaseFiles::open(&options.model)?;
-    let lora = lora_options(&options.adapter, base_files.config.family)?;
+    let lora = lora_options(&options.adapter, &base_files.config)?;
     let dataset = Dataset::read(options, &base_files)?;
     observer.observe(Event::Data(dataset.summary()));
     let inputs = hash_inputs(options, &base_files, &dataset)?;

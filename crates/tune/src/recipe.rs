@@ -45,7 +45,14 @@ pub struct AdapterTable {
     pub alpha: f32,
     pub dropout: f32,
     pub rslora: bool,
+    pub dora: bool,
     pub targets: Targets,
+    /// Ranks of layers that differ, the first pattern that matches: `{ "down_proj" = 32 }`.
+    #[serde(deserialize_with = "in_order")]
+    pub ranks: Vec<(String, usize)>,
+    /// The same for `alpha`.
+    #[serde(deserialize_with = "in_order")]
+    pub alphas: Vec<(String, f32)>,
 }
 
 /// `"all-linear"` or a list of module names as `["q_proj", "v_proj"]`.
@@ -89,6 +96,7 @@ pub struct TrainTable {
     pub batch_size: usize,
     pub gradient_accumulation_steps: usize,
     pub learning_rate: f32,
+    pub lora_plus_ratio: f32,
     pub scheduler: Scheduler,
     /// Below 1 a share of all steps, from 1 on a number of steps.
     pub warmup: f32,
@@ -144,7 +152,10 @@ impl Default for AdapterTable {
             alpha: 32.0,
             dropout: 0.0,
             rslora: false,
+            dora: false,
             targets: Targets::Named("all-linear".into()),
+            ranks: Vec::new(),
+            alphas: Vec::new(),
         }
     }
 }
@@ -157,6 +168,7 @@ impl Default for TrainTable {
             batch_size: 8,
             gradient_accumulation_steps: 1,
             learning_rate: 2e-4,
+            lora_plus_ratio: 1.0,
             scheduler: Scheduler::Cosine,
             warmup: 0.03,
             weight_decay: 0.0,
@@ -197,6 +209,29 @@ fn max_seq_len() -> usize {
     2048
 }
 
+/// A table as pairs, in the order of the file.
+fn in_order<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<(String, T)>, D::Error> {
+    struct Pairs<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Pairs<T> {
+        type Value = Vec<(String, T)>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("a table of patterns and numbers")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut pairs = Vec::new();
+            while let Some(pair) = map.next_entry()? {
+                pairs.push(pair);
+            }
+            Ok(pairs)
+        }
+    }
+    deserializer.deserialize_map(Pairs(std::marker::PhantomData))
+}
+
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -235,6 +270,13 @@ const ALIASES: Aliases = &[
     ("lora_dropout", "adapter.dropout"),
     ("use_rslora", "adapter.rslora"),
     ("peft_use_rslora", "adapter.rslora"),
+    ("use_dora", "adapter.dora"),
+    ("peft_use_dora", "adapter.dora"),
+    ("rank_pattern", "adapter.ranks"),
+    ("alpha_pattern", "adapter.alphas"),
+    ("layers_to_transform", "adapter.targets (a pattern such as 'layers\\.(0|1)\\..*')"),
+    ("peft_layers_to_transform", "adapter.targets (a pattern such as 'layers\\.(0|1)\\..*')"),
+    ("loraplus_lr_ratio", "train.lora_plus_ratio"),
     ("scale", "adapter.alpha (alpha = scale x rank)"),
     ("lora_target", "adapter.targets"),
     ("target_modules", "adapter.targets"),
@@ -303,7 +345,10 @@ impl AdapterTable {
             alpha: self.alpha,
             dropout: self.dropout,
             rslora: self.rslora,
+            dora: self.dora,
             targets,
+            ranks: self.ranks.clone(),
+            alphas: self.alphas.clone(),
         }
     }
 }
@@ -349,6 +394,7 @@ impl TrainTable {
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
             learning_rate: self.learning_rate,
+            lora_plus_ratio: self.lora_plus_ratio,
             scheduler: self.scheduler,
             warmup,
             weight_decay: self.weight_decay,
@@ -394,13 +440,13 @@ mod tests {
         check(
             &format!("{GOOD}[train]\nlerning_rate = 1.0\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
             hint: did you mean `learning_rate`?"#]],
         );
         check(
             &format!("{GOOD}[train]\nmicro_batch_size = 1\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
             hint: here it is called `train.batch_size`"#]],
         );
         check(

@@ -141,24 +141,14 @@ impl Tiny {
             module: spec.module().to_owned(),
             a: values(r * spec.cols),
             b: values(spec.rows * r),
+            magnitude: None,
             r,
             in_features: spec.cols,
             out_features: spec.rows,
         });
         let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut files = AdapterFiles {
-            config: AdapterConfig {
-                peft_type: "LORA".into(),
-                task_type: Some("CAUSAL_LM".into()),
-                base_model_name_or_path: None,
-                r,
-                lora_alpha: 8.0,
-                lora_dropout: 0.0,
-                target_modules: names.map(str::to_owned).to_vec(),
-                use_rslora: false,
-                bias: "none".into(),
-                extra: serde_json::Map::new(),
-            },
+            config: AdapterConfig::lora(r, 8.0, names.map(str::to_owned).to_vec()),
             tune: Some(Recorded {
                 base_blake3: Checkpoint::open(&self.base()).unwrap().content_hash().unwrap(),
                 base_path: self.base().display().to_string(),

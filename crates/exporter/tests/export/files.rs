@@ -2,6 +2,7 @@
 
 use expect_test::expect;
 use exporter::{Event, Receipt};
+use formats::adapter::AdapterTensor;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{Array, Reader, Value};
 use formats::{BlockType, TensorSource, block};
@@ -117,7 +118,7 @@ fn metadata_has_the_order_of_the_converter_and_the_quantiser() {
     assert_eq!(reader.metadata().get_str("tokenizer.chat_template"), Some(CHATML));
 }
 
-/// Every row of every tensor of an F32 export, against the sum in f64 of base and update.
+/// Every row of every tensor of an F32 export, against the sum in f64 of base and update, with DoRA of its length.
 fn check_merge(tiny: &Tiny, scale: f64) {
     let (receipt, _) = exported(&request(tiny, Quant::F32));
     let (base, file) = (Checkpoint::open(&tiny.base()).unwrap(), Reader::open(&receipt.file).unwrap());
@@ -137,14 +138,21 @@ fn check_merge(tiny: &Tiny, scale: f64) {
                 }
                 None => row,
             };
-            for col in 0..spec.cols {
-                let update = pair.map_or(0.0, |pair| {
-                    let product = |k: usize| {
-                        f64::from(pair.b[source * pair.r + k]) * f64::from(pair.a[k * spec.cols + col])
-                    };
-                    scale * (0..pair.r).map(product).sum::<f64>()
-                });
-                let expected = f64::from(weights[source * spec.cols + col]) + update;
+            let update = |pair: &AdapterTensor, col: usize| {
+                let product = |k: usize| {
+                    f64::from(pair.b[source * pair.r + k]) * f64::from(pair.a[k * spec.cols + col])
+                };
+                scale * (0..pair.r).map(product).sum::<f64>()
+            };
+            let sum = |col| {
+                f64::from(weights[source * spec.cols + col]) + pair.map_or(0.0, |pair| update(pair, col))
+            };
+            let mut expected: Vec<f64> = (0..spec.cols).map(sum).collect();
+            if let Some(magnitude) = pair.and_then(|pair| pair.magnitude.as_ref()) {
+                let length = expected.iter().map(|w| w * w).sum::<f64>().sqrt();
+                expected.iter_mut().for_each(|w| *w *= f64::from(magnitude[source]) / length);
+            }
+            for (col, expected) in expected.into_iter().enumerate() {
                 let found = f64::from(found[row * spec.cols + col]);
                 assert!((found - expected).abs() < 1e-6, "{} ({row}, {col}): {found}, {expected}", spec.gguf);
             }
@@ -159,6 +167,24 @@ fn merged_weights_are_base_plus_update_in_every_family() {
         check_merge(&tiny, 2.0);
         tiny.write_adapter(|files| files.config.use_rslora = true);
         check_merge(&tiny, 4.0);
+        tiny.write_adapter(|files| {
+            files.config.use_dora = true;
+            for pair in &mut files.tensors {
+                pair.magnitude = Some((0..pair.out_features).map(|row| 0.5 + 0.01 * row as f32).collect());
+            }
+        });
+        check_merge(&tiny, 2.0);
+        // Another rank and scale for one kind of layer: alpha / R is the same.
+        tiny.write_adapter(|files| {
+            files.config.rank_pattern.insert("down_proj".into(), 2.into());
+            files.config.alpha_pattern.insert(r"mlp\.down_proj".into(), 4.into());
+            for pair in files.tensors.iter_mut().filter(|pair| pair.module.ends_with("down_proj")) {
+                pair.r = 2;
+                pair.a.truncate(2 * pair.in_features);
+                pair.b.truncate(2 * pair.out_features);
+            }
+        });
+        check_merge(&tiny, 2.0);
     }
 }
 

@@ -76,9 +76,8 @@ fn an_adapter_with_wrong_shapes_or_modules() {
 fn adapters_whose_meaning_a_merge_would_lose() {
     let tiny = Tiny::qwen3();
     let cases = [
-        ("use_dora", serde_json::json!(true)),
         ("modules_to_save", serde_json::json!(["lm_head"])),
-        ("alpha_pattern", serde_json::json!({"q_proj": 4})),
+        ("layer_replication", serde_json::json!([[0, 1]])),
         ("fan_in_fan_out", serde_json::json!(true)),
         ("bias", serde_json::json!("all")),
         ("peft_type", serde_json::json!("IA3")),

@@ -2,6 +2,8 @@
 //!
 //! Filters apply in llama.cpp's order, each on what the one before left: top-k, top-p, min-p, temperature, draw.
 
+use crate::random::SplitMix64;
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
@@ -123,27 +125,6 @@ fn keep_min_p(candidates: &mut Vec<(u32, f32)>, min_p: f32) {
     let least = largest + min_p.ln();
     let kept = candidates.iter().take_while(|&&(_, logit)| logit >= least).count();
     candidates.truncate(kept.max(1));
-}
-
-/// Random numbers from a counter.
-///
-/// Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
-#[derive(Debug, Clone)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [0, 1).
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! a layer that runs again, or in tiles, drops the same elements. Source: Srivastava et al. 2014, JMLR 15.
 
 use super::Group;
+use crate::random::splitmix;
 
 /// The dropout of one micro-step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,9 +17,13 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// The seed of one micro-step of a run.
+    pub fn seed_of(run_seed: u64, step: u64, micro_step: u64) -> u64 {
+        splitmix(splitmix(run_seed, step), micro_step)
+    }
+
     /// The seed of the mask of one group of one layer.
     pub(crate) fn mask_seed(&self, layer: usize, group: Group) -> u64 {
-        let place = 1 + (layer * Group::ALL.len() + group as usize) as u64;
-        self.seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        splitmix(self.seed, (layer * Group::ALL.len() + group as usize) as u64)
     }
 }

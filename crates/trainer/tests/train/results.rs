@@ -81,6 +81,31 @@ fn rank_stabilised_is_another_scale_and_is_recorded() {
 }
 
 #[test]
+fn variants_of_the_adapter_learn_and_are_recorded() {
+    let place = Workplace::new();
+    let mut options = place.options("variants");
+    options.adapter.dora = true;
+    options.adapter.dropout = 0.1;
+    options.adapter.ranks = vec![("down_proj".into(), 3)];
+    options.adapter.alphas = vec![(r"layers\.0\.mlp\.up_proj".into(), 2.0)];
+    options.train.lora_plus_ratio = 4.0;
+    let (outcome, _) = train(&options);
+    let outcome = outcome.unwrap();
+    let (before, after) = (outcome.base_validation_loss.unwrap(), outcome.validation_loss.unwrap());
+    assert!(outcome.is_finished && after < before - 0.1, "{before} became {after}");
+    let adapter = formats::adapter::read_adapter(&RunDir::new(&options.run_dir).adapter()).unwrap();
+    assert!(adapter.config.use_dora && adapter.config.lora_dropout == f64::from(0.1f32));
+    for pair in &adapter.tensors {
+        let rank = if pair.module.ends_with("down_proj") { 3 } else { 4 };
+        assert_eq!((pair.r, pair.magnitude.as_ref().map(Vec::len)), (rank, Some(pair.out_features)));
+    }
+    let shapes = adapter.config.shapes(std::path::Path::new("adapter_config.json")).unwrap();
+    let scales = ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]
+        .map(|module| shapes.scale(&format!("model.{module}")));
+    assert_eq!(scales, [0.5, 2.0, 8.0 / 3.0]);
+}
+
+#[test]
 fn a_base_trains_in_every_form_it_can_be_held_in() {
     let place = Workplace::new();
     for quant in model::Quant::FILES.into_iter().chain([model::Quant::Nf4]) {

@@ -84,6 +84,22 @@ fn stopped_after_any_step_the_end_is_the_same_to_the_bit() {
     }
 }
 
+#[test]
+fn dropout_and_dora_go_on_with_the_same_bits() {
+    let place = Workplace::new();
+    let variant = |name: &str| {
+        let mut options = place.options(name);
+        (options.adapter.dropout, options.adapter.dora, options.train.lora_plus_ratio) = (0.2, true, 4.0);
+        options
+    };
+    let (whole, options) = (variant("whole"), variant("stopped"));
+    assert!(train(&whole).0.unwrap().is_finished);
+    train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 5)).0.unwrap();
+    assert!(train(&resumed(&options)).0.unwrap().is_finished);
+    assert_eq!(result(&options), result(&whole));
+    assert_eq!(course(&options), course(&whole));
+}
+
 /// An observer that panics is the closest that one process comes to being killed: nothing is saved on the way out.
 #[test]
 fn killed_between_checkpoints_the_end_is_the_same_to_the_bit() {

@@ -6,6 +6,7 @@ use super::memory::{DenseTile, HostBlocks};
 use super::rows::task_rows;
 use crate::Result;
 use crate::device::{BlockMatrix, Mask, Write};
+use crate::random::splitmix;
 
 /// y (=|+=) x ⊙ mask / (1 - p)
 pub(super) fn dropout(mask: Mask, first_row: usize, cols: usize, x: &[f32], write: Write, y: &mut [f32]) {
@@ -16,23 +17,13 @@ pub(super) fn dropout(mask: Mask, first_row: usize, cols: usize, x: &[f32], writ
     y.par_chunks_mut(rows * cols).zip(x.par_chunks(rows * cols)).enumerate().for_each(|(task, (y, x))| {
         let first = ((first_row + task * rows) * cols) as u64;
         for (place, (y, x)) in (first..).zip(y.iter_mut().zip(x)) {
-            let factor = if mix(mask.seed, place) >> 40 >= threshold { kept } else { 0.0 };
+            let factor = if splitmix(mask.seed, place) >> 40 >= threshold { kept } else { 0.0 };
             match write {
                 Write::Set => *y = x * factor,
                 Write::Add => *y += x * factor,
             }
         }
     });
-}
-
-/// The `place`-th number of the sequence that SplitMix64 gives from a seed.
-///
-/// Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
-fn mix(seed: u64, place: u64) -> u64 {
-    let mut z = seed.wrapping_add((place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// y_ij *= factors_j

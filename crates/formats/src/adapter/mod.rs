@@ -1,13 +1,19 @@
 //! The PEFT adapter directory: `adapter_config.json`, `adapter_model.safetensors`, and our `tune.json` beside.
 //!
 //! Specification: PEFT 0.21, <https://huggingface.co/docs/peft/developer_guides/checkpoint>. Plain LoRA of
-//! linears is read; what would be applied differently from how it was trained (DoRA, trained biases, whole
-//! saved modules, other scales for some modules) is refused.
+//! linears is read, with DoRA and with ranks and scales that differ from module to module; what would be applied
+//! differently from how it was trained (trained biases, whole saved modules) is refused.
+
+mod config;
+mod pattern;
+
+pub use config::{AdapterConfig, Shapes};
+pub use pattern::ModulePattern;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::safetensors::{Data, SafetensorsFile, write_safetensors};
@@ -20,82 +26,7 @@ const PROVENANCE_FILE: &str = "tune.json";
 const NAME_PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
-
-/// `adapter_config.json`. Fields of PEFT that are not listed are kept in `extra`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AdapterConfig {
-    /// `LORA`.
-    pub peft_type: String,
-    /// `CAUSAL_LM`.
-    #[serde(default)]
-    pub task_type: Option<String>,
-    /// Where the base was.
-    #[serde(default)]
-    pub base_model_name_or_path: Option<String>,
-    /// Rank.
-    pub r: usize,
-    /// Numerator of the scale.
-    pub lora_alpha: f64,
-    /// Dropout of the adapter's input in training.
-    #[serde(default)]
-    pub lora_dropout: f64,
-    /// Last names of the adapted linears, such as `q_proj`; one pattern in the file is a list of one.
-    #[serde(deserialize_with = "one_or_many")]
-    pub target_modules: Vec<String>,
-    /// Scale is alpha / sqrt(r) instead of alpha / r.
-    #[serde(default)]
-    pub use_rslora: bool,
-    /// `none`: biases are not trained.
-    #[serde(default = "no_bias")]
-    pub bias: String,
-    /// Every other field.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl AdapterConfig {
-    /// The configuration of a plain LoRA adapter, as PEFT would write it.
-    #[must_use]
-    pub fn lora(r: usize, lora_alpha: f64, target_modules: Vec<String>) -> Self {
-        let extra = [("inference_mode", Value::Bool(true)), ("fan_in_fan_out", Value::Bool(false))];
-        Self {
-            peft_type: "LORA".to_owned(),
-            task_type: Some("CAUSAL_LM".to_owned()),
-            base_model_name_or_path: None,
-            r,
-            lora_alpha,
-            lora_dropout: 0.0,
-            target_modules,
-            use_rslora: false,
-            bias: no_bias(),
-            extra: extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        }
-    }
-
-    /// What B·A is multiplied with: alpha / r, or alpha / √r for rsLoRA.
-    #[must_use]
-    pub fn scale(&self) -> f64 {
-        let r = self.r as f64;
-        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
-    }
-}
-
-fn no_bias() -> String {
-    "none".to_owned()
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Modules {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match Modules::deserialize(deserializer)? {
-        Modules::One(module) => vec![module],
-        Modules::Many(modules) => modules,
-    })
-}
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 
 /// `tune.json`: what an adapter was made from, so that it cannot be used on another base.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -160,9 +91,10 @@ pub struct AdapterFiles {
 pub fn read_adapter(dir: &Path) -> Result<AdapterFiles> {
     let config_path = require(dir, CONFIG_FILE, "the configuration of a PEFT adapter")?;
     let config: AdapterConfig = json::read(&config_path)?;
-    check_config(&config_path, &config)?;
+    config::check_config(&config_path, &config)?;
+    let shapes = config.shapes(&config_path)?;
     let file = SafetensorsFile::open(&require(dir, TENSOR_FILE, "the weights of a PEFT adapter")?)?;
-    let tensors = read_pairs(&file, config.r)?;
+    let tensors = read_pairs(&file, &config, &shapes)?;
     let provenance = dir.join(PROVENANCE_FILE);
     let tune = if provenance.is_file() { Some(json::read(&provenance)?) } else { None };
     Ok(AdapterFiles { config, tune, tensors })
@@ -173,64 +105,13 @@ fn require(dir: &Path, name: &str, expected: &'static str) -> Result<std::path::
     if path.is_file() { Ok(path) } else { Err(Error::MissingFile { path, expected }) }
 }
 
-/// Refuses what this program would apply differently from how it was trained.
-fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
-    let refused = |key: &str, expected: &str, actual: String| {
-        let (key, expected) = (key.to_owned(), expected.to_owned());
-        Err(Error::Key { path: path.to_owned(), key, expected, actual })
-    };
-    if config.peft_type != "LORA" {
-        return refused("peft_type", "`LORA`", format!("`{}`", config.peft_type));
-    }
-    if config.r == 0 {
-        return refused("r", "1 or more", "0".to_owned());
-    }
-    if !config.lora_alpha.is_finite() {
-        return refused("lora_alpha", "a finite number", config.lora_alpha.to_string());
-    }
-    if config.bias != "none" {
-        return refused("bias", "`none`", format!("`{}`", config.bias));
-    }
-    const UNSUPPORTED: [&str; 14] = [
-        "use_dora",
-        "use_bdlora",
-        "use_qalora",
-        "alora_invocation_tokens",
-        "arrow_config",
-        "kasa_config",
-        "lora_bias",
-        "modules_to_save",
-        "rank_pattern",
-        "alpha_pattern",
-        "fan_in_fan_out",
-        "layer_replication",
-        "trainable_token_indices",
-        "target_parameters",
-    ];
-    for key in UNSUPPORTED {
-        match config.extra.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => {}
-            Some(Value::Array(list)) if list.is_empty() => {}
-            Some(Value::Object(map)) if map.is_empty() => {}
-            Some(other) => return refused(key, "absent or empty (it is not supported)", other.to_string()),
-        }
-    }
-    // These have changed the base's weights too: on the published base the adapter is another one.
-    const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
-    match config.extra.get("init_lora_weights").and_then(Value::as_str) {
-        Some(init) if CHANGES_BASE.iter().any(|name| init.starts_with(name)) => {
-            refused("init_lora_weights", "one that leaves the base as it is", format!("`{init}`"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn read_pairs(file: &SafetensorsFile, r: usize) -> Result<Vec<AdapterTensor>> {
+fn read_pairs(file: &SafetensorsFile, config: &AdapterConfig, shapes: &Shapes) -> Result<Vec<AdapterTensor>> {
     let mut modules: BTreeMap<ModuleOrder, &str> = BTreeMap::new();
     for tensor in file.tensors() {
         let rest = tensor.name.strip_prefix(NAME_PREFIX);
+        let suffixes = [Some(A_SUFFIX), Some(B_SUFFIX), config.use_dora.then_some(MAGNITUDE_SUFFIX)];
         let module =
-            rest.and_then(|rest| rest.strip_suffix(A_SUFFIX).or_else(|| rest.strip_suffix(B_SUFFIX)));
+            rest.and_then(|rest| suffixes.into_iter().flatten().find_map(|suffix| rest.strip_suffix(suffix)));
         let module = module.ok_or_else(|| Error::Malformed {
             path: file.path().to_owned(),
             place: "the name of a tensor".to_owned(),
@@ -239,7 +120,12 @@ fn read_pairs(file: &SafetensorsFile, r: usize) -> Result<Vec<AdapterTensor>> {
         })?;
         modules.insert(ModuleOrder::of(module), module);
     }
-    modules.values().map(|module| read_pair(file, module, r)).collect()
+    let read = |module: &&str| {
+        let pair = read_pair(file, module, shapes.rank(module))?;
+        let magnitude = config.use_dora.then(|| read_magnitude(file, &pair)).transpose()?;
+        Ok(AdapterTensor { magnitude, ..pair })
+    };
+    modules.values().map(read).collect()
 }
 
 fn read_pair(file: &SafetensorsFile, module: &str, r: usize) -> Result<AdapterTensor> {
@@ -261,6 +147,20 @@ fn read_pair(file: &SafetensorsFile, module: &str, r: usize) -> Result<AdapterTe
     file.read_rows(&a_name, 0..r, &mut a)?;
     file.read_rows(&b_name, 0..out_features, &mut b)?;
     Ok(AdapterTensor { module: module.to_owned(), a, b, magnitude: None, r, in_features, out_features })
+}
+
+/// DoRA's lengths of the rows of a pair's linear.
+fn read_magnitude(file: &SafetensorsFile, pair: &AdapterTensor) -> Result<Vec<f32>> {
+    let (path, tensor) = (file.path().to_owned(), format!("{NAME_PREFIX}{}{MAGNITUDE_SUFFIX}", pair.module));
+    let expected = vec![pair.out_features];
+    let mut magnitude = Vec::new();
+    match file.tensor(&tensor).map(|found| found.shape.clone()) {
+        None => return Err(Error::NoSuchTensor { path, tensor }),
+        Some(actual) if actual != expected => return Err(Error::Shape { path, tensor, expected, actual }),
+        // A vector is one row.
+        Some(_) => file.read_rows(&tensor, 0..1, &mut magnitude)?,
+    }
+    Ok(magnitude)
 }
 
 /// The free dimension of a matrix, once the other is the rank.
@@ -311,10 +211,13 @@ pub fn write_adapter(dir: &Path, files: &AdapterFiles) -> Result<()> {
 fn stored_tensors(pairs: &[AdapterTensor]) -> Vec<(String, Vec<usize>, Data<'_>)> {
     let stored = pairs.iter().flat_map(|pair| {
         let name = |suffix: &str| format!("{NAME_PREFIX}{}{suffix}", pair.module);
-        [
+        let factors = [
             (name(A_SUFFIX), vec![pair.r, pair.in_features], Data::F32(&pair.a)),
             (name(B_SUFFIX), vec![pair.out_features, pair.r], Data::F32(&pair.b)),
-        ]
+        ];
+        let magnitude = pair.magnitude.as_deref();
+        let magnitude = magnitude.map(|m| (name(MAGNITUDE_SUFFIX), vec![pair.out_features], Data::F32(m)));
+        factors.into_iter().chain(magnitude)
     });
     stored.collect()
 }

@@ -1,0 +1,100 @@
+"""Adapters of `tune train` in PEFT: every variant loads there and has the validation loss that was recorded here.
+
+    python scripts/check/peft_reads.py TUNE [VARIANT …]     TUNE: the binary; needs torch, transformers, peft
+
+Trains each variant for a few steps on the small base of the project, held in f32, loads the folder that comes of it
+with PeftModel.from_pretrained, and compares the mean loss over the validation rows. Prints one line a variant; ends
+with 1 when one is off by more than TOLERANCE.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "pocket"))
+from lora_check import IGNORED, collate, encode, read  # noqa: E402
+from packing import Encoder  # noqa: E402
+
+BASE = ROOT / "recipes" / "pocket"
+DATA = ROOT / "datasets" / "quickstart"
+# Both sum in f32, in other orders.
+TOLERANCE = 1e-4
+
+VARIANTS = {
+    "lora": "",
+    "rslora": "rslora = true\nalpha = 8",
+    "dora": "dora = true",
+    "dropout": "dropout = 0.1",
+    "some_layers": r"""targets = ['layers\.[0-2]\..*(q|down)_proj', "o_proj"]""",
+    "ranks": r"""ranks = { down_proj = 4, 'layers\.1\..*' = 12 }
+alphas = { 'layers\.0\.self_attn\.v_proj' = 5 }""",
+    "dora_ranks": "dora = true\nrslora = true\nranks = { up_proj = 3 }",
+}
+
+RECIPE = """
+[model]
+base = "{base}"
+quant = "f32"
+[adapter]
+rank = 8
+{adapter}
+[data]
+train = "{data}/train.jsonl"
+validation = "{data}/test.jsonl"
+max_seq_len = 256
+[train]
+max_steps = 8
+batch_size = 8
+learning_rate = 2e-3
+"""
+
+
+@torch.no_grad()
+def mean_loss(model, rows, pad):
+    nll, n = 0.0, 0
+    for at in range(0, len(rows), 20):
+        ids, labels = collate(rows[at:at + 20], pad)
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        labels = labels[:, 1:]
+        nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
+                                                 reduction="sum").item()
+        n += (labels != IGNORED).sum().item()
+    return nll / n
+
+
+def check(tune, variant, rows, pad, folder):
+    adapter = VARIANTS[variant]
+    if "rslora = true\nalpha" not in adapter:
+        adapter = "alpha = 16\n" + adapter
+    (folder / f"{variant}.toml").write_text(RECIPE.format(base=BASE, data=DATA, adapter=adapter))
+    done = subprocess.run([tune, "train", f"{variant}.toml"], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{variant}: {done.stderr}")
+    run = folder / "runs" / variant
+    recorded = json.loads((run / "run.json").read_text())["outcome"]
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, run / "adapter").eval()
+    theirs, ours = mean_loss(model, rows, pad), recorded["validation_loss"]
+    error = abs(theirs / ours - 1)
+    print(f"{variant:12} {recorded['base_validation_loss']:.4f} became {ours:.6f}; PEFT {theirs:.6f} ({error:.1e})")
+    return error <= TOLERANCE
+
+
+def main():
+    tune = pathlib.Path(sys.argv[1]).resolve()
+    encoder = Encoder(BASE)
+    rows = [encode(encoder, messages) for messages in read(DATA / "test.jsonl")]
+    with tempfile.TemporaryDirectory() as folder:
+        results = [check(tune, variant, rows, encoder.end, pathlib.Path(folder)) for variant in sys.argv[2:] or VARIANTS]
+    sys.exit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()
