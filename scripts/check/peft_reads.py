@@ -35,6 +35,8 @@ VARIANTS = {
     "some_layers": r"""targets = ['layers\.[0-2]\..*(q|down)_proj', "o_proj"]""",
     "ranks": r"""ranks = { down_proj = 4, 'layers\.1\..*' = 12 }
 alphas = { 'layers\.0\.self_attn\.v_proj' = 5 }""",
+    "pissa": "init = \"pissa\"",
+    "pissa_rslora": "rslora = true\nalpha = 8\ninit = \"pissa\"\nranks = { down_proj = 4 }",
     "dora_ranks": "dora = true\nrslora = true\nranks = { up_proj = 3 }",
 }
 

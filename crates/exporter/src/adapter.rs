@@ -6,8 +6,8 @@ use std::path::Path;
 use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
 use formats::{TensorSource, hash};
 use model::family::TensorSpec;
+use model::lora::Update;
 
-use crate::merge::Update;
 use crate::{Error, Result};
 
 /// An adapter that fits its base.

@@ -13,7 +13,6 @@ mod error;
 mod event;
 mod export;
 mod gate;
-mod merge;
 mod metadata;
 mod modelfile;
 mod pending;

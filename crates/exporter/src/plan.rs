@@ -8,11 +8,11 @@ use formats::gguf::{Metadata, Planned, file_bytes};
 use formats::{BlockType, TensorSource, hash};
 use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
+use model::lora::Update;
 use model::{ModelConfig, Quant, policy};
 use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::adapter::{self, Adapter};
-use crate::merge::Update;
 use crate::metadata::{Parts, metadata};
 use crate::modelfile;
 use crate::{Error, Provenance, Request, Result, Sources, Template, TypeCount};

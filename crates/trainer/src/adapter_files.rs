@@ -7,7 +7,7 @@ use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::options::{AdapterOptions, Options};
+use crate::options::{AdapterOptions, Init, Options};
 use crate::record::Inputs;
 
 /// Every linear layer of a decoder layer.
@@ -113,7 +113,7 @@ fn unknown_target(name: &str, family: Family) -> Error {
     Error::Option { key: "adapter.targets", reason }
 }
 
-/// The files of an adapter after `steps` steps.
+/// The files of an adapter after `steps` steps, as it is trained: what a checkpoint holds.
 ///
 /// # Errors
 /// [`Error::BrokenAdapter`] when a weight is not finite: such an adapter is never saved.
@@ -135,23 +135,9 @@ pub fn to_files<D: Device>(
     let base_path = options.model.base.display().to_string();
     Ok(AdapterFiles {
         config: AdapterConfig {
-            peft_type: "LORA".into(),
-            task_type: Some("CAUSAL_LM".into()),
             base_model_name_or_path: Some(base_path.clone()),
-            r: options.adapter.rank,
-            lora_alpha: f64::from(options.adapter.alpha),
             lora_dropout: f64::from(options.adapter.dropout),
-            target_modules: target_modules(adapter.options(), config),
-            use_rslora: options.adapter.rslora,
-            use_dora: options.adapter.dora,
-            rank_pattern: pattern(adapter.options(), config, |exception| {
-                (exception.rank != options.adapter.rank).then(|| exception.rank.into())
-            }),
-            alpha_pattern: pattern(adapter.options(), config, |exception| {
-                (exception.alpha != options.adapter.alpha).then(|| f64::from(exception.alpha).into())
-            }),
-            bias: "none".into(),
-            extra: peft_defaults(),
+            ..adapter_config(&options.adapter, adapter.options(), config)
         },
         tune: Some(Provenance {
             base_blake3: inputs.base.clone(),
@@ -164,6 +150,22 @@ pub fn to_files<D: Device>(
         }),
         tensors,
     })
+}
+
+/// `adapter_config.json` of the shape that the options ask for.
+pub fn adapter_config(options: &AdapterOptions, lora: &LoraOptions, config: &ModelConfig) -> AdapterConfig {
+    AdapterConfig {
+        use_rslora: options.rslora,
+        use_dora: options.dora,
+        rank_pattern: pattern(lora, config, |exception| {
+            (exception.rank != options.rank).then(|| exception.rank.into())
+        }),
+        alpha_pattern: pattern(lora, config, |exception| {
+            (exception.alpha != options.alpha).then(|| f64::from(exception.alpha).into())
+        }),
+        extra: peft_defaults(options.init),
+        ..AdapterConfig::lora(options.rank, f64::from(options.alpha), target_modules(lora, config))
+    }
 }
 
 /// Last names where every layer is adapted alike, whole names where some are left out.
@@ -191,12 +193,17 @@ fn pattern(
     adapted.filter_map(|e| Some((ModulePattern::of_module(&name(e)?.name), value(e)?))).collect()
 }
 
-/// Keys that PEFT reads and that say "plain LoRA"; without `inference_mode` it would train the loaded adapter.
-fn peft_defaults() -> Map<String, Value> {
+/// Keys that PEFT reads; without `inference_mode` it would train the loaded adapter.
+fn peft_defaults(init: Init) -> Map<String, Value> {
+    let init = match init {
+        Init::Default => Value::Bool(true),
+        Init::Pissa => "pissa".into(),
+        Init::LoftQ => "loftq".into(),
+    };
     let fields = json!({
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": true,
+        "init_lora_weights": init,
         "modules_to_save": null,
     });
     into_fields(fields)
@@ -208,6 +215,7 @@ fn further_provenance(options: &Options, inputs: &Inputs) -> Map<String, Value> 
         "tokenizer_blake3": inputs.tokenizer,
         "quant": options.model.quant_name(),
         "seed": options.train.seed,
+        "init": options.adapter.init,
     });
     into_fields(fields)
 }

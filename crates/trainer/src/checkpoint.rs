@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use formats::adapter::{AdapterFiles, read_adapter, write_adapter};
+use formats::adapter::{AdapterFiles, read_adapter_as_trained, write_adapter};
 use formats::checkpoint::{Checkpoint, Data, write_safetensors};
 use formats::{TensorSource, atomic, hash};
 use model::optimizer::AdamWState;
@@ -167,7 +167,7 @@ pub fn read(path: &Path) -> Result<Saved> {
     moments.read("first_moment", &mut first_moment)?;
     moments.read("second_moment", &mut second_moment)?;
     let optimizer = AdamWState { updates: state.updates, first_moment, second_moment };
-    Ok(Saved { adapter: read_adapter(&path.join("adapter"))?, optimizer, state })
+    Ok(Saved { adapter: read_adapter_as_trained(&path.join("adapter"))?, optimizer, state })
 }
 
 /// What [`newest_sound`] found.

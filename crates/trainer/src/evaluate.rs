@@ -80,19 +80,19 @@ impl Examination<'_> {
         Some(Capacity { n_sequences: SIDE_BY_SIDE.min(self.questions.len()), n_tokens })
     }
 
-    /// Asks everything of base or adapter; `None` when cancelled, or when nothing counts for exact match.
+    /// Asks everything of the base, which may need an adapter to be itself, or of the trained adapter; `None` when cancelled, or when nothing counts for exact match.
     ///
     /// # Errors
     /// What the model meets.
     pub fn ask<D: Device>(
         &self,
         base: &Arc<Base<D>>,
+        weights: Weights,
         adapter: Option<&Adapter<D>>,
         observer: &mut dyn Observer<Event>,
         cancel: &AtomicBool,
     ) -> Result<Option<ExactMatch>> {
         let Some(capacity) = self.capacity() else { return Ok(None) };
-        let weights = if adapter.is_some() { Weights::Adapter } else { Weights::Base };
         let started = Instant::now();
         let mut generator = Generator::new(base.clone(), adapter.map(Adapter::options), capacity)?;
         let answers = self.answers(&mut generator, adapter, weights, observer, cancel)?;

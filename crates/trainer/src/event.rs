@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::options::Init;
+
 /// One thing that happened in a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -19,6 +21,22 @@ pub enum Event {
         done: usize,
         /// Tensors in all.
         total: usize,
+    },
+    /// A and B are being taken from the weights.
+    Decomposing {
+        /// Linear layers that are done.
+        done: usize,
+        /// Linear layers in all.
+        total: usize,
+    },
+    /// A and B were taken from the weights.
+    Decomposed {
+        /// By which method.
+        init: Init,
+        /// What quantising alone loses of the adapted weights: |W - q(W)| / |W|, Frobenius norms.
+        lost_before: f64,
+        /// What base and adapter together lack of them now.
+        lost_after: f64,
     },
     /// A checkpoint was found and is continued.
     Resumed {

@@ -18,6 +18,7 @@ mod memory_use;
 mod plan;
 
 mod adapter_files;
+mod beginning;
 mod evaluate;
 mod schedule;
 mod session;
@@ -31,5 +32,5 @@ pub mod run_dir;
 
 pub use error::{Change, Error, Result};
 pub use event::{Event, ExactMatch, Outcome, PlanTable, StepReport, Weights};
-pub use options::{Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+pub use options::{Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 pub use train::train;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use model::lora::init::Method;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -71,6 +72,10 @@ pub struct AdapterOptions {
     pub rslora: bool,
     /// Whether each row of the adapted weights gets a trained length: DoRA, arXiv:2402.09353.
     pub dora: bool,
+    /// Where A and B begin.
+    pub init: Init,
+    /// Turns of LoftQ, at least 1; the best is kept.
+    pub loftq_iterations: usize,
     /// Linear layers, by name such as `q_proj`, or by a regular expression ([`formats::adapter::ModulePattern`]);
     /// `all-linear` stands for all.
     pub targets: Vec<String>,
@@ -78,6 +83,30 @@ pub struct AdapterOptions {
     pub ranks: Vec<(String, usize)>,
     /// The same for `alpha`.
     pub alphas: Vec<(String, f32)>,
+}
+
+/// Where A and B begin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// A at random, B zero.
+    #[default]
+    Default,
+    /// The leading part of the weights: arXiv:2404.02948.
+    Pissa,
+    /// What quantising loses: arXiv:2310.08659.
+    LoftQ,
+}
+
+impl AdapterOptions {
+    /// The method that takes A and B from the weights, if one does.
+    pub fn method(&self) -> Option<Method> {
+        match self.init {
+            Init::Default => None,
+            Init::Pissa => Some(Method::Pissa),
+            Init::LoftQ => Some(Method::LoftQ { iterations: self.loftq_iterations }),
+        }
+    }
 }
 
 impl Default for AdapterOptions {
@@ -88,6 +117,8 @@ impl Default for AdapterOptions {
             dropout: 0.0,
             rslora: false,
             dora: false,
+            init: Init::Default,
+            loftq_iterations: 5,
             targets: vec!["all-linear".into()],
             ranks: Vec::new(),
             alphas: Vec::new(),
@@ -286,6 +317,12 @@ impl Options {
         }
         let dropout = adapter.dropout;
         refuse(!(0.0..1.0).contains(&dropout), "adapter.dropout", "must lie between 0 and 1, 1 left out")?;
+        refuse(adapter.loftq_iterations == 0, "adapter.loftq_iterations", "must be at least 1")?;
+        refuse(
+            adapter.dora && adapter.init != Init::Default,
+            "adapter.init",
+            "must be \"default\" with `adapter.dora`: the result could not be written as an adapter of the published base",
+        )?;
         refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
         refuse(data.train.is_empty(), "data.train", "names no file")?;
         refuse(!share(data.val_split, 0.5), "data.val_split", "must lie between 0 and 0.5")?;

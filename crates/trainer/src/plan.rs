@@ -15,7 +15,7 @@ use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::event::PlanTable;
 use crate::memory_use::Growth;
-use crate::options::Options;
+use crate::options::{Init, Options};
 use crate::record::Chosen;
 use crate::run_dir::RunDir;
 
@@ -60,7 +60,7 @@ impl Plan {
         let total_steps = batches.total_steps(options.train.length);
         let whole = batches.largest_micro_batch(total_steps, &dataset.corpus).max(dataset.longest_row());
         let host_bytes = chosen.map_or_else(|| growth.sample().unwrap_or(0), |chosen| chosen.host_bytes);
-        let host = host_rows(host_bytes, shapes.trained_parameters());
+        let host = host_rows(host_bytes, shapes.trained_parameters(), options.adapter.init);
         let beside_bytes: u64 = host.iter().map(|row| row.bytes).sum();
         let budget =
             options.budget.memory_bytes.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
@@ -89,7 +89,7 @@ impl Plan {
             total_steps,
             kept_layers: step.kept_layers,
             trained_parameters,
-            disk_bytes: disk_bytes(trained_parameters, options.train.keep),
+            disk_bytes: disk_bytes(trained_parameters, options),
         };
         Ok(Self { table, step, chosen: Chosen { micro_batch_tokens: tokens, host_bytes }, device_bytes })
     }
@@ -194,11 +194,13 @@ impl Shapes<'_> {
 }
 
 /// What the process takes beside the device's allocator.
-fn host_rows(host_bytes: u64, trained_parameters: u64) -> [MemoryRow; 3] {
+fn host_rows(host_bytes: u64, trained_parameters: u64, init: Init) -> [MemoryRow; 3] {
+    // Where A and B began is kept in memory, and the result is of twice the rank.
+    let beginning = if init == Init::Default { 0 } else { 16 * trained_parameters };
     [
         MemoryRow { name: "data, tokenizer, program", bytes: host_bytes },
         // Adapter, the same under its names, and two moments, copied while a checkpoint is written.
-        MemoryRow { name: "copies for a checkpoint", bytes: 16 * trained_parameters },
+        MemoryRow { name: "copies for a checkpoint", bytes: 16 * trained_parameters + beginning },
         MemoryRow { name: "scratch of the threads", bytes: SCRATCH_BYTES },
     ]
 }
@@ -210,11 +212,14 @@ const SCRATCH_BYTES: u64 = 16 << 20;
 const SHORTEST_ADVICE: usize = 64;
 
 /// Kept checkpoints and one more while the newest is written: adapter and two moments each; result and best.
-fn disk_bytes(trained_parameters: u64, keep: usize) -> u64 {
-    let adapter = 4 * trained_parameters + SMALL_FILES_BYTES;
+fn disk_bytes(trained_parameters: u64, options: &Options) -> u64 {
+    let keep = options.train.keep;
+    let has_beginning = options.adapter.init != Init::Default;
+    let adapter = 4 * trained_parameters * if has_beginning { 2 } else { 1 } + SMALL_FILES_BYTES;
+    let beginning = if has_beginning { adapter } else { 0 };
     let checkpoint = 12 * trained_parameters + SMALL_FILES_BYTES;
     // While `best` or the result is replaced, old and new stand side by side.
-    checkpoint * (keep as u64 + 1) + 3 * adapter
+    checkpoint * (keep as u64 + 1) + 3 * adapter + beginning
 }
 
 /// State, manifest, configuration and headers beside the weights.

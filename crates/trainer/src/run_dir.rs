@@ -5,6 +5,7 @@
 //!        run.json               options, hashes of the inputs, figures
 //!        metrics.jsonl          one object a step or validation
 //!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
+//!        init/                  A and B at step 0 and what the base is held without, where a method made them
 //!        adapter/               the result, PEFT layout
 //!        best/                  the adapter with the lowest validation loss, PEFT layout
 //! ```
@@ -63,6 +64,11 @@ impl RunDir {
     /// Folder of one checkpoint.
     pub fn checkpoint(&self, step: u64) -> PathBuf {
         self.checkpoints().join(format!("step-{step}"))
+    }
+
+    /// Where A and B began, if a method took them from the weights.
+    pub fn init(&self) -> PathBuf {
+        self.0.join("init")
     }
 
     /// The result, PEFT layout.

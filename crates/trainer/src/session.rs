@@ -11,6 +11,7 @@ use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
 
 use crate::adapter_files::to_files;
 use crate::base_files::BaseFiles;
+use crate::beginning::Beginning;
 use crate::checkpoint::{self, Saved, State};
 use crate::data::batches::{Batches, Packed};
 use crate::data::dataset::Dataset;
@@ -49,6 +50,8 @@ pub struct Setting<'a> {
 pub struct Session<'a, D: Device> {
     setting: Setting<'a>,
     device: D,
+    /// Where A and B began, where a method made them.
+    beginning: Option<Beginning>,
     batches: Batches,
     schedule: Schedule,
     step: TrainStep<D>,
@@ -78,7 +81,13 @@ impl<'a, D: Device> Session<'a, D> {
     ///
     /// # Errors
     /// What the model meets; a saved adapter that does not fit.
-    pub fn new(setting: Setting<'a>, base: &Arc<Base<D>>, lora: &LoraOptions, begin: Begin) -> Result<Self> {
+    pub fn new(
+        setting: Setting<'a>,
+        base: &Arc<Base<D>>,
+        lora: &LoraOptions,
+        beginning: Option<Beginning>,
+        begin: Begin,
+    ) -> Result<Self> {
         let (options, config) = (setting.options, &base.config);
         let mut adapter = Adapter::new(&base.device, config, lora, options.train.seed)?;
         let clip = options.train.clip;
@@ -91,7 +100,10 @@ impl<'a, D: Device> Session<'a, D> {
         let mut optimizer = AdamW::new(&base.device, adapter.n_weights(), optimizer_options)?;
         let (state, saved_step) = match begin {
             Begin::Fresh(state) => {
-                adapter.set_magnitudes(base)?;
+                match &beginning {
+                    Some(beginning) => beginning.set(&mut adapter, config)?,
+                    None => adapter.set_magnitudes(base)?,
+                }
                 (*state, None)
             }
             Begin::Resumed(saved) => {
@@ -105,6 +117,7 @@ impl<'a, D: Device> Session<'a, D> {
         batches.limit_tokens(setting.plan.chosen.micro_batch_tokens);
         let metrics = MetricsLog::open(&setting.run_dir.metrics(), saved_step)?;
         Ok(Self {
+            beginning,
             batches,
             schedule: Schedule::new(&options.train, state.total_steps),
             step: TrainStep::new(base.clone(), Some(lora), setting.plan.step)?,
@@ -237,7 +250,8 @@ impl<'a, D: Device> Session<'a, D> {
             return Ok(());
         }
         let step = self.state.step;
-        let adapter = (step > 0).then_some(&self.adapter);
+        // A base that is held without what the adapter began with is itself only with the adapter.
+        let adapter = (step > 0 || self.beginning.is_some()).then_some(&self.adapter);
         let (corpus, rows) = (dataset.validation_corpus(), &dataset.validation_rows);
         let max_tokens = self.setting.plan.step.max_tokens;
         let loss = validation_loss(&mut self.step, adapter, corpus, rows, max_tokens, &mut self.packed)?;
@@ -249,8 +263,7 @@ impl<'a, D: Device> Session<'a, D> {
         if is_best {
             self.state.best = Some((loss, step));
             if step > 0 {
-                let files = self.adapter_files()?;
-                formats::adapter::write_adapter(&self.setting.run_dir.best(), &files)?;
+                formats::adapter::write_adapter(&self.setting.run_dir.best(), &self.result()?)?;
             }
         }
         self.metrics.append(&Metric::Validation { step, loss })?;
@@ -285,6 +298,15 @@ impl<'a, D: Device> Session<'a, D> {
         to_files(&self.adapter, config, options, &self.state.inputs, self.state.step)
     }
 
+    /// The adapter for the base as it was published.
+    fn result(&self) -> Result<formats::adapter::AdapterFiles> {
+        let files = self.adapter_files()?;
+        Ok(match &self.beginning {
+            Some(beginning) => beginning.on_published_base(files),
+            None => files,
+        })
+    }
+
     fn seconds(&self) -> f64 {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
@@ -294,8 +316,7 @@ impl<'a, D: Device> Session<'a, D> {
     /// # Errors
     /// What writing meets.
     pub fn write_adapter(&self) -> Result<()> {
-        let files = self.adapter_files()?;
-        Ok(formats::adapter::write_adapter(&self.setting.run_dir.adapter(), &files)?)
+        Ok(formats::adapter::write_adapter(&self.setting.run_dir.adapter(), &self.result()?)?)
     }
 
     /// Ends the session, giving back the memory of training.

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
 use model::base::LoadEvent;
-use model::{Base, Device, LoraOptions};
+use model::{Adapter, Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
 use crate::base_files::{BaseFiles, BaseWeights};
+use crate::beginning::{self, Beginning};
 use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::Examination;
-use crate::event::{Event, ExactMatch, Outcome};
+use crate::event::{Event, ExactMatch, Outcome, Weights};
 use crate::lock::RunLock;
 use crate::memory_use::Growth;
 use crate::metrics::Metric;
@@ -42,6 +43,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
 
     let base_files = BaseFiles::open(&options.model)?;
     let lora = lora_options(&options.adapter, &base_files.config)?;
+    beginning::check(options, &base_files)?;
     let dataset = Dataset::read(options, &base_files)?;
     observer.observe(Event::Data(dataset.summary()));
     let inputs = hash_inputs(options, &base_files, &dataset)?;
@@ -182,15 +184,17 @@ struct Run<'a> {
 impl Run<'_> {
     fn run(mut self) -> Result<Outcome> {
         let begin = self.find_beginning()?;
-        let base = Arc::new(self.load_base()?);
+        let Setting { options, base_files, run_dir, .. } = self.setting;
+        let beginning = beginning::prepare(options, base_files, &self.lora, run_dir, &begin, self.observer)?;
+        let base = Arc::new(self.load_base(beginning.as_ref())?);
         let begin = match begin {
-            Begin::Fresh(state) => match self.examine_base(&base, state)? {
+            Begin::Fresh(state) => match self.examine_base(&base, beginning.as_ref(), state)? {
                 Some(state) => Begin::Fresh(state),
                 None => return Ok(self.record.outcome),
             },
             resumed => resumed,
         };
-        let mut session = Session::new(self.setting, &base, &self.lora, begin)?;
+        let mut session = Session::new(self.setting, &base, &self.lora, beginning, begin)?;
         session.run(self.observer, self.cancel)?;
         let is_complete = session.is_complete();
         if is_complete {
@@ -227,7 +231,7 @@ impl Run<'_> {
         Ok(Begin::Resumed(Box::new(saved)))
     }
 
-    fn load_base(&mut self) -> Result<Base<model::Cpu>> {
+    fn load_base(&mut self, beginning: Option<&Beginning>) -> Result<Base<model::Cpu>> {
         let device = self.setting.plan.device()?;
         let (files, observer) = (self.setting.base_files, &mut *self.observer);
         let mut on_load = |event: LoadEvent| {
@@ -235,17 +239,21 @@ impl Run<'_> {
                 observer.observe(Event::Loading { done: n_done, total: n_tensors });
             }
         };
-        files.weights.load(&device, &files.config, &mut on_load)
+        let beginning = beginning.map(|beginning| (beginning, &self.lora));
+        files.weights.load(&device, &files.config, beginning, &mut on_load)
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.
     fn examine_base<D: Device>(
         &mut self,
         base: &Arc<Base<D>>,
+        beginning: Option<&Beginning>,
         mut state: Box<State>,
     ) -> Result<Option<Box<State>>> {
         if state.base_exact_match.is_none() {
-            state.base_exact_match = self.examination.ask(base, None, self.observer, self.cancel)?;
+            let start = beginning.map(|beginning| self.adapter_of(base, beginning)).transpose()?;
+            state.base_exact_match =
+                self.examination.ask(base, Weights::Base, start.as_ref(), self.observer, self.cancel)?;
             if self.cancel.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -258,6 +266,13 @@ impl Run<'_> {
         Ok(Some(state))
     }
 
+    /// Base and beginning together are the published base.
+    fn adapter_of<D: Device>(&self, base: &Base<D>, beginning: &Beginning) -> Result<Adapter<D>> {
+        let mut adapter = Adapter::zeros(&base.device, &base.config, &self.lora)?;
+        beginning.set(&mut adapter, &base.config)?;
+        Ok(adapter)
+    }
+
     fn interrupt<D: Device>(mut self, ended: Ended<D>) -> Result<Outcome> {
         self.record.outcome = self.outcome(&ended, None);
         self.record.write(self.setting.run_dir)?;
@@ -266,7 +281,8 @@ impl Run<'_> {
 
     /// Exact match with the adapter, then the figures of the run; with these it counts as finished.
     fn conclude<D: Device>(mut self, base: &Arc<Base<D>>, mut ended: Ended<D>) -> Result<Outcome> {
-        let figures = self.examination.ask(base, Some(&ended.adapter), self.observer, self.cancel)?;
+        let adapter = Some(&ended.adapter);
+        let figures = self.examination.ask(base, Weights::Adapter, adapter, self.observer, self.cancel)?;
         if self.cancel.load(Ordering::Relaxed) {
             return self.interrupt(ended);
         }

@@ -7,7 +7,7 @@ use crate::toml_file::{self, Aliases};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions};
-use trainer::{Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+use trainer::{Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 
 /// The whole recipe, one field a table.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +46,8 @@ pub struct AdapterTable {
     pub dropout: f32,
     pub rslora: bool,
     pub dora: bool,
+    pub init: Init,
+    pub loftq_iterations: usize,
     pub targets: Targets,
     /// Ranks of layers that differ, the first pattern that matches: `{ "down_proj" = 32 }`.
     #[serde(deserialize_with = "in_order")]
@@ -153,6 +155,8 @@ impl Default for AdapterTable {
             dropout: 0.0,
             rslora: false,
             dora: false,
+            init: Init::Default,
+            loftq_iterations: 5,
             targets: Targets::Named("all-linear".into()),
             ranks: Vec::new(),
             alphas: Vec::new(),
@@ -276,6 +280,10 @@ const ALIASES: Aliases = &[
     ("alpha_pattern", "adapter.alphas"),
     ("layers_to_transform", "adapter.targets (a pattern such as 'layers\\.(0|1)\\..*')"),
     ("peft_layers_to_transform", "adapter.targets (a pattern such as 'layers\\.(0|1)\\..*')"),
+    ("init_lora_weights", "adapter.init"),
+    ("peft_init_lora_weights", "adapter.init"),
+    ("pissa_init", "adapter.init"),
+    ("loftq_iter", "adapter.loftq_iterations"),
     ("loraplus_lr_ratio", "train.lora_plus_ratio"),
     ("scale", "adapter.alpha (alpha = scale x rank)"),
     ("lora_target", "adapter.targets"),
@@ -346,6 +354,8 @@ impl AdapterTable {
             dropout: self.dropout,
             rslora: self.rslora,
             dora: self.dora,
+            init: self.init,
+            loftq_iterations: self.loftq_iterations,
             targets,
             ranks: self.ranks.clone(),
             alphas: self.alphas.clone(),

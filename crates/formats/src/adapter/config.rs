@@ -199,11 +199,17 @@ pub(super) fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
             Some(other) => return refused(key, "absent or empty (it is not supported)", other.to_string()),
         }
     }
-    // These have changed the base's weights too: on the published base the adapter is another one.
+    Ok(())
+}
+
+/// Refuses an adapter whose start has changed the base's weights too: on the published base it is another one.
+pub(super) fn check_start(path: &Path, config: &AdapterConfig) -> Result<()> {
     const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
     match config.extra.get("init_lora_weights").and_then(Value::as_str) {
         Some(init) if CHANGES_BASE.iter().any(|name| init.starts_with(name)) => {
-            refused("init_lora_weights", "one that leaves the base as it is", format!("`{init}`"))
+            let (key, expected) =
+                ("init_lora_weights".to_owned(), "one that leaves the base as it is".to_owned());
+            Err(Error::Key { path: path.to_owned(), key, expected, actual: format!("`{init}`") })
         }
         _ => Ok(()),
     }

@@ -82,13 +82,23 @@ pub struct AdapterFiles {
     pub tensors: Vec<AdapterTensor>,
 }
 
-/// Reads an adapter directory.
+/// Reads an adapter directory, to be used on its base as published.
+///
+/// # Errors
+/// As [`read_adapter_as_trained`]; [`Error::Key`] when training began by changing the base's weights.
+pub fn read_adapter(dir: &Path) -> Result<AdapterFiles> {
+    let files = read_adapter_as_trained(dir)?;
+    config::check_start(&dir.join(CONFIG_FILE), &files.config)?;
+    Ok(files)
+}
+
+/// Reads an adapter directory whose factors may belong to a base that an initialisation has changed: a checkpoint's.
 ///
 /// # Errors
 /// [`Error::MissingFile`]; [`Error::Json`] and [`Error::Key`] for the configuration; for the tensors
 /// [`Error::NoSuchTensor`] when half of a pair is missing, [`Error::Shape`], [`Error::Malformed`] when one is
 /// none of LoRA's, and as [`SafetensorsFile::open`].
-pub fn read_adapter(dir: &Path) -> Result<AdapterFiles> {
+pub fn read_adapter_as_trained(dir: &Path) -> Result<AdapterFiles> {
     let config_path = require(dir, CONFIG_FILE, "the configuration of a PEFT adapter")?;
     let config: AdapterConfig = json::read(&config_path)?;
     config::check_config(&config_path, &config)?;

@@ -7,15 +7,17 @@
 //! arXiv:2402.09353 (DoRA).
 
 mod dropout;
-mod init;
+pub mod init;
 mod layout;
 mod linear;
 mod row_norms;
 mod tensors;
+mod update;
 
 pub use dropout::Dropout;
 pub use layout::{Group, Layout, Member, Stack, Widths};
 pub use row_norms::{RowNorms, row_norms_bytes};
+pub use update::Update;
 
 use crate::base::Base;
 use crate::config::ModelConfig;

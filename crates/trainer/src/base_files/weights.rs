@@ -5,8 +5,9 @@ use formats::gguf::Reader;
 use formats::observe::Observer;
 use model::base::LoadEvent;
 use model::memory::{gguf_weights_bytes, weights_bytes};
-use model::{Base, Device, ModelConfig, Quant};
+use model::{Base, Device, LoraOptions, ModelConfig, Quant};
 
+use crate::beginning::Beginning;
 use crate::error::Result;
 
 /// The weights of a base, memory-mapped.
@@ -34,7 +35,7 @@ impl BaseWeights {
         })
     }
 
-    /// Brings them to a device.
+    /// Brings them to a device, those of a folder less what the adapter began with.
     ///
     /// # Errors
     /// What the device and reading meet.
@@ -42,12 +43,17 @@ impl BaseWeights {
         &self,
         device: &D,
         config: &ModelConfig,
+        beginning: Option<(&Beginning, &LoraOptions)>,
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Base<D>> {
         Ok(match self {
-            BaseWeights::Folder { checkpoint, quant } => {
-                Base::load(device, config, checkpoint, *quant, observer)?
-            }
+            BaseWeights::Folder { checkpoint, quant } => match beginning {
+                None => Base::load(device, config, checkpoint, *quant, observer)?,
+                Some((beginning, lora)) => {
+                    let source = beginning.shifted(checkpoint, config, lora);
+                    Base::load(device, config, &source, *quant, observer)?
+                }
+            },
             BaseWeights::Gguf(reader) => Base::from_gguf(device, reader, observer)?,
         })
     }

@@ -1,7 +1,7 @@
 //! Bad input: a clear error with file and place, and nothing half-written.
 
 use expect_test::{Expect, expect};
-use trainer::{Error, Event, Options, Start};
+use trainer::{Error, Event, Init, Options, Start};
 
 use crate::tiny_base::{Workplace, rows, train};
 
@@ -23,7 +23,19 @@ fn options_that_cannot_be() {
     check(
         |_, options| options.adapter.targets = vec!["q".into()],
         expect![
-            "`adapter.targets` names `q`, which is neither all-linear nor one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+            "`adapter.targets` names `q`, which is neither all-linear nor one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, nor a regular expression for whole names such as `model.layers.0.self_attn.o_proj`"
+        ],
+    );
+    check(
+        |_, options| (options.adapter.init, options.model.quant) = (Init::LoftQ, Some("bf16".into())),
+        expect![
+            "`adapter.init` makes up for what quantising loses, and `model.quant` loses nothing: use \"default\""
+        ],
+    );
+    check(
+        |_, options| (options.adapter.init, options.adapter.dora) = (Init::Pissa, true),
+        expect![
+            "`adapter.init` must be \"default\" with `adapter.dora`: the result could not be written as an adapter of the published base"
         ],
     );
     check(|_, options| options.train.batch_size = 0, expect!["`train.batch_size` must be at least 1"]);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use trainer::metrics::{self, Metric};
 use trainer::run_dir::RunDir;
-use trainer::{Event, Length, OnTooLong, Options, Weights};
+use trainer::{Event, Init, Length, OnTooLong, Options, Weights};
 
 use crate::tiny_base::{Workplace, rows, train, write_base};
 
@@ -103,6 +103,35 @@ fn variants_of_the_adapter_learn_and_are_recorded() {
     let scales = ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]
         .map(|module| shapes.scale(&format!("model.{module}")));
     assert_eq!(scales, [0.5, 2.0, 8.0 / 3.0]);
+}
+
+/// An adapter that began in the weights: the base is itself at step 0, and the result is a plain LoRA of twice the rank.
+#[test]
+fn adapters_that_begin_in_the_weights_learn_and_are_plain_lora() {
+    let place = Workplace::new();
+    let plain = train(&place.options("plain")).0.unwrap();
+    for (init, quant) in [(Init::Pissa, "q8_0"), (Init::LoftQ, "q4_0"), (Init::Pissa, "f32")] {
+        let mut options = place.options(&format!("{init:?}-{quant}"));
+        (options.adapter.init, options.model.quant) = (init, Some(quant.into()));
+        let (outcome, events) = train(&options);
+        let outcome = outcome.unwrap();
+        let (before, after) = (outcome.base_validation_loss.unwrap(), outcome.validation_loss.unwrap());
+        assert!(after < before - 0.1, "{init:?}: {before} became {after}");
+        assert!(
+            (before / plain.base_validation_loss.unwrap() - 1.0).abs() < 0.02,
+            "{init:?} begins as the base"
+        );
+        let lost = events.iter().find_map(|event| match event {
+            Event::Decomposed { lost_before, lost_after, .. } => Some((*lost_before, *lost_after)),
+            _ => None,
+        });
+        let (lost_before, lost_after) = lost.unwrap();
+        // PiSSA takes away what is largest; whether that helps the blocks depends on the weights.
+        let lowers = lost_after <= lost_before.max(1e-6);
+        assert!(lowers || init == Init::Pissa, "{lost_before} became {lost_after}");
+        let adapter = formats::adapter::read_adapter(&RunDir::new(&options.run_dir).adapter()).unwrap();
+        assert_eq!((adapter.config.r, adapter.config.lora_alpha, adapter.tensors[0].r), (8, 16.0, 8));
+    }
 }
 
 #[test]

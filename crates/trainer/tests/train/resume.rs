@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use trainer::metrics::{self, Metric};
 use trainer::run_dir::RunDir;
-use trainer::{Error, Event, Options, Outcome, Start};
+use trainer::{Error, Event, Init, Options, Outcome, Start};
 
 use crate::tiny_base::{Workplace, train};
 
@@ -98,6 +98,24 @@ fn dropout_and_dora_go_on_with_the_same_bits() {
     assert!(train(&resumed(&options)).0.unwrap().is_finished);
     assert_eq!(result(&options), result(&whole));
     assert_eq!(course(&options), course(&whole));
+}
+
+#[test]
+fn an_adapter_that_began_in_the_weights_goes_on_with_the_same_bits() {
+    let place = Workplace::new();
+    for init in [Init::Pissa, Init::LoftQ] {
+        let variant = |name: &str| {
+            let mut options = place.options(&format!("{init:?}-{name}"));
+            (options.adapter.init, options.model.quant) = (init, Some("q4_0".into()));
+            options
+        };
+        let (whole, options) = (variant("whole"), variant("stopped"));
+        assert!(train(&whole).0.unwrap().is_finished);
+        train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 5)).0.unwrap();
+        assert!(train(&resumed(&options)).0.unwrap().is_finished);
+        assert_eq!(result(&options), result(&whole));
+        assert_eq!(course(&options), course(&whole));
+    }
 }
 
 /// An observer that panics is the closest that one process comes to being killed: nothing is saved on the way out.

@@ -11,7 +11,7 @@ use crate::toml_file;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, StepReport, Weights};
-use trainer::{Event, Start};
+use trainer::{Event, Init, Start};
 
 /// Where no screen shows a progress bar, a line of progress at most this often.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
@@ -116,6 +116,26 @@ impl View<'_> {
             Event::Loading { done, total } => {
                 self.terminal.progress_on_screen(done as u64, total as u64, "reading the base");
             }
+            Event::Decomposing { done, total } => {
+                self.terminal.progress_on_screen(
+                    done as u64,
+                    total as u64,
+                    "taking A and B from the weights",
+                );
+            }
+            Event::Decomposed { init, lost_before, lost_after } => self.terminal.row(
+                "start",
+                format!(
+                    "{} · quantising loses {:.2} % of the adapted weights, {:.2} % beside A and B",
+                    match init {
+                        Init::Default => "default",
+                        Init::Pissa => "PiSSA",
+                        Init::LoftQ => "LoftQ",
+                    },
+                    100.0 * lost_before,
+                    100.0 * lost_after
+                ),
+            ),
             Event::Resumed { step, total_steps } => {
                 self.terminal.row("resume", format!("from step {step} of {total_steps}"));
             }

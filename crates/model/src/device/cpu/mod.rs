@@ -13,7 +13,7 @@ mod layer_norm;
 mod linear;
 mod memory;
 mod norm;
-mod product;
+pub(crate) mod product;
 mod rope;
 mod rows;
 mod softmax;

@@ -13,7 +13,7 @@ use crate::device::{Operand, Write};
 
 /// A matrix for reading: element (i, j) at i · row_stride + j · col_stride.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
+pub(crate) struct Mat<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
@@ -26,19 +26,19 @@ impl<'a> Mat<'a> {
     ///
     /// # Panics
     /// When `data` is too short.
-    pub(super) fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(extent(rows, cols, stride) <= data.len(), "({rows}, {cols}) by {stride} in {}", data.len());
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
     /// The transposed matrix.
-    pub(super) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 
     /// As it lies or transposed.
-    pub(super) fn read_as(self, operand: Operand) -> Self {
+    pub(crate) fn read_as(self, operand: Operand) -> Self {
         match operand {
             Operand::Plain => self,
             Operand::Transposed => self.t(),
@@ -47,7 +47,7 @@ impl<'a> Mat<'a> {
 }
 
 /// A row-major matrix for writing; may be columns of a wider one that other tasks write beside it.
-pub(super) struct MatMut<'a> {
+pub(crate) struct MatMut<'a> {
     start: *mut f32,
     rows: usize,
     cols: usize,
@@ -60,7 +60,7 @@ impl<'a> MatMut<'a> {
     ///
     /// # Panics
     /// When `data` is too short.
-    pub(super) fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(extent(rows, cols, stride) <= data.len(), "({rows}, {cols}) by {stride} in {}", data.len());
         Self { start: data.as_mut_ptr(), rows, cols, stride, life: PhantomData }
     }
@@ -74,7 +74,7 @@ fn extent(rows: usize, cols: usize, stride: usize) -> usize {
 
 /// Whether a product may use all threads or runs inside a task that is one of many.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Threads {
+pub(crate) enum Threads {
     All,
     One,
 }
@@ -83,7 +83,7 @@ pub(super) enum Threads {
 ///
 /// # Panics
 /// When the shapes disagree.
-pub(super) fn multiply(alpha: f32, a: Mat<'_>, b: Mat<'_>, write: Write, c: MatMut<'_>, threads: Threads) {
+pub(crate) fn multiply(alpha: f32, a: Mat<'_>, b: Mat<'_>, write: Write, c: MatMut<'_>, threads: Threads) {
     assert!((a.rows, b.cols, a.cols) == (c.rows, c.cols, b.rows), "shapes of a product disagree");
     let parallelism = match threads {
         Threads::All => Parallelism::Rayon(0),
@@ -118,7 +118,7 @@ pub(super) fn multiply(alpha: f32, a: Mat<'_>, b: Mat<'_>, write: Write, c: MatM
 
 /// A matrix that tasks write in parallel, each its own rows and columns.
 #[derive(Clone, Copy)]
-pub(super) struct Shared<'a> {
+pub(crate) struct Shared<'a> {
     start: *mut f32,
     rows: usize,
     stride: usize,
@@ -132,7 +132,7 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     /// Shares a dense row-major matrix of `stride` columns.
-    pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
         Self { start: data.as_mut_ptr(), rows: data.len() / stride, stride, life: PhantomData }
     }
 
@@ -143,7 +143,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No other access to these elements may happen while the result lives.
-    pub(super) unsafe fn block(&self, row: usize, rows: usize, col: usize, cols: usize) -> MatMut<'a> {
+    pub(crate) unsafe fn block(&self, row: usize, rows: usize, col: usize, cols: usize) -> MatMut<'a> {
         assert!(row + rows <= self.rows && col + cols <= self.stride, "block outside of its matrix");
         // SAFETY: the assertion above keeps the offset inside the borrowed slice.
         let start = unsafe { self.start.add(row * self.stride + col) };
@@ -157,7 +157,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// As [`Shared::block`].
-    pub(super) unsafe fn row(&self, row: usize, col: usize, cols: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn row(&self, row: usize, col: usize, cols: usize) -> &'a mut [f32] {
         assert!(row < self.rows && col + cols <= self.stride, "row outside of its matrix");
         // SAFETY: inside the borrowed slice by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + col), cols) }

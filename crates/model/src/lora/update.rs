@@ -1,22 +1,23 @@
-//! Adding an adapter to a base weight, row by row.
+//! Adding a low-rank update to a weight, row by row.
 //!
 //! W' = W + s · B·A      W (C_out, C_in), A (R, C_in), B (C_out, R), s = alpha / R, or alpha / sqrt(R) for rsLoRA
 //!
-//! With DoRA each row of W' is then given its trained length (arXiv:2402.09353, eq. 5). All of it in f32 on the 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of
-//! a weight where a step of the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+//! With DoRA each row of W' is then given its trained length (arXiv:2402.09353, eq. 5). All of it in f32 on the
+//! 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of a weight where a step of
+//! the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
 use formats::adapter::AdapterTensor;
 
 /// The update of one linear layer.
 #[derive(Clone, Debug)]
-pub(crate) struct Update {
+pub struct Update {
     pair: AdapterTensor,
     scale: f32,
 }
 
 impl Update {
     /// The update `scale`·B·A; the lengths of A and B must be what the pair says, which its reader checks.
-    pub(crate) fn new(pair: AdapterTensor, scale: f32) -> Update {
+    pub fn new(pair: AdapterTensor, scale: f32) -> Update {
         Update { pair, scale }
     }
 
@@ -24,7 +25,7 @@ impl Update {
     /// trained length.
     ///
     /// The sum over R runs in order of R for each weight, so how rows are shared out does not change a bit.
-    pub(crate) fn add_to(&self, rows: &mut [f32], first_row: usize) {
+    pub fn add_to(&self, rows: &mut [f32], first_row: usize) {
         let AdapterTensor { a, b, r, in_features, .. } = &self.pair;
         for (offset, row) in rows.chunks_exact_mut(*in_features).enumerate() {
             let at = (first_row + offset) * r;
