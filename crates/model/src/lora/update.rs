@@ -6,19 +6,21 @@
 //! 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of a weight where a step of
 //! the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
+use std::sync::Arc;
+
 use formats::adapter::AdapterTensor;
 
 /// The update of one linear layer.
 #[derive(Clone, Debug)]
 pub struct Update {
-    pair: AdapterTensor,
+    pair: Arc<AdapterTensor>,
     scale: f32,
 }
 
 impl Update {
     /// The update `scale`·B·A; the lengths of A and B must be what the pair says, which its reader checks.
-    pub fn new(pair: AdapterTensor, scale: f32) -> Update {
-        Update { pair, scale }
+    pub fn new(pair: impl Into<Arc<AdapterTensor>>, scale: f32) -> Update {
+        Update { pair: pair.into(), scale }
     }
 
     /// Adds the update to consecutive rows of W, the first of which is row `first_row`, and with DoRA gives each sum its
@@ -26,7 +28,7 @@ impl Update {
     ///
     /// The sum over R runs in order of R for each weight, so how rows are shared out does not change a bit.
     pub fn add_to(&self, rows: &mut [f32], first_row: usize) {
-        let AdapterTensor { a, b, r, in_features, .. } = &self.pair;
+        let AdapterTensor { a, b, r, in_features, .. } = &*self.pair;
         for (offset, row) in rows.chunks_exact_mut(*in_features).enumerate() {
             let at = (first_row + offset) * r;
             let coefficients = &b[at..at + r];
