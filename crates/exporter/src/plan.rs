@@ -92,7 +92,7 @@ impl Plan {
         let adapter = request.adapter.as_deref().map(|dir| adapter::read(dir, &specs, &base)).transpose()?;
         check_template(request, adapter.as_ref(), template.as_ref())?;
         let provenance = provenance(request, adapter.as_ref());
-        let sources = sources(request, &base, adapter.as_ref(), template.as_ref())?;
+        let sources = sources(request, &base, adapter.as_ref(), &tokenizer, template.as_ref())?;
         let tensors = planned_tensors(request, &config, specs, adapter);
         let metadata = metadata(
             request,
@@ -266,6 +266,7 @@ fn sources(
     request: &Request,
     base: &Checkpoint,
     adapter: Option<&Adapter>,
+    tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> Result<Sources> {
     Ok(Sources {
@@ -274,7 +275,7 @@ fn sources(
         adapter: request.adapter.clone(),
         adapter_blake3: adapter.map(|adapter| adapter.blake3.clone()),
         adapter_base_checked: adapter.map(Adapter::names_base),
-        tokenizer_blake3: hash::blake3_file(&request.tokenizer.join("tokenizer.json"))?,
+        tokenizer_blake3: hash::blake3_file(tokenizer.path())?,
         template_blake3: template.map(template_blake3),
     })
 }

@@ -19,7 +19,7 @@ pub struct Request {
     pub output: PathBuf,
     /// The name of the expert.
     pub name: String,
-    /// The directory with `tokenizer.json` and what stands beside it; usually the base.
+    /// The directory with `tokenizer.json` (or `tokenizer.model` alone) and what stands beside it; usually the base.
     pub tokenizer: PathBuf,
     /// The chat template that goes into the file.
     pub template: Template,

@@ -44,12 +44,14 @@ pub enum Error {
         reason: String,
     },
     /// The way a tokenizer cuts text into words is none that llama.cpp knows.
-    #[error("the tokenizer of `{}` cuts text in a way that GGUF has no name for: {description}", path.display())]
+    #[error("the tokenizer of `{}` cuts text in a way that is not known, {description}; known are the ways of {known}", path.display())]
     UnknownPreTokenizer {
         /// The file.
         path: PathBuf,
         /// The way, as the file has it, shortened.
         description: String,
+        /// The names of those that are known.
+        known: String,
     },
     /// A GGUF key is absent, of another type, or names what does not exist.
     #[error("metadata key `{key}`: {reason}")]

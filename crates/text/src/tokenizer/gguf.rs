@@ -9,7 +9,7 @@ use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::normalizers::utils::Sequence;
 
 use super::added::AddedToken;
-use super::pre_tokenizer;
+use super::pre_tokenizer::{self, PreTokenizer};
 use super::sentencepiece::merges_from_scores;
 use super::special::{ROLES, SpecialTokens};
 use super::vocabulary::{Kind, Vocabulary};
@@ -68,8 +68,7 @@ fn vocabulary(metadata: &Metadata) -> Result<Vocabulary> {
 }
 
 fn byte_level(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
-    let name = metadata.get_str(PRE).unwrap_or("default");
-    let row = pre_tokenizer::by_name(name).ok_or_else(|| wrong(PRE, format!("`{name}` is not known")))?;
+    let (name, row) = pre_tokenizer(metadata)?;
     let merges = metadata.get_strings(MERGES).ok_or_else(|| wrong(MERGES, "no list of texts"))?.to_vec();
     let pre_tokenizer = row.build().map_err(|error| wrong(PRE, error.to_string()))?;
     Ok(Parts {
@@ -81,6 +80,25 @@ fn byte_level(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
         unknown: None,
         ..common(metadata, vocabulary)?
     })
+}
+
+/// How text is cut into words, under the name to write.
+fn pre_tokenizer(metadata: &Metadata) -> Result<(&str, &'static PreTokenizer)> {
+    let architecture = metadata.get_str("general.architecture").unwrap_or_default();
+    let known = pre_tokenizer::known_names;
+    // llama.cpp takes `default` for an absent name and warns of degraded quality: no published tokenizer cuts so.
+    let name = metadata
+        .get_str(PRE)
+        .or_else(|| pre_tokenizer::name_by_architecture(architecture))
+        .ok_or_else(|| {
+            wrong(
+                PRE,
+                format!("it is absent, and `{architecture}` models have several; known are {}", known()),
+            )
+        })?;
+    let row = pre_tokenizer::by_name(name)
+        .ok_or_else(|| wrong(PRE, format!("`{name}` is not known; known are {}", known())))?;
+    Ok((name, row))
 }
 
 fn sentencepiece(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {

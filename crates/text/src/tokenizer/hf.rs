@@ -1,40 +1,42 @@
 //! Tokenizers of Hugging Face directories: tokenizer.json and the files beside it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use super::added::AddedToken;
+use super::beside::{Beside, ListedToken, NO_MODEL};
+use super::model_file::{ModelFile, Piece};
 use super::pre_tokenizer;
-use super::sentencepiece::{Piece, parse_model};
-use super::special::{self, Sources, SpecialTokens, token_text};
+use super::sentencepiece::merges_from_scores;
+use super::special::{self, Sources, SpecialTokens};
 use super::vocabulary::{Kind, Vocabulary, byte_of, looks_like_control};
 use super::{Parts, Spelling, Tokenizer};
-use crate::files::{read, read_json};
+use crate::files::read_json;
 use crate::{Error, Result};
 
 /// Ids beyond this are a mistake, and would reserve memory for every id below them.
 const LARGEST_ID: u32 = 4_000_000;
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and what stands beside it in a Hugging Face directory.
+    /// Reads `tokenizer.json` and what stands beside it in a Hugging Face directory, or a SentencePiece model,
+    /// `tokenizer.model`, where that is all there is.
     ///
     /// # Errors
     /// Files that are absent or cannot be understood; tokenizers other than byte-level BPE and
     /// SentencePiece-style BPE with byte fallback; a way of cutting text that GGUF has no name for.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
-        let path = dir.join("tokenizer.json");
-        let Some(file) = read_json::<TokenizerFile>(&path)? else {
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(Error::Read { path, source });
-        };
         let beside = Beside::read(dir)?;
+        let (path, file) = match read_json::<TokenizerFile>(&dir.join("tokenizer.json"))? {
+            Some(file) => (dir.join("tokenizer.json"), file),
+            None => (dir.join("tokenizer.model"), TokenizerFile::without_file(&beside, dir)?),
+        };
         let unusable = |reason| Error::Tokenizer { path: path.clone(), reason };
         let parts = file.into_parts(&path, beside)?;
         parts.assemble().map_err(unusable)
@@ -52,9 +54,12 @@ struct TokenizerFile {
     #[serde(default)]
     post_processor: Value,
     model: Model,
+    /// Tokens that have a role where no other file gives it one.
+    #[serde(skip)]
+    roles: Vec<(&'static str, u32)>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Model {
     #[serde(default, rename = "type")]
     kind: Option<String>,
@@ -73,24 +78,6 @@ struct Model {
     byte_fallback: bool,
     #[serde(default)]
     ignore_merges: bool,
-}
-
-/// An added token as tokenizer.json and `added_tokens_decoder` list it.
-#[derive(Clone, Debug, Deserialize)]
-struct ListedToken {
-    #[serde(default)]
-    id: u32,
-    content: String,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
 }
 
 /// A merge, `left right` in older files, `["left", "right"]` in newer ones; held the first way, spaces within
@@ -126,47 +113,65 @@ impl<'de> Deserialize<'de> for Merge {
     }
 }
 
-/// The files beside tokenizer.json, null where absent.
-struct Beside {
-    tokenizer_config: Value,
-    config: Value,
-    generation_config: Value,
-    added_tokens: Option<BTreeMap<String, u32>>,
-    pieces: Option<Vec<Piece>>,
-}
-
-impl Beside {
-    fn read(dir: &Path) -> Result<Beside> {
-        let json = |name: &str| Ok::<Value, Error>(read_json(&dir.join(name))?.unwrap_or_default());
-        Ok(Beside {
-            tokenizer_config: json("tokenizer_config.json")?,
-            config: json("config.json")?,
-            generation_config: json("generation_config.json")?,
-            added_tokens: read_json(&dir.join("added_tokens.json"))?,
-            pieces: read(&dir.join("tokenizer.model"))?.as_deref().and_then(parse_model),
-        })
-    }
-
-    /// `added_tokens_decoder` of tokenizer_config.json.
-    fn listed(&self) -> Vec<ListedToken> {
-        let decoder = self.tokenizer_config["added_tokens_decoder"].as_object();
-        let entries = decoder.into_iter().flatten();
-        let tokens = entries.filter_map(|(id, token)| {
-            let token = ListedToken::deserialize(token).ok()?;
-            Some(ListedToken { id: id.parse().ok()?, ..token })
-        });
-        tokens.collect()
-    }
-
-    /// Texts that tokenizer_config.json declares special, whatever the list of added tokens says of them.
-    fn declared_special(&self) -> Vec<String> {
-        let roles = special::ROLES.iter().map(|(role, _)| &self.tokenizer_config[format!("{role}_token")]);
-        let more = self.tokenizer_config["additional_special_tokens"].as_array().into_iter().flatten();
-        roles.chain(more).filter_map(token_text).collect()
-    }
-}
-
 impl TokenizerFile {
+    /// What tokenizer.json would be of a directory that has none.
+    fn without_file(beside: &Beside, dir: &Path) -> Result<TokenizerFile> {
+        let Some(file) = &beside.model_file else {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::Read { path: dir.join("tokenizer.json"), source });
+        };
+        let alone = |reason: String| Error::Tokenizer {
+            path: file.path.clone(),
+            reason: format!("{reason}, and there is no tokenizer.json"),
+        };
+        let model = file.parsed.as_ref().ok_or_else(|| alone(NO_MODEL.to_owned()))?;
+        model.unusable().map_or_else(|| Ok(TokenizerFile::of_model(model)), |reason| Err(alone(reason)))
+    }
+
+    /// The tokenizer.json that Hugging Face's conversion of a SentencePiece model amounts to.
+    fn of_model(model: &ModelFile) -> TokenizerFile {
+        let of_kinds = |kinds: &'static [Kind]| {
+            let pieces = (0..).zip(&model.pieces);
+            pieces.filter(move |(_, piece)| kinds.contains(&piece.kind))
+        };
+        let joinable: HashMap<&str, u32> = of_kinds(&[Kind::Normal, Kind::Byte, Kind::UserDefined])
+            .map(|(id, piece)| (piece.text.as_str(), id))
+            .collect();
+        let scores: Vec<f32> = model.pieces.iter().map(|piece| piece.score).collect();
+        let merges = merges_from_scores(&joinable, &scores);
+        let found_as_written = of_kinds(&[Kind::Control, Kind::Unknown, Kind::UserDefined]);
+        let added_tokens = found_as_written.map(|(id, piece)| ListedToken {
+            id,
+            content: piece.text.replace('▁', " "),
+            special: piece.kind.is_special(),
+            ..ListedToken::default()
+        });
+        let marks = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let prefix = model.prefixes_space.then(|| json!({"type": "Prepend", "prepend": "▁"}));
+        let steps: Vec<Value> = prefix.into_iter().chain([marks]).collect();
+        TokenizerFile {
+            added_tokens: added_tokens.collect(),
+            normalizer: json!({"type": "Sequence", "normalizers": steps}),
+            pre_tokenizer: Value::Null,
+            post_processor: Value::Null,
+            model: Model {
+                vocab: (0..)
+                    .zip(&model.pieces)
+                    .map(|(id, piece)| (piece.text.clone(), Value::from(id)))
+                    .collect(),
+                merges: merges.into_iter().map(|(left, right)| Merge(format!("{left} {right}"))).collect(),
+                unk_token: model
+                    .pieces
+                    .iter()
+                    .find(|piece| piece.kind == Kind::Unknown)
+                    .map(|piece| piece.text.clone()),
+                byte_fallback: true,
+                ..Model::default()
+            },
+            roles: model.roles().collect(),
+        }
+    }
+
     fn into_parts(mut self, path: &Path, beside: Beside) -> Result<Parts> {
         let unusable = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
         self.check_model().map_err(unusable)?;
@@ -176,13 +181,15 @@ impl TokenizerFile {
             return Err(unusable(format!("added token `{}` has id {}", token.content, token.id)));
         }
         let ignore_merges = self.model.ignore_merges;
+        // Beside byte-level BPE it is tiktoken's file, which says nothing that is not in tokenizer.json.
+        let pieces = if self.model.byte_fallback { beside.pieces()? } else { None };
         let (spelling, normalizer, pre_tokenizer) = if self.model.byte_fallback {
             let (normalizer, pre_tokenizer) = self.sentencepiece_steps().map_err(unusable)?;
-            (self.sentencepiece_spelling(&beside), normalizer, pre_tokenizer)
+            (self.sentencepiece_spelling(&beside, pieces), normalizer, pre_tokenizer)
         } else {
             self.byte_level(path, &model_vocabulary)?
         };
-        let vocabulary = self.vocabulary(&model_vocabulary, &beside, &spelling);
+        let vocabulary = self.vocabulary(&model_vocabulary, &beside, pieces.unwrap_or_default());
         let id_of =
             |text: &str| self.added_tokens.iter().find(|token| token.content == text).map(|token| token.id);
         let sources = Sources {
@@ -190,7 +197,8 @@ impl TokenizerFile {
             tokenizer_config: &beside.tokenizer_config,
             config: &beside.config,
         };
-        let special = special::read(&sources, id_of);
+        let mut special = special::read(&sources, id_of);
+        self.roles.iter().for_each(|&(role, id)| special.set_id(role, id));
         let added = self.added_tokens.iter().map(|token| AddedToken {
             id: token.id,
             content: token.content.clone(),
@@ -282,14 +290,12 @@ impl TokenizerFile {
         }
     }
 
-    fn vocabulary(&self, model: &HashMap<String, u32>, beside: &Beside, spelling: &Spelling) -> Vocabulary {
+    fn vocabulary(&self, model: &HashMap<String, u32>, beside: &Beside, pieces: &[Piece]) -> Vocabulary {
         let mut vocabulary = Vocabulary::default();
-        let with_bytes = matches!(spelling, Spelling::SentencePiece { .. });
         for (token, id) in model {
-            let is_byte = with_bytes && byte_of(token).is_some();
+            let is_byte = self.model.byte_fallback && byte_of(token).is_some();
             vocabulary.set(*id, token, if is_byte { Kind::Byte } else { Kind::Normal });
         }
-        let pieces = beside.pieces.as_deref().filter(|_| with_bytes).unwrap_or_default();
         for (id, piece) in (0..).zip(pieces) {
             vocabulary.set(id, &piece.text, piece.kind);
         }
@@ -302,8 +308,8 @@ impl TokenizerFile {
         vocabulary
     }
 
-    fn sentencepiece_spelling(&self, beside: &Beside) -> Spelling {
-        let scores = beside.pieces.as_ref().map(|pieces| {
+    fn sentencepiece_spelling(&self, beside: &Beside, pieces: Option<&[Piece]>) -> Spelling {
+        let scores = pieces.map(|pieces| {
             let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
             let named = beside.added_tokens.iter().flat_map(|tokens| tokens.values().copied());
             for id in
@@ -362,7 +368,8 @@ impl TokenizerFile {
         let unusable = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
         let Some(row) = pre_tokenizer::by_structure(&self.pre_tokenizer, self.model.ignore_merges) else {
             let description = self.pre_tokenizer.to_string().chars().take(400).collect();
-            return Err(Error::UnknownPreTokenizer { path: path.to_owned(), description });
+            let known = pre_tokenizer::known_names();
+            return Err(Error::UnknownPreTokenizer { path: path.to_owned(), description, known });
         };
         if let Some(step) =
             parts_of(&self.normalizer, "normalizers").iter().find(|step| step["type"] != "NFC")

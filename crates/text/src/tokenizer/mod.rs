@@ -1,18 +1,20 @@
 //! Text to token ids and back.
 
 mod added;
+mod beside;
 mod bpe;
 mod decode;
 mod gguf;
 mod hf;
 mod metadata;
+mod model_file;
 mod pre_tokenizer;
 mod sentencepiece;
 mod special;
 mod vocabulary;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use decode::DecodeStream;
 
@@ -59,6 +61,11 @@ enum Spelling {
 }
 
 impl Tokenizer {
+    /// The file that it was read from: tokenizer.json, or a SentencePiece model.
+    pub fn path(&self) -> &Path {
+        &self.origin
+    }
+
     /// Encodes data: the text of a control token stays ordinary text; nothing is added in front or behind.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         self.merger.ids(text, &self.added, &self.added.find(text, Trust::Data))

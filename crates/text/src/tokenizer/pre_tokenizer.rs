@@ -51,13 +51,33 @@ const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^
 
 static TABLE: &[PreTokenizer] = &[
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "megrez", "hunyuan", "stablelm2", "solar-open", "grok-2"],
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "megrez",
+            "hunyuan",
+            "stablelm2",
+            "solar-open",
+            "grok-2",
+            "kormo",
+            "f2llmv2",
+        ],
         cuts: &[Regex(QWEN2)],
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
         cuts: &[Regex(LLAMA3)],
         ignore_merges: true,
         adds_bos: true,
@@ -70,20 +90,42 @@ static TABLE: &[PreTokenizer] = &[
     },
     PreTokenizer { names: &["qwen35"], cuts: &[Regex(QWEN35)], ignore_merges: false, adds_bos: false },
     PreTokenizer {
-        names: &["gpt-4o", "llama4"],
+        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
         cuts: &[Regex(GPT_4O)],
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer { names: &["tekken"], cuts: &[Regex(TEKKEN)], ignore_merges: true, adds_bos: true },
     PreTokenizer {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        names: &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
         cuts: &[Cut::Digits(true), Gpt2],
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "roberta-bpe", "granite-docling"],
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "exaone4",
+            "roberta-bpe",
+            "granite-docling",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "trillion",
+        ],
         cuts: &[Gpt2],
         ignore_merges: false,
         adds_bos: false,
@@ -114,7 +156,7 @@ static TABLE: &[PreTokenizer] = &[
         adds_bos: false,
     },
     PreTokenizer {
-        names: &["deepseek-v3", "hunyuan-dense"],
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         cuts: &[
             Regex(r"\p{N}{1,3}"),
             Regex("[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+"),
@@ -134,6 +176,18 @@ static TABLE: &[PreTokenizer] = &[
 /// The pre-tokenizer that llama.cpp calls `name`.
 pub(crate) fn by_name(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|row| row.names.contains(&name))
+}
+
+/// All names, for messages.
+pub(crate) fn known_names() -> String {
+    TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// The name for a GGUF that has none, as files had not before April 2024, where its architecture leaves no doubt:
+/// all models of GPT-NeoX have one tokenizer, for which llama.cpp's converter writes `mpt` itself. Other
+/// architectures were published with several.
+pub(crate) fn name_by_architecture(architecture: &str) -> Option<&'static str> {
+    (architecture == "gptneox").then_some("mpt")
 }
 
 /// The pre-tokenizer that a tokenizer.json describes.

@@ -1,89 +1,6 @@
-//! SentencePiece vocabularies: pieces with scores, from a `tokenizer.model` or a GGUF, against BPE merges.
-//!
-//! `tokenizer.model` is a protocol buffer, see
-//! <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>; read here is its field 1
-//! (`pieces`: text, score, type).
+//! SentencePiece vocabularies: pieces with scores, against BPE merges.
 
 use std::collections::HashMap;
-
-use super::vocabulary::Kind;
-
-/// One entry of a `tokenizer.model`.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Piece {
-    pub text: String,
-    pub score: f32,
-    pub kind: Kind,
-}
-
-/// The pieces of a `tokenizer.model`; `None` where the bytes are no such thing (tiktoken's files have the
-/// same name).
-pub(crate) fn parse_model(mut bytes: &[u8]) -> Option<Vec<Piece>> {
-    let mut pieces = Vec::new();
-    while !bytes.is_empty() {
-        if let (1, Field::Bytes(piece)) = field(&mut bytes)? {
-            pieces.push(parse_piece(piece)?);
-        }
-    }
-    (!pieces.is_empty()).then_some(pieces)
-}
-
-fn parse_piece(mut bytes: &[u8]) -> Option<Piece> {
-    let mut piece = Piece { text: String::new(), score: 0.0, kind: Kind::Normal };
-    while !bytes.is_empty() {
-        match field(&mut bytes)? {
-            (1, Field::Bytes(text)) => piece.text = std::str::from_utf8(text).ok()?.to_owned(),
-            (2, Field::Fixed32(score)) => piece.score = f32::from_bits(score),
-            // The numbers are the same, but the piece types that a user defines are called 4 on both sides.
-            (3, Field::Varint(kind)) => piece.kind = Kind::from_id(i64::try_from(kind).ok()?),
-            _ => {}
-        }
-    }
-    Some(piece)
-}
-
-enum Field<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
-    Fixed32(u32),
-    Fixed64,
-}
-
-fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
-    let tag = varint(bytes)?;
-    let value = match tag & 7 {
-        0 => Field::Varint(varint(bytes)?),
-        1 => {
-            take(bytes, 8)?;
-            Field::Fixed64
-        }
-        2 => {
-            let length = usize::try_from(varint(bytes)?).ok()?;
-            Field::Bytes(take(bytes, length)?)
-        }
-        5 => Field::Fixed32(u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?)),
-        _ => return None,
-    };
-    Some((tag >> 3, value))
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = *take(bytes, 1)?.first()?;
-        value |= u64::from(byte & 0x7F) << shift;
-        if byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(taken)
-}
 
 /// Every way to cut a token into two tokens.
 fn halves<'a>(token: &'a str, known: &'a HashMap<&str, u32>) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -165,13 +82,5 @@ mod tests {
         assert_eq!(missing.unwrap_err(), "`abc` can be joined from parts that its merges do not name");
         let apart = scores_from_merges(&tokens, &[("b", "c"), ("a", "bc"), ("a", "b"), ("ab", "c")]);
         assert_eq!(apart.unwrap_err(), "the merges that make `abc` do not follow each other");
-    }
-
-    #[test]
-    fn a_torn_model_is_none() {
-        let piece = [0x0A, 0x08, 0x0A, 0x01, b'x', 0x15, 0, 0, 0x80, 0x3F];
-        let parsed = parse_model(&piece).unwrap();
-        assert_eq!(parsed, [Piece { text: "x".into(), score: 1.0, kind: Kind::Normal }]);
-        assert!((1..piece.len()).all(|length| parse_model(&piece[..length]).is_none()));
     }
 }

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod expected;
+pub mod llama_cpp;
+
 use std::path::{Path, PathBuf};
 
 use formats::gguf::Reader;
