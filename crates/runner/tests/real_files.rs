@@ -34,7 +34,16 @@ fn engine_and_text_layer_give_the_same_ids_for_published_vocabularies() {
         entries.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
     {
         let file = formats::gguf::Reader::open(&path).unwrap();
-        let Ok(tokenizer) = Tokenizer::from_gguf(file.metadata()) else { continue };
+        if path.ends_with("ggml-vocab-bert-bge.gguf") {
+            assert!(Tokenizer::from_gguf(file.metadata()).is_err());
+            continue;
+        }
+        let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
+        // Its file names no pre-tokenizer. The engine then cuts as no published tokenizer does, and warns; the text
+        // layer knows it by its architecture, and writes the name.
+        if path.ends_with("ggml-vocab-gpt-neox.gguf") {
+            continue;
+        }
         let engine = Vocabulary::open(&path).unwrap();
         let texts = std::fs::read_to_string(path.with_extension("gguf.inp")).unwrap_or_default();
         let is_phi_3 = path.ends_with("ggml-vocab-phi-3.gguf");
@@ -53,5 +62,5 @@ fn engine_and_text_layer_give_the_same_ids_for_published_vocabularies() {
         }
         compared.push(path);
     }
-    assert!(compared.len() >= 4, "{compared:?}");
+    assert_eq!(compared.len(), 10, "{compared:?}");
 }
