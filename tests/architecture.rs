@@ -50,16 +50,19 @@ fn stages_do_not_know_each_other() {
             assert!(!dependencies(stage).contains(*other), "{stage} depends on {other}");
         }
     }
-    for low in ["formats", "text", "model"] {
+    for low in ["formats", "text", "model", "hub"] {
         for stage in STAGES {
             assert!(!dependencies(low).contains(stage), "{low} depends on {stage}");
         }
+    }
+    for package in ["formats", "text", "model", "trainer", "exporter", "runner"] {
+        assert!(!dependencies(package).contains("hub"), "{package} could reach the network");
     }
 }
 
 #[test]
 fn only_the_binary_prints_and_reads_the_environment() {
-    for package in ["formats", "text", "model", "trainer", "exporter", "runner"] {
+    for package in ["formats", "text", "model", "trainer", "exporter", "runner", "hub"] {
         for path in sources(&root().join("crates").join(package).join("src")) {
             let code = code(&path);
             for word in ["println!", "print!(", "eprint!", "dbg!(", "env::var", "env::args"] {
@@ -123,7 +126,7 @@ fn nothing_promises_and_does_not_do() {
 #[test]
 fn every_module_is_on_the_map() {
     let map = std::fs::read_to_string(root().join("crates/README.md")).expect("crates/README.md");
-    for package in ["formats", "text", "model", "trainer", "exporter", "runner", "tune"] {
+    for package in ["formats", "text", "model", "trainer", "exporter", "runner", "hub", "tune"] {
         let folder = root().join("crates").join(package).join("src");
         for entry in std::fs::read_dir(&folder).expect("a crate").flatten() {
             let name = entry.file_name().to_string_lossy().trim_end_matches(".rs").to_owned();
