@@ -6,10 +6,9 @@ mod shared;
 use std::collections::HashSet;
 use std::path::Path;
 
-use formats::gguf::Reader;
-use shared::asset;
 use shared::expected::{Pair, pairs};
 use shared::llama_cpp::{LlamaCpp, write_vocabulary};
+use shared::{asset, tokenizer};
 use text::Tokenizer;
 use tokenizers::NormalizedString;
 use tokenizers::normalizers::{NFC, StripAccents};
@@ -129,18 +128,6 @@ const WITHOUT_VOCABULARY: &[(&str, &str)] = &[
     ("kitoken/sentencepiece/gemma3", "no vocabulary of Gemma 3 is here"),
     ("kitoken/tokenizers/gte", "Unigram, of encoders"),
 ];
-
-fn tokenizer(path: &Path) -> Tokenizer {
-    if path.is_dir() {
-        Tokenizer::from_dir(path).unwrap()
-    } else if path.ends_with("tokenizer.model") {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(path, folder.path().join("tokenizer.model")).unwrap();
-        Tokenizer::from_dir(folder.path()).unwrap()
-    } else {
-        Tokenizer::from_gguf(Reader::open(path).unwrap().metadata()).unwrap()
-    }
-}
 
 /// The pairs of a name; `original/VOCABULARY`: texts of llama.cpp's with the ids that llama.cpp gives them from the
 /// published file itself.

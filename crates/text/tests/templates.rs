@@ -47,7 +47,7 @@ fn published_templates() {
     let golden: Value = serde_json::from_str(GOLDEN).unwrap();
     let (mut checked, mut wrong) = (0, Vec::new());
     for (name, cases) in golden["rendered"].as_object().unwrap() {
-        let Some(source) = source(name) else { return };
+        let Some(source) = source(name) else { continue };
         let template =
             ChatTemplate::from_source(&source, "<s>", "</s>").map(|t| t.at(golden["now"].as_i64().unwrap()));
         for (title, expected) in cases.as_object().unwrap() {
@@ -69,7 +69,8 @@ fn published_templates() {
             }
         }
     }
-    assert!(checked > 1000, "only {checked} renderings");
+    let is_there = asset("chat-templates").is_some();
+    assert!(checked > 1000 || !is_there, "only {checked} renderings");
     assert!(wrong.is_empty(), "{} of {checked} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -67,6 +67,7 @@ impl Tokenizer {
                 rows: n_rows,
             });
         }
+        let marks_spaces = matches!(self.spelling, Spelling::SentencePiece { .. });
         let mut seen = HashSet::with_capacity(n_rows);
         let (mut tokens, mut kinds) = (Vec::with_capacity(n_rows), Vec::with_capacity(n_rows));
         for id in 0..n_rows as u32 {
@@ -74,7 +75,7 @@ impl Tokenizer {
             let text = match (self.token(id), kind) {
                 (None, _) => format!("[PAD{id}]"),
                 // llama.cpp seeks such tokens in text whose spaces are spaces.
-                (Some(token), Kind::UserDefined) => token.replace('▁', " "),
+                (Some(token), Kind::UserDefined) if marks_spaces => token.replace('▁', " "),
                 (Some(token), _) => token.to_owned(),
             };
             if !seen.insert(text.clone()) {

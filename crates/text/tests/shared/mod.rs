@@ -34,7 +34,15 @@ pub fn model_tokenizer(name: &str) -> Option<Tokenizer> {
     Some(Tokenizer::from_dir(&model(name)?).unwrap())
 }
 
-/// The tokenizer of a GGUF.
-pub fn gguf_tokenizer(name: &str) -> Option<Tokenizer> {
-    Some(Tokenizer::from_gguf(Reader::open(&asset(name)?).unwrap().metadata()).unwrap())
+/// The tokenizer of a folder, of a GGUF, or of a `tokenizer.model` without what stands beside it.
+pub fn tokenizer(path: &Path) -> Tokenizer {
+    if path.is_dir() {
+        Tokenizer::from_dir(path).unwrap()
+    } else if path.ends_with("tokenizer.model") {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(path, folder.path().join("tokenizer.model")).unwrap();
+        Tokenizer::from_dir(folder.path()).unwrap()
+    } else {
+        Tokenizer::from_gguf(Reader::open(path).unwrap().metadata()).unwrap()
+    }
 }
