@@ -37,6 +37,7 @@ VARIANTS = {
 alphas = { 'layers\.0\.self_attn\.v_proj' = 5 }""",
     "pissa": "init = \"pissa\"",
     "pissa_rslora": "rslora = true\nalpha = 8\ninit = \"pissa\"\nranks = { down_proj = 4 }",
+    "elastic": "elastic = true",
     "dora_ranks": "dora = true\nrslora = true\nranks = { up_proj = 3 }",
 }
 

@@ -89,7 +89,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let start = Instant::now();
         gradients.zero()?;
         step.forward_backward(&adapter, &batch, &mut gradients, 1.0 / n as f32)?;
-        optimizer.update(&mut adapter, &gradients, 1e-4)?;
+        optimizer.update(&mut adapter, &mut gradients, 1e-4)?;
         best_s = best_s.min(start.elapsed().as_secs_f64());
     }
     let start = Instant::now();

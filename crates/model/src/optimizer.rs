@@ -80,9 +80,10 @@ impl<D: Device> AdamW<D> {
     pub fn update(
         &mut self,
         adapter: &mut Adapter<D>,
-        gradients: &Gradients<D>,
+        gradients: &mut Gradients<D>,
         learning_rate: f32,
     ) -> Result<f64> {
+        adapter.gather_elastic(gradients)?;
         let norm = gradients.norm()?;
         if !norm.is_finite() {
             return Ok(norm);
@@ -91,6 +92,7 @@ impl<D: Device> AdamW<D> {
         let update = self.constants(learning_rate, norm);
         if self.options.b_rate_ratio == 1.0 {
             self.update_range(&update, adapter, gradients, 0..adapter.n_weights())?;
+            adapter.spread_elastic()?;
             return Ok(norm);
         }
         let faster = self.constants(learning_rate * self.options.b_rate_ratio, norm);
@@ -100,6 +102,7 @@ impl<D: Device> AdamW<D> {
             self.update_range(&update, adapter, gradients, a)?;
             self.update_range(&faster, adapter, gradients, rest)?;
         }
+        adapter.spread_elastic()?;
         Ok(norm)
     }
 

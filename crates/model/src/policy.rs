@@ -25,6 +25,8 @@ pub enum Quant {
     Q4_0,
     /// NF4 with double quantisation, as in the QLoRA paper, with a Q6_K head: a form for memory that no file has.
     Nf4,
+    /// NF4 with information calibration (IR-QLoRA), with a Q6_K head: for memory too.
+    Nf4Ic,
     /// 16-bit floats of IEEE 754.
     F16,
     /// The upper half of an f32.
@@ -43,13 +45,14 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const TABLE: [Row; 9] = [
+const TABLE: [Row; 10] = [
     Row { quant: Quant::Q4KM, name: "q4_k_m", ordinary: BlockType::Q4K,  more_bits: BlockType::Q6K,  file_type: Some(15) },
     Row { quant: Quant::Q5KM, name: "q5_k_m", ordinary: BlockType::Q5K,  more_bits: BlockType::Q6K,  file_type: Some(17) },
     Row { quant: Quant::Q6K,  name: "q6_k",   ordinary: BlockType::Q6K,  more_bits: BlockType::Q6K,  file_type: Some(18) },
     Row { quant: Quant::Q8_0, name: "q8_0",   ordinary: BlockType::Q8_0, more_bits: BlockType::Q8_0, file_type: Some(7) },
     Row { quant: Quant::Q4_0, name: "q4_0",   ordinary: BlockType::Q4_0, more_bits: BlockType::Q4_0, file_type: Some(2) },
     Row { quant: Quant::Nf4,  name: "nf4",    ordinary: BlockType::Nf4,  more_bits: BlockType::Nf4,  file_type: None },
+    Row { quant: Quant::Nf4Ic, name: "nf4_ic", ordinary: BlockType::Nf4Ic, more_bits: BlockType::Nf4Ic, file_type: None },
     Row { quant: Quant::F16,  name: "f16",    ordinary: BlockType::F16,  more_bits: BlockType::F16,  file_type: Some(1) },
     Row { quant: Quant::BF16, name: "bf16",   ordinary: BlockType::BF16, more_bits: BlockType::BF16, file_type: Some(32) },
     Row { quant: Quant::F32,  name: "f32",    ordinary: BlockType::F32,  more_bits: BlockType::F32,  file_type: Some(0) },
@@ -60,6 +63,9 @@ impl Quant {
     pub const FILES: [Quant; 8] =
         [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0, Quant::F16, Quant::BF16, Quant::F32];
 
+    /// Those that no file has.
+    pub const MEMORY: [Quant; 2] = [Quant::Nf4, Quant::Nf4Ic];
+
     /// Reads a name as users write it, in any case: `q4_k_m`.
     ///
     /// # Errors
@@ -67,6 +73,17 @@ impl Quant {
     pub fn parse(name: &str) -> Result<Quant> {
         TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(|row| row.quant).ok_or_else(|| {
             let valid = TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+            Error::UnknownQuant { found: name.to_owned(), valid }
+        })
+    }
+
+    /// The same for a quantisation that a file can have.
+    ///
+    /// # Errors
+    /// [`Error::UnknownQuant`] with the names of those.
+    pub fn parse_for_file(name: &str) -> Result<Quant> {
+        Quant::parse(name).ok().filter(|quant| Quant::FILES.contains(quant)).ok_or_else(|| {
+            let valid = Quant::FILES.map(Quant::name).join(", ");
             Error::UnknownQuant { found: name.to_owned(), valid }
         })
     }
@@ -136,7 +153,10 @@ fn is_70b(config: &ModelConfig) -> bool {
 
 /// What a head's rows must be a multiple of to get more bits.
 fn head_block(ordinary: BlockType) -> usize {
-    if ordinary == BlockType::Nf4 { BlockType::Q6K.block_len() } else { ordinary.block_len() }
+    match ordinary {
+        BlockType::Nf4 | BlockType::Nf4Ic => BlockType::Q6K.block_len(),
+        other => other.block_len(),
+    }
 }
 
 fn is_quantised(ty: BlockType) -> bool {
@@ -151,7 +171,7 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
     let smaller = match wanted {
         BlockType::Q4K => BlockType::Q5_0,
         BlockType::Q5K => BlockType::Q5_1,
-        BlockType::Q6K | BlockType::Nf4 => BlockType::Q8_0,
+        BlockType::Q6K | BlockType::Nf4 | BlockType::Nf4Ic => BlockType::Q8_0,
         other => other,
     };
     if cols.is_multiple_of(smaller.block_len()) { smaller } else { BlockType::F16 }
@@ -232,7 +252,12 @@ mod tests {
         check(Quant::Q5KM, 64, Role::Q, BlockType::Q5_1);
         check(Quant::Q6K, 64, Role::Q, BlockType::Q8_0);
         check(Quant::Q4_0, 64, Role::Q, BlockType::Q4_0);
-        for quant in [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0] {
+        for quant in Quant::MEMORY {
+            check(quant, 96, Role::Q, BlockType::Q8_0);
+            assert_eq!(type_of(quant, &qwen3(28, 64, true), Role::Embedding, 0), BlockType::Q8_0);
+            assert_eq!(type_of(quant, &qwen3(28, 256, true), Role::Embedding, 0), BlockType::Q6K);
+        }
+        for quant in [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0, Quant::Nf4] {
             check(quant, 172, Role::Q, BlockType::F16);
         }
         let narrow = qwen3(28, 64, true);
@@ -250,11 +275,11 @@ mod tests {
 
     #[test]
     fn names_parse_in_any_case_and_unknown_ones_list_the_valid() {
-        for quant in Quant::FILES.into_iter().chain([Quant::Nf4]) {
+        for quant in Quant::FILES.into_iter().chain(Quant::MEMORY) {
             assert_eq!(Quant::parse(&quant.name().to_uppercase()).unwrap(), quant);
         }
         let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
-        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, f16, bf16, f32";
+        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, nf4_ic, f16, bf16, f32";
         assert_eq!(error, format!("unknown quantisation `q4_k_xl` (valid: {valid})"));
     }
 }

@@ -81,7 +81,7 @@ fn run(residents: &Residents<'_>, quant: Quant, arena: &Arena) -> Result<(), Err
     let ids: Vec<u32> = (0..24).collect();
     let batch = Batch { tokens: &ids, targets: &ids, positions: &ids, sequence_starts: &[0] };
     train.forward_backward(&adapter, &batch, &mut gradients, 1.0)?;
-    optimizer.update(&mut adapter, &gradients, 1e-3)?;
+    optimizer.update(&mut adapter, &mut gradients, 1e-3)?;
     let request = Request { stop: &[], sampler: SamplerOptions::GREEDY, max_new_tokens: 4 };
     let go_on = &mut |_| ControlFlow::Continue(());
     generator.generate_batch(Some(&adapter), &[&ids[..16], &ids[..5], &ids[..1]], &request, go_on)?;

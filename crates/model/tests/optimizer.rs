@@ -80,7 +80,7 @@ mod with_adapter {
         let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
         for seed in 1..4 {
             set(&device, &mut gradients, seed);
-            optimizer.update(&mut adapter, &gradients, 1e-2).unwrap();
+            optimizer.update(&mut adapter, &mut gradients, 1e-2).unwrap();
         }
         let (weights, state) = (adapter.weights().unwrap(), optimizer.state().unwrap());
         let (mut other, mut resumed, _) = fresh(&device);
@@ -88,8 +88,8 @@ mod with_adapter {
         resumed.restore(&state).unwrap();
         for seed in 4..6 {
             set(&device, &mut gradients, seed);
-            optimizer.update(&mut adapter, &gradients, 1e-2).unwrap();
-            resumed.update(&mut other, &gradients, 1e-2).unwrap();
+            optimizer.update(&mut adapter, &mut gradients, 1e-2).unwrap();
+            resumed.update(&mut other, &mut gradients, 1e-2).unwrap();
         }
         assert_eq!(other.weights().unwrap(), adapter.weights().unwrap());
         assert_eq!(resumed.state().unwrap(), optimizer.state().unwrap());
@@ -103,7 +103,7 @@ mod with_adapter {
         let device = cpu();
         let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
         set(&device, &mut gradients, 9);
-        let norm = optimizer.update(&mut adapter, &gradients, 0.0).unwrap();
+        let norm = optimizer.update(&mut adapter, &mut gradients, 0.0).unwrap();
         let values = gradients.download().unwrap();
         let found = optimizer.state().unwrap().first_moment;
         assert!(norm > 1.0);
@@ -121,7 +121,7 @@ mod with_adapter {
         let mut optimizer = AdamW::new(&device, adapter.n_weights(), options).unwrap();
         let before = adapter.weights().unwrap();
         device.fill(0.5, gradients.flat_mut().all_mut()).unwrap();
-        optimizer.update(&mut adapter, &gradients, 1e-3).unwrap();
+        optimizer.update(&mut adapter, &mut gradients, 1e-3).unwrap();
         let after = adapter.weights().unwrap();
         // The first update of Adam moves every weight by its rate.
         for (_, _, member) in adapter.layout().members() {
@@ -133,13 +133,42 @@ mod with_adapter {
         }
     }
 
+    /// The first update of Adam moves every weight by its rate: A and B by their own and by their connection's.
+    #[test]
+    fn connections_move_with_a_and_b() {
+        let device = cpu();
+        let options = LoraOptions { rank: 4, elastic: true, ..LoraOptions::default() };
+        let mut adapter = Adapter::new(&device, &config(), &options, 1).unwrap();
+        let options = AdamWOptions { max_grad_norm: None, ..AdamWOptions::default() };
+        let mut optimizer = AdamW::new(&device, adapter.n_weights(), options).unwrap();
+        let mut gradients = Gradients::new(&adapter).unwrap();
+        device.fill(0.5, gradients.flat_mut().all_mut()).unwrap();
+        let before = adapter.weights().unwrap();
+        optimizer.update(&mut adapter, &mut gradients, 1e-3).unwrap();
+        let after = adapter.weights().unwrap();
+        for (_, cols, member) in adapter.layout().members() {
+            let moved = |i: usize| before[i] - after[i];
+            for (i, place) in member.a.clone().enumerate() {
+                let along = if i % cols / (cols / 4) == i / cols { 4.0 / cols as f32 } else { 0.0 };
+                assert!((moved(place) - 1e-3 * (1.0 + along)).abs() < 1e-6);
+            }
+            for (i, place) in member.b.clone().enumerate() {
+                let along = if i / 4 / (member.rows / 4) == i % 4 { 1.0 } else { 0.0 };
+                assert!((moved(place) - 1e-3 * (1.0 + along)).abs() < 1e-6);
+            }
+        }
+        let odd = LoraOptions { rank: 3, elastic: true, ..LoraOptions::default() };
+        let refused = Adapter::new(&device, &config(), &odd, 1).err().unwrap().to_string();
+        assert!(refused.contains("elastic"), "{refused}");
+    }
+
     #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let device = cpu();
         let (mut adapter, mut optimizer, mut gradients) = fresh(&device);
         device.fill(f32::NAN, gradients.flat_mut().all_mut()).unwrap();
         let before = adapter.weights().unwrap();
-        assert!(optimizer.update(&mut adapter, &gradients, 1.0).unwrap().is_nan());
+        assert!(optimizer.update(&mut adapter, &mut gradients, 1.0).unwrap().is_nan());
         assert_eq!((adapter.weights().unwrap(), optimizer.updates()), (before, 0));
     }
 

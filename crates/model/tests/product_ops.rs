@@ -47,6 +47,7 @@ fn frozen_linear_and_its_backward() {
         (BlockType::Q8_0, 3, 7000, 160), // more than one tile
         (BlockType::BF16, 3, 9, 33),
         (BlockType::Nf4, 12, 70, 320),
+        (BlockType::Nf4Ic, 12, 70, 320),
     ];
     for (ty, n, rows, cols) in cases {
         let (weights, dense) = frozen(&cpu, ty, rows, cols, &mut random);

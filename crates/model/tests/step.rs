@@ -242,6 +242,46 @@ fn gradients_with_dropout_equal_finite_differences() {
     }
 }
 
+/// A connection's gradient is the slope of the loss when A averages equal parts of its input, or B repeats it.
+#[test]
+fn gradients_of_elastic_connections_equal_finite_differences() {
+    let config = config(Family::Qwen3);
+    let options = LoraOptions { elastic: true, ..options() };
+    let packed = Packed::new(&[9, 1, 70, 13]);
+    let mut bench = Bench::new(&config, Quant::Q4KM, &options, StepPlan::new(&config, 93));
+    let at = bench.adapter.weights().unwrap();
+    let mut gradients = Gradients::new(&bench.adapter).unwrap();
+    bench.step.forward_backward(&bench.adapter, &packed.batch(), &mut gradients, 1.0).unwrap();
+    let mut optimizer =
+        AdamW::new(&bench.device, bench.adapter.n_weights(), AdamWOptions::default()).unwrap();
+    optimizer.update(&mut bench.adapter, &mut gradients, 0.0).unwrap();
+    assert!(bench.adapter.weights().unwrap() == at, "a rate of zero moves nothing");
+    let slopes = gradients.download().unwrap();
+    let members: Vec<_> = bench.adapter.layout().members().map(|(_, cols, m)| (cols, m.clone())).collect();
+    let (mut differences, mut gathered) = (Vec::new(), Vec::new());
+    for (cols, member) in members {
+        let (rank, rows) = (member.rank, member.rows);
+        let averages = (0..rank * cols).filter(|i| i % cols / (cols / rank) == i / cols);
+        let averages: Vec<_> = averages.map(|i| (member.a.start + i, rank as f32 / cols as f32)).collect();
+        let repeats = (0..rows * rank).filter(|i| i / rank / (rows / rank) == i % rank);
+        let repeats: Vec<_> = repeats.map(|i| (member.b.start + i, 1.0)).collect();
+        assert_eq!((averages.len(), repeats.len()), (cols, rows));
+        for (place, pattern) in member.elastic.clone().unwrap().zip([averages, repeats]) {
+            let mut loss_at = |distance: f32| {
+                let mut moved = at.clone();
+                pattern.iter().for_each(|(i, factor)| moved[*i] += distance * factor);
+                bench.adapter.set_weights(&moved).unwrap();
+                bench.step.evaluate(Some(&bench.adapter), &packed.batch()).unwrap().sum_nll
+            };
+            let step = (0.1 / slopes[place].abs()).min(0.02 / pattern[0].1);
+            differences.push(((loss_at(step) - loss_at(-step)) / (2.0 * f64::from(step))) as f32);
+            gathered.push(slopes[place]);
+        }
+    }
+    // Some slopes are near zero and drown in rounding by themselves.
+    assert_near("connections", &differences, &gathered, 4.0 * DIFFERENCE_TOLERANCE);
+}
+
 /// With lengths equal to the rows' own, DoRA is LoRA.
 #[test]
 fn dora_begins_as_the_adapter_without_it() {
@@ -323,7 +363,7 @@ fn train(threads: usize, bench: &mut Bench) -> (Vec<f64>, Vec<f32>, Vec<f32>) {
             gradients.zero().unwrap();
             let loss =
                 bench.step.forward_backward(&bench.adapter, &packed.batch(), &mut gradients, 0.01).unwrap();
-            let norm = optimizer.update(&mut bench.adapter, &gradients, 1e-2).unwrap();
+            let norm = optimizer.update(&mut bench.adapter, &mut gradients, 1e-2).unwrap();
             losses.extend([loss.mean(), norm]);
         }
         let state = optimizer.state().unwrap();

@@ -110,7 +110,7 @@ fn a_short_lora_run_lowers_the_loss() {
                 Batch { tokens: story, targets: &targets, positions: &positions, sequence_starts: &[0] };
             sum += step.forward_backward(&adapter, &batch, &mut gradients, 1.0 / n_targets as f32).unwrap();
         }
-        optimizer.update(&mut adapter, &gradients, 2e-3).unwrap();
+        optimizer.update(&mut adapter, &mut gradients, 2e-3).unwrap();
         means.push(sum.mean());
     }
     eprintln!("mean NLL update by update: {means:.4?}");

@@ -36,6 +36,7 @@ pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<Lo
         rank_stabilised: options.rslora,
         dropout: options.dropout,
         dora: options.dora,
+        elastic: options.elastic,
         // In the model's order whatever the recipe's, so that the same layers give the same adapter.
         targets: modules.iter().filter(|module| is_target(module)).map(|module| module.role).collect(),
         exceptions: Vec::new(),

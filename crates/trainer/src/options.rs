@@ -72,6 +72,8 @@ pub struct AdapterOptions {
     pub rslora: bool,
     /// Whether each row of the adapted weights gets a trained length: DoRA, arXiv:2402.09353.
     pub dora: bool,
+    /// Whether A and B also pass on what they read: the elastic connection of IR-QLoRA, arXiv:2402.05445.
+    pub elastic: bool,
     /// Where A and B begin.
     pub init: Init,
     /// Turns of LoftQ, at least 1; the best is kept.
@@ -117,6 +119,7 @@ impl Default for AdapterOptions {
             dropout: 0.0,
             rslora: false,
             dora: false,
+            elastic: false,
             init: Init::Default,
             loftq_iterations: 5,
             targets: vec!["all-linear".into()],
@@ -317,6 +320,11 @@ impl Options {
         }
         let dropout = adapter.dropout;
         refuse(!(0.0..1.0).contains(&dropout), "adapter.dropout", "must lie between 0 and 1, 1 left out")?;
+        refuse(
+            adapter.elastic && self.train.weight_decay != 0.0,
+            "train.weight_decay",
+            "must be 0 with `adapter.elastic`, whose connections are kept inside A and B",
+        )?;
         refuse(adapter.loftq_iterations == 0, "adapter.loftq_iterations", "must be at least 1")?;
         refuse(
             adapter.dora && adapter.init != Init::Default,

@@ -209,7 +209,7 @@ impl<'a, D: Device> Session<'a, D> {
         }
         let loss = sum.mean();
         let grad_norm = if loss.is_finite() {
-            self.optimizer.update(&mut self.adapter, &self.gradients, learning_rate as f32)?
+            self.optimizer.update(&mut self.adapter, &mut self.gradients, learning_rate as f32)?
         } else {
             f64::NAN
         };

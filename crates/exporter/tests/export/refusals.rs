@@ -17,10 +17,10 @@ fn message(tiny: &Tiny, change: impl FnOnce(&mut exporter::Request)) -> String {
 
 #[test]
 fn unknown_quantisations_are_refused_with_the_valid_ones() {
-    let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
+    let error = Quant::parse_for_file("q4_k_xl").unwrap_err().to_string();
     assert_eq!(
         error,
-        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, f16, bf16, f32)"
+        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"
     );
 }
 

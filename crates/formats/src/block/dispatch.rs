@@ -5,7 +5,7 @@
 //! in the decoders, 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
 #![allow(unsafe_code)]
 
-use super::{BlockType, nf4, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{BlockType, nf4, nf4_ic, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 /// Encodes whole rows whose lengths have been checked.
 pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
@@ -40,6 +40,7 @@ fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<
         BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
         BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
         BlockType::Nf4 => nf4::encode(weights, cols, out),
+        BlockType::Nf4Ic => nf4_ic::encode(weights, cols, out),
     }
 }
 
@@ -88,5 +89,6 @@ fn decode_portable(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
         BlockType::Q5K => q5_k::decode(blocks, out),
         BlockType::Q6K => q6_k::decode(blocks, out),
         BlockType::Nf4 => nf4::decode(blocks, out),
+        BlockType::Nf4Ic => nf4_ic::decode(blocks, out),
     }
 }

@@ -10,6 +10,7 @@ mod importance;
 mod k_scales;
 mod lanes;
 mod nf4;
+mod nf4_ic;
 mod nibbles;
 mod plain;
 mod q4_0;
@@ -45,6 +46,7 @@ pub enum BlockType {
     Q5K,
     Q6K,
     Nf4,
+    Nf4Ic,
 }
 
 /// Weights in a block of the formats with one scale.
@@ -53,7 +55,7 @@ pub const SMALL_BLOCK: usize = 32;
 pub const K_BLOCK: usize = 256;
 
 impl BlockType {
-    /// Every type that files have, in the order of ggml's ids; NF4 is for memory alone.
+    /// Every type that files have, in the order of ggml's ids; the two NF4 are for memory alone.
     pub const ALL: [BlockType; 11] = [
         Self::F32,
         Self::F16,
@@ -75,7 +77,7 @@ impl BlockType {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL_BLOCK,
             Self::Q4K | Self::Q5K | Self::Q6K => K_BLOCK,
-            Self::Nf4 => nf4::LEN,
+            Self::Nf4 | Self::Nf4Ic => nf4::LEN,
         }
     }
 
@@ -94,6 +96,7 @@ impl BlockType {
             Self::Q5K => q5_k::BYTES,
             Self::Q6K => q6_k::BYTES,
             Self::Nf4 => 1 + nf4::LEN / 2,
+            Self::Nf4Ic => 2 + nf4::LEN / 2,
         }
     }
 
@@ -106,10 +109,12 @@ impl BlockType {
         if !cols.is_multiple_of(self.block_len()) {
             return Err(wrong);
         }
-        if self == Self::Nf4 {
-            return nf4::row_bytes(cols).ok_or(wrong);
-        }
-        (cols / self.block_len()).checked_mul(self.block_bytes()).ok_or(wrong)
+        let bytes = match self {
+            Self::Nf4 => nf4::row_bytes(cols),
+            Self::Nf4Ic => nf4_ic::row_bytes(cols),
+            _ => (cols / self.block_len()).checked_mul(self.block_bytes()),
+        };
+        bytes.ok_or(wrong)
     }
 
     /// ggml's number for this type; `None` for one that no file has.
@@ -127,7 +132,7 @@ impl BlockType {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
-            Self::Nf4 => return None,
+            Self::Nf4 | Self::Nf4Ic => return None,
         })
     }
 
@@ -137,7 +142,7 @@ impl BlockType {
         Self::ALL.into_iter().find(|ty| ty.id() == Some(id))
     }
 
-    /// ggml's name, such as `Q4_K`, or `NF4`.
+    /// ggml's name, such as `Q4_K`, or `NF4`, `NF4_IC`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -153,6 +158,7 @@ impl BlockType {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::Nf4 => "NF4",
+            Self::Nf4Ic => "NF4_IC",
         }
     }
 

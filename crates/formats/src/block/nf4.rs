@@ -3,7 +3,7 @@
 //!
 //! A row: for each group of up to 256 blocks an offset and a step (f32 each), for each block a signed byte q, then the
 //! codes, two a byte, the first in the lower half. The largest magnitude of a block is offset + step · q: offset is the
-//! middle of the group's magnitudes. Groups end with their row, so that rows can be read one by one; a byte is an even
+//! middle of the group's magnitudes: 4 + 8/64 + 64/(256·64) bits a weight where groups are full. Groups end with their row, so that rows can be read one by one; a byte is an even
 //! step here where bitsandbytes has a floating one.
 //!
 //! Only memory holds it: no file format has a number for it.
@@ -12,10 +12,10 @@
 /// Weights that share a largest magnitude.
 pub(super) const LEN: usize = 64;
 /// Blocks that share offset and step.
-const GROUP: usize = 256;
+pub(super) const GROUP: usize = 256;
 /// Offset and step.
 const GROUP_BYTES: usize = 8;
-const CODE_BYTES: usize = LEN / 2;
+pub(super) const CODE_BYTES: usize = LEN / 2;
 
 /// The quantiles of the normal distribution, zero among them, that the codes stand for.
 pub(super) const CODE_BOOK: [f32; 16] = [
@@ -98,7 +98,7 @@ fn encode_group(weights: &[f32], group: &mut [u8], magnitudes: &mut [u8], codes:
 
 /// The code of the nearest entry: how many midpoints lie below.
 #[inline(always)]
-fn nearest(x: f32) -> u8 {
+pub(super) fn nearest(x: f32) -> u8 {
     let mut code = 0;
     for pair in CODE_BOOK.windows(2) {
         code += u8::from(x > 0.5 * (pair[0] + pair[1]));

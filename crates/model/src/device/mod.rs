@@ -502,6 +502,14 @@ pub trait Device: Clone + Send + Sync + 'static {
         factors: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
+    /// Σ x along the stretched diagonal of an (M, N) matrix, in f64 in a fixed order
+    ///
+    /// Its elements are (j·M/N, j) of a wide matrix, (i, i·N/M) of a tall one, rounded down.
+    fn stretched_diagonal_sum(&self, x: Matrix<'_, Self::Buffer>) -> Result<f64>;
+
+    /// x += value along the stretched diagonal
+    fn add_to_stretched_diagonal(&self, value: f32, x: MatrixMut<'_, Self::Buffer>) -> Result<()>;
+
     // ---- optimiser ----------------------------------------------------------------------------------------------
 
     /// Σ x², accumulated in f64 in a fixed order.

@@ -70,6 +70,8 @@ pub struct Member {
     pub columns: Range<usize>,
     /// Where the trained lengths (C_out) of its rows lie, with DoRA.
     pub magnitude: Option<Range<usize>>,
+    /// Where what an update adds to the two elastic connections lies until it is spread.
+    pub elastic: Option<Range<usize>>,
     /// Its rows among those of all adapted layers.
     pub outputs: Range<usize>,
 }
@@ -90,7 +92,7 @@ pub struct Stack {
     pub width: usize,
     /// Where the stacked A (width, cols) lies in the flat buffer.
     pub a: Range<usize>,
-    /// Where everything else lies, right behind it: the members' B, then their lengths.
+    /// Where everything else lies, right behind it: the members' B, then their lengths, then their connections.
     pub rest: Range<usize>,
     /// The members in the order of [`Group::roles`]; those that are no target are absent.
     pub members: Vec<Member>,
@@ -216,7 +218,18 @@ impl Layout {
             let a = start + columns.start * cols..start + columns.end * cols;
             let outputs = self.n_outputs..self.n_outputs + rows;
             (width, self.n_outputs) = (columns.end, outputs.end);
-            members.push(Member { role, rows, rank, scale, a, b: 0..0, columns, magnitude: None, outputs });
+            members.push(Member {
+                role,
+                rows,
+                rank,
+                scale,
+                a,
+                b: 0..0,
+                columns,
+                magnitude: None,
+                elastic: None,
+                outputs,
+            });
         }
         let a = self.take(width * cols);
         for member in &mut members {
@@ -224,6 +237,9 @@ impl Layout {
         }
         for member in members.iter_mut().filter(|_| options.dora) {
             member.magnitude = Some(self.take(member.rows));
+        }
+        for member in members.iter_mut().filter(|_| options.elastic) {
+            member.elastic = Some(self.take(2));
         }
         Stack { cols, width, rest: a.end..self.len, a, members }
     }

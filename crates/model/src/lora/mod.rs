@@ -7,6 +7,7 @@
 //! arXiv:2402.09353 (DoRA).
 
 mod dropout;
+mod elastic;
 pub mod init;
 mod layout;
 mod linear;
@@ -38,6 +39,8 @@ pub struct LoraOptions {
     pub dropout: f32,
     /// Whether the rows of W + s·B·A get trained lengths.
     pub dora: bool,
+    /// Whether A and B also pass on what they read: the elastic connection of IR-QLoRA.
+    pub elastic: bool,
     /// The linear layers that get one, in any order.
     pub targets: Vec<Role>,
     /// Single linear layers that differ from all this.
@@ -65,6 +68,7 @@ impl Default for LoraOptions {
             rank_stabilised: false,
             dropout: 0.0,
             dora: false,
+            elastic: false,
             targets: LINEAR_ROLES.to_vec(),
             exceptions: Vec::new(),
         }
@@ -152,6 +156,9 @@ impl<D: Device> Adapter<D> {
     pub fn zeros(device: &D, config: &ModelConfig, options: &LoraOptions) -> Result<Self> {
         options.check()?;
         let layout = Layout::new(config, options);
+        if options.elastic {
+            layout.members().try_for_each(|(_, cols, member)| elastic::check(member, cols))?;
+        }
         let weights = device.alloc("adapter", layout.len())?;
         Ok(Self { device: device.clone(), options: options.clone(), layout, weights })
     }

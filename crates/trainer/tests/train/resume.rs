@@ -85,11 +85,12 @@ fn stopped_after_any_step_the_end_is_the_same_to_the_bit() {
 }
 
 #[test]
-fn dropout_and_dora_go_on_with_the_same_bits() {
+fn dropout_dora_and_connections_go_on_with_the_same_bits() {
     let place = Workplace::new();
     let variant = |name: &str| {
         let mut options = place.options(name);
         (options.adapter.dropout, options.adapter.dora, options.train.lora_plus_ratio) = (0.2, true, 4.0);
+        options.adapter.elastic = true;
         options
     };
     let (whole, options) = (variant("whole"), variant("stopped"));

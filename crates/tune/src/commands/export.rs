@@ -35,7 +35,7 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
 }
 
 fn quant(name: &str) -> Result<Quant, Failure> {
-    Quant::parse(name).map_err(|error| {
+    Quant::parse_for_file(name).map_err(|error| {
         let valid = Quant::FILES.iter().map(|quant| quant.name());
         let failure = Failure::new(error);
         match toml_file::nearest(&name.to_lowercase(), valid) {

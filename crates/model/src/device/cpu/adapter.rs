@@ -92,3 +92,9 @@ pub(super) fn inverse_lengths(parts: &Parts<'_>, inverse: &mut [f32]) {
         *inverse = if square > 0.0 { (1.0 / square.sqrt()) as f32 } else { 0.0 };
     });
 }
+
+/// Row and column of each element of a stretched diagonal.
+pub(super) fn stretched_diagonal(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
+    let n = rows.max(cols);
+    (0..n).map(move |k| (k * rows / n, k * cols / n))
+}

@@ -551,6 +551,19 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn stretched_diagonal_sum(&self, x: Matrix<'_, Self::Buffer>) -> Result<f64> {
+        let values = slice(x.view);
+        let places = adapter::stretched_diagonal(x.rows, x.cols);
+        Ok(places.map(|(i, j)| f64::from(values[i * x.stride + j])).sum())
+    }
+
+    fn add_to_stretched_diagonal(&self, value: f32, x: MatrixMut<'_, Self::Buffer>) -> Result<()> {
+        let (places, stride) = (adapter::stretched_diagonal(x.rows, x.cols), x.stride);
+        let values = slice_mut(x.view);
+        places.for_each(|(i, j)| values[i * stride + j] += value);
+        Ok(())
+    }
+
     fn sum_of_squares(&self, x: Floats<'_>) -> Result<f64> {
         Ok(adamw::sum_of_squares(slice(x)))
     }
