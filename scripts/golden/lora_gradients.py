@@ -6,7 +6,8 @@ and element index, by the same integers here and in Rust (`hashed`, crates/model
 
     python scripts/golden/lora_gradients.py                      writes crates/model/tests/golden/lora_*.json
     python scripts/golden/lora_gradients.py --quantised DIR      the same on the weights that the GGUFs in DIR hold
-                                                                 (cargo run --release -p model --example hashed_gguf -- DIR)
+                                                                 (cargo run --release -p model --example hashed_gguf -- DIR),
+                                                                 and on linear layers in NF4, written out anew below
 
 Versions that made the committed files stand in each file under "versions".
 """
@@ -113,6 +114,32 @@ def dequantised(path):
     return out
 
 
+NF4 = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)
+
+MIDPOINTS = np.float32(0.5) * (NF4[:-1] + NF4[1:])
+
+
+def nf4(weight):
+    """NF4 with double quantisation there and back: blocks of 64, their magnitudes as bytes in groups of 256 a row."""
+    out = np.empty_like(weight)
+    for row, into in zip(weight, out):
+        for first in range(0, row.size, 256 * 64):
+            blocks = row[first : first + 256 * 64].reshape(-1, 64)
+            magnitude = np.abs(blocks).max(1)
+            low, high = magnitude.min(), magnitude.max()
+            offset, step = np.float32(0.5) * (low + high), (high - low) / np.float32(254)
+            q = (magnitude - offset) / step if step > 0 else np.zeros_like(magnitude)
+            byte = np.clip(np.trunc(q + np.copysign(np.float32(0.5), q)), -127, 127)
+            seen = (offset + step * byte.astype(np.float32))[:, None]
+            # Midpoints below, not the smallest distance: a tie in f32 must fall as it does in the codec.
+            codes = ((blocks * (np.float32(1) / seen))[:, :, None] > MIDPOINTS).sum(2)
+            into[first : first + 256 * 64] = (NF4[codes] * seen).reshape(-1)
+    return out
+
+
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
@@ -128,7 +155,7 @@ def gguf_name(name):
     return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
 
 
-def build(family, blocks):
+def build(family, blocks, kind_of_linears):
     config, kind = FAMILIES[family]()
     config._attn_implementation = "eager"
     torch.set_default_dtype(torch.float32)
@@ -137,6 +164,8 @@ def build(family, blocks):
         for name, parameter in model.named_parameters():
             if blocks is None:
                 values = base_weight(name, tuple(parameter.shape))
+            elif kind_of_linears == "nf4" and "_proj" in name:
+                values = nf4(base_weight(name, tuple(parameter.shape)))
             else:
                 # The example writes rows in Hugging Face's order, so that nothing is permuted here.
                 values = blocks[gguf_name(name)].reshape(tuple(parameter.shape))
@@ -200,15 +229,15 @@ def main():
     for family in FAMILIES:
         print(family)
         blocks = dequantised(options.quantised / f"{family}.gguf") if options.quantised else None
-        model, config = build(family, blocks)
-        chosen = QUANTISED_CASES if options.quantised else CASES
-        cases = {case: run(model, config, case) for case in chosen}
-        kind = "q4_k_m" if options.quantised else "f32"
-        path = OUT / f"lora_{family}_{kind}.json"
-        text = json.dumps(dict(versions=versions, cases=cases), separators=(",", ":"))
-        path.write_text(text.replace('"base_model', '\n"base_model') + "\n")  # a line for each gradient
-        print(f"  wrote {path.relative_to(ROOT)}")
-        del model
+        for kind in ["q4_k_m", "nf4"] if options.quantised else ["f32"]:
+            model, config = build(family, blocks, kind)
+            chosen = QUANTISED_CASES if options.quantised else CASES
+            cases = {case: run(model, config, case) for case in chosen}
+            path = OUT / f"lora_{family}_{kind}.json"
+            text = json.dumps(dict(versions=versions, cases=cases), separators=(",", ":"))
+            path.write_text(text.replace('"base_model', '\n"base_model') + "\n")  # a line for each gradient
+            print(f"  wrote {path.relative_to(ROOT)}")
+            del model
 
 
 if __name__ == "__main__":

@@ -75,3 +75,14 @@ fn qwen3_on_q4_k_m_equals_pytorch_on_the_dequantised_weights() {
 fn llama_on_q4_k_m_equals_pytorch_on_the_dequantised_weights() {
     check(&llama(), Quant::Q4KM, "lora_llama_q4_k_m.json");
 }
+
+/// The script has NF4 of its own, after the definition in the header of our codec; the head is Q6_K in both.
+#[test]
+fn qwen3_on_nf4_equals_pytorch_on_the_dequantised_weights() {
+    check(&qwen3(), Quant::Nf4, "lora_qwen3_nf4.json");
+}
+
+#[test]
+fn llama_on_nf4_equals_pytorch_on_the_dequantised_weights() {
+    check(&llama(), Quant::Nf4, "lora_llama_nf4.json");
+}
