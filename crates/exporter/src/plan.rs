@@ -63,12 +63,11 @@ impl PlannedTensor {
 
     /// Name, shape in ggml's order, type.
     pub(crate) fn entry(&self) -> Planned {
-        let is_vector = match &self.content {
-            Content::Weight { spec, .. } => spec.role.is_vector(),
-            Content::Computed(_) => true,
+        let shape = match &self.content {
+            Content::Weight { spec, .. } => spec.shape(Naming::Gguf),
+            Content::Computed(_) => vec![self.cols],
         };
-        let shape = if is_vector { vec![self.cols as u64] } else { vec![self.cols as u64, self.rows as u64] };
-        (self.name.clone(), shape, self.ty)
+        (self.name.clone(), shape.iter().rev().map(|&n| n as u64).collect(), self.ty)
     }
 }
 

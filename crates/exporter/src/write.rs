@@ -121,10 +121,15 @@ pub(crate) fn merged_rows(
             out.extend_from_slice(&values[first_row * tensor.cols..(first_row + n_rows) * tensor.cols]);
         }
         Content::Weight { spec, update } => {
-            plan.base.read_rows(&spec.hf, first_row..first_row + n_rows, out)?;
-            if spec.offset != 0.0 {
-                out.iter_mut().for_each(|gain| *gain += spec.offset);
+            if spec.role.is_vector() {
+                // Some have rows in a GGUF alone: whole, they are the same numbers in the same order.
+                plan.base.read(&spec.hf, out)?;
+                out.truncate((first_row + n_rows) * tensor.cols);
+                out.drain(..first_row * tensor.cols);
+            } else {
+                plan.base.read_rows(&spec.hf, first_row..first_row + n_rows, out)?;
             }
+            spec.held.of(out);
             if let Some(update) = update {
                 update.add_to(out, first_row);
             }

@@ -22,11 +22,11 @@ pub struct HfConfig {
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Width of the MLP; 0 in a model that has none.
     pub intermediate_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Query heads; 0 in a model without attention.
     pub num_attention_heads: usize,
     /// Key and value heads; as many as query heads when the file is silent.
     pub num_key_value_heads: usize,
@@ -74,7 +74,7 @@ impl HfConfig {
         if !path.is_file() {
             return Err(Error::MissingFile { path, expected: "the configuration of a Hugging Face model" });
         }
-        let raw = json_file::read(&path)?;
+        let raw = json_file::read_python(&path)?;
         Self::from_value(path, raw)
     }
 
@@ -86,14 +86,17 @@ impl HfConfig {
     fn from_value(path: PathBuf, raw: Value) -> Result<Self> {
         let defaults = defaults(&raw);
         let fields = Fields { path: &path, file: &raw, defaults: &defaults };
+        let model_type = fields.required("model_type", "a name", string)?;
         let hidden_size = fields.size("hidden_size")?;
-        let num_attention_heads = fields.size("num_attention_heads")?;
+        let has_attention = !WITHOUT_ATTENTION.contains(&model_type.as_str());
+        let size_of_attention = |key: &str| if has_attention { fields.size(key) } else { Ok(0) };
+        let num_attention_heads = size_of_attention("num_attention_heads")?;
         let (rope_theta, rope_scaling) = rope(&fields)?;
         Ok(Self {
             architectures: fields.optional("architectures", "a list of names", strings)?.unwrap_or_default(),
-            model_type: fields.required("model_type", "a name", string)?,
+            model_type,
             hidden_size,
-            intermediate_size: fields.size("intermediate_size")?,
+            intermediate_size: size_of_attention("intermediate_size")?,
             num_hidden_layers: fields.size("num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads: fields.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads),
@@ -124,6 +127,9 @@ impl HfConfig {
     }
 }
 
+/// Types of models whose layers are state-space mixers alone.
+const WITHOUT_ATTENTION: [&str; 1] = ["mamba2"];
+
 /// What transformers assumes of a family whose published files leave out keys that others always have.
 fn defaults(file: &Value) -> Value {
     let text = file.get("text_config").unwrap_or(file);
@@ -139,6 +145,12 @@ fn defaults(file: &Value) -> Value {
             "sliding_window": 4096,
             "hidden_activation": "gelu_pytorch_tanh",
             "tie_word_embeddings": true,
+        }),
+        Some("mamba2") => json!({
+            "head_dim": 64,
+            "vocab_size": 32_768,
+            "hidden_size": 4096,
+            "num_hidden_layers": 64,
         }),
         _ => Value::Null,
     }

@@ -16,19 +16,62 @@ const MAX_BYTES: u64 = 256 << 20;
 /// # Errors
 /// [`Error::Io`], [`Error::TooLarge`], [`Error::Json`].
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse(path, &bounded(path)?)
+}
+
+/// Reads a JSON file that Python wrote: see [`from_python`].
+///
+/// # Errors
+/// As [`read`].
+pub fn read_python<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    from_python(&bounded(path)?).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+fn bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| Error::Io { path: path.to_owned(), action: "read", source };
     let length = std::fs::metadata(path).map_err(failed)?.len();
     if length > MAX_BYTES {
         let place = "its size in bytes".to_owned();
         return Err(Error::TooLarge { path: path.to_owned(), place, limit: MAX_BYTES, actual: length });
     }
-    let bytes = std::fs::read(path).map_err(failed)?;
-    parse(path, &bytes)
+    std::fs::read(path).map_err(failed)
 }
 
 /// Reads JSON from memory; `path` is for the error.
 pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// Reads JSON as Python writes it, where numbers beyond all numbers stand bare: `[0.0, Infinity]`.
+///
+/// What is no JSON for that reason alone is read as if `Infinity`, `-Infinity` and `NaN` were texts.
+///
+/// # Errors
+/// What is wrong with the JSON otherwise.
+pub fn from_python<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes).or_else(|error| match with_quoted_numbers(bytes) {
+        Some(quoted) => serde_json::from_slice(&quoted),
+        None => Err(error),
+    })
+}
+
+/// The same with quotation marks around bare numbers that JSON does not have; `None` where there are none.
+fn with_quoted_numbers(bytes: &[u8]) -> Option<Vec<u8>> {
+    const NAMES: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let (mut quoted, mut in_text, mut at) = (Vec::with_capacity(bytes.len() + 16), false, 0);
+    while at < bytes.len() {
+        let name = NAMES.into_iter().find(|name| !in_text && bytes[at..].starts_with(name));
+        if let Some(name) = name {
+            quoted.extend([b"\"", name, b"\""].concat());
+            at += name.len();
+            continue;
+        }
+        let n = if in_text && bytes[at] == b'\\' { 2.min(bytes.len() - at) } else { 1 };
+        in_text ^= bytes[at] == b'"';
+        quoted.extend(&bytes[at..at + n]);
+        at += n;
+    }
+    (quoted.len() > bytes.len()).then_some(quoted)
 }
 
 /// Writes a JSON file, indented, atomically.

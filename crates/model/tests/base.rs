@@ -14,7 +14,7 @@ use model::arena::Arena;
 use model::base::LoadEvent;
 use model::config::gguf_metadata;
 use model::device::{BlockMatrix, Device};
-use model::family::{self, Role, TensorSpec};
+use model::family::{self, Naming, Role, TensorSpec};
 use model::policy;
 use model::step::{Batch, LossSum, StepPlan};
 use model::{Base, Cpu, Family, ModelConfig, Quant, TrainStep};
@@ -41,7 +41,7 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     let specs = family::tensors(config);
     let types = policy::block_types(quant, config, &specs);
     let plan = |(spec, &ty): (&TensorSpec, &BlockType)| {
-        (spec.gguf.clone(), spec.shape().iter().rev().map(|&n| n as u64).collect(), ty)
+        (spec.gguf.clone(), spec.shape(Naming::Gguf).iter().rev().map(|&n| n as u64).collect(), ty)
     };
     let mut planned: Vec<_> = specs.iter().zip(&types).map(plan).collect();
     let tables = config.rope.gguf_tensors();

@@ -21,7 +21,10 @@ struct Shapes(Table);
 impl Shapes {
     fn of(config: &ModelConfig, naming: Naming) -> Shapes {
         Shapes(
-            family::tensors(config).iter().map(|spec| (spec.name(naming).to_owned(), spec.shape())).collect(),
+            family::tensors(config)
+                .iter()
+                .map(|spec| (spec.name(naming).to_owned(), spec.shape(naming)))
+                .collect(),
         )
     }
 }

@@ -26,5 +26,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 /// A JSON file; `None` when there is no such file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(bytes) = read(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
+    formats::json::from_python(&bytes)
+        .map(Some)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })
 }

@@ -7,7 +7,7 @@ use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as
 use formats::checkpoint::{Checkpoint, Data, write_safetensors};
 use formats::config::HfConfig;
 use model::ModelConfig;
-use model::family::{self, TensorSpec};
+use model::family::{self, Naming, TensorSpec};
 use serde_json::{Value, json};
 
 /// Plain ChatML.
@@ -123,7 +123,7 @@ impl Tiny {
                 let mut values: Vec<f32> =
                     (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
                 change(spec, &mut values);
-                (spec.hf.clone(), spec.shape(), values)
+                (spec.hf.clone(), spec.shape(Naming::Hf), values)
             })
             .collect();
         let data: Vec<_> =

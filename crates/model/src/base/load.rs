@@ -148,10 +148,10 @@ impl<D: Device> Loader<'_, D> {
     fn vector(&self, spec: &TensorSpec) -> Result<D::Buffer> {
         let mut floats = Vec::new();
         self.source.read(spec.name(self.naming), &mut floats)?;
-        if self.naming == Naming::Hf && spec.offset != 0.0 {
-            floats.iter_mut().for_each(|gain| *gain += spec.offset);
+        if self.naming == Naming::Hf {
+            spec.held.of(&mut floats);
         }
-        let mut vector = self.device.alloc(spec.name(self.naming), spec.cols)?;
+        let mut vector = self.device.alloc(spec.name(self.naming), spec.n_weights())?;
         self.device.upload(&floats, vector.all_mut())?;
         Ok(vector)
     }

@@ -20,6 +20,10 @@ const DEFAULT_THETA: f32 = 10_000.0;
 /// Factors for each frequency have no key: the converter writes them as tensors ([`Rope::gguf_tensors`]).
 pub fn gguf_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
     let mut values = GgufValues { architecture: config.family.gguf_architecture(), keys: Vec::new() };
+    if config.mixer.is_some() {
+        config.family.write_gguf(config, &mut values);
+        return values.keys;
+    }
     values.size("block_count", config.n_layers);
     values.size("context_length", config.max_positions);
     values.size("embedding_length", config.hidden);
@@ -81,7 +85,7 @@ impl ModelConfig {
         let n_kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads);
         let stated = keys.optional_size("attention.key_length")?;
         let head_dim = stated.unwrap_or(hidden / n_heads.max(1));
-        keys.refuse_other("attention.value_length", head_dim)?;
+        keys.refuse_other("attention.value_length", head_dim, &format!("the head width {head_dim}"))?;
         let theta = keys.optional_number("rope.freq_base")?.unwrap_or(DEFAULT_THETA);
         let dim = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
         let max_positions = keys.size("context_length")?;
@@ -165,7 +169,7 @@ impl GgufKeys<'_> {
         if self.get(key).is_none() { Ok(None) } else { self.number(key).map(Some) }
     }
 
-    fn refuse_other(&self, key: &str, supported: usize) -> Result<()> {
+    pub(crate) fn refuse_other(&self, key: &str, supported: usize, name: &str) -> Result<()> {
         let found = self.optional_size(key)?.unwrap_or(supported);
         if found == supported {
             return Ok(());
@@ -174,7 +178,7 @@ impl GgufKeys<'_> {
             origin: ORIGIN.to_owned(),
             key: self.name(key),
             found: found.to_string(),
-            supported: format!("the head width {supported}"),
+            supported: name.to_owned(),
         })
     }
 
@@ -221,7 +225,7 @@ impl GgufKeys<'_> {
         })
     }
 
-    fn invalid(&self, key: &str, expected: &str) -> Error {
+    pub(crate) fn invalid(&self, key: &str, expected: &str) -> Error {
         Error::InvalidConfig {
             origin: ORIGIN.to_owned(),
             key: self.name(key),

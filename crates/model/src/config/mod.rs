@@ -12,7 +12,7 @@ pub use rope::{LongRope, Rope, RopeScaling, RotaryTable};
 
 use std::ops::Range;
 
-use crate::device::{Activation, Heads};
+use crate::device::{Activation, Heads, StateSpace};
 use crate::family::{Family, Role};
 use crate::{Error, Result};
 
@@ -59,11 +59,11 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream (C).
     pub hidden: usize,
-    /// Width of the gated MLP (F).
+    /// Width of the gated MLP (F); 0 where layers have none.
     pub intermediate: usize,
     /// Decoder layers.
     pub n_layers: usize,
-    /// Query heads (H).
+    /// Query heads (H); 0 where layers have no attention.
     pub n_heads: usize,
     /// Key and value heads (K), a divisor of H.
     pub n_kv_heads: usize,
@@ -87,6 +87,8 @@ pub struct ModelConfig {
     pub embedding_scale: f32,
     /// What stands between the linear layers of the MLP.
     pub activation: Activation,
+    /// The state-space mixer that layers are, instead of attention and MLP.
+    pub mixer: Option<StateSpace>,
     /// What names of a checkpoint's tensors begin with, where the language model is a part of it.
     pub text_prefix: &'static str,
     /// Whether the head is the embedding.
@@ -116,6 +118,7 @@ impl ModelConfig {
             score_scale: 1.0 / (head_dim as f32).sqrt(),
             embedding_scale: 1.0,
             activation: Activation::Silu,
+            mixer: None,
             text_prefix: "",
             tied: false,
             max_positions: 0,
@@ -154,18 +157,42 @@ impl ModelConfig {
             Role::KBias | Role::VBias => (1, kv),
             Role::OBias | Role::DownBias => (1, c),
             Role::UpBias => (1, f),
+            role => self.mixer_shape(role),
+        }
+    }
+
+    /// [`ModelConfig::shape`] of a tensor that only a mixer has.
+    fn mixer_shape(&self, role: Role) -> (usize, usize) {
+        let Some(mixer) = self.mixer else { return (0, 0) };
+        let (inner, h) = (mixer.inner(), mixer.n_heads);
+        match role {
+            Role::SsmGate => (inner, self.hidden),
+            Role::SsmMixed => (mixer.mixed(), self.hidden),
+            Role::SsmStep => (h, self.hidden),
+            Role::SsmConv => (mixer.mixed(), mixer.kernel),
+            Role::SsmConvBias => (1, mixer.mixed()),
+            Role::SsmStepBias => (1, h),
+            Role::SsmDecay | Role::SsmSkip => (h, 1),
+            Role::SsmNorm => (mixer.n_groups, inner / mixer.n_groups),
+            Role::SsmOut => (self.hidden, inner),
+            _ => (inner + mixer.mixed() + h, self.hidden),
         }
     }
 
     /// Where the weights of a linear layer lie, fused or not.
     pub fn projection(&self, role: Role) -> Projection {
         let (q, kv, f) = (self.q_width(), self.kv_width(), self.intermediate);
+        let mixer = self.mixer.unwrap_or_default();
+        let (gate, step) = (mixer.inner(), mixer.inner() + mixer.mixed());
         let (stored, rows) = match role {
             Role::Q if self.family.has(Role::Qkv) => (Role::Qkv, 0..q),
             Role::K if self.family.has(Role::Qkv) => (Role::Qkv, q..q + kv),
             Role::V if self.family.has(Role::Qkv) => (Role::Qkv, q + kv..q + 2 * kv),
             Role::Gate if self.family.has(Role::GateUp) => (Role::GateUp, 0..f),
             Role::Up if self.family.has(Role::GateUp) => (Role::GateUp, f..2 * f),
+            Role::SsmGate => (Role::SsmIn, 0..gate),
+            Role::SsmMixed => (Role::SsmIn, gate..step),
+            Role::SsmStep => (Role::SsmIn, step..step + mixer.n_heads),
             other => (other, 0..self.shape(other).0),
         };
         Projection { stored, rows }
@@ -235,6 +262,20 @@ impl ModelConfig {
                 return invalid(key, value.to_string(), &format!("1 to {limit}"));
             }
         }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return invalid("rms_norm_eps", self.norm_eps.to_string(), "a positive number");
+        }
+        if let Some(mixer) = &self.mixer {
+            if mixer.kernel < 2 {
+                let expected = format!("2 to {}", StateSpace::MAX_KERNEL);
+                return invalid("conv_kernel", mixer.kernel.to_string(), &expected);
+            }
+            if !mixer.n_heads.is_multiple_of(mixer.n_groups) {
+                let expected = format!("a divisor of num_heads {}", mixer.n_heads);
+                return invalid("n_groups", mixer.n_groups.to_string(), &expected);
+            }
+            return Ok(self);
+        }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let expected = format!("a divisor of num_attention_heads {}", self.n_heads);
             return invalid("num_key_value_heads", self.n_kv_heads.to_string(), &expected);
@@ -246,9 +287,6 @@ impl ModelConfig {
         if rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) {
             let expected = format!("an even number of dimensions, 2 to head_dim {}", self.head_dim);
             return invalid("partial_rotary_factor", format!("{rotated} dimensions"), &expected);
-        }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return invalid("rms_norm_eps", self.norm_eps.to_string(), "a positive number");
         }
         for rope in self.ropes() {
             if !(rope.theta.is_finite() && rope.theta > 0.0) {
@@ -262,16 +300,28 @@ impl ModelConfig {
     }
 
     /// Key, value and limit; the limits keep products of two sizes far from overflow.
-    fn sizes(&self) -> [(&'static str, usize, usize); 8] {
-        [
+    fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
+        let mut sizes = vec![
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden, 1 << 20),
-            ("intermediate_size", self.intermediate, 1 << 22),
             ("num_hidden_layers", self.n_layers, 1 << 12),
-            ("num_attention_heads", self.n_heads, 1 << 14),
-            ("num_key_value_heads", self.n_kv_heads, 1 << 14),
-            ("head_dim", self.head_dim, 1 << 14),
             ("max_position_embeddings", self.max_positions, 1 << 30),
-        ]
+        ];
+        match &self.mixer {
+            Some(mixer) => sizes.extend([
+                ("num_heads", mixer.n_heads, 1 << 12),
+                ("head_dim", mixer.head_dim, 1 << 12),
+                ("n_groups", mixer.n_groups, 1 << 12),
+                ("state_size", mixer.state, 1 << 12),
+                ("conv_kernel", mixer.kernel, StateSpace::MAX_KERNEL),
+            ]),
+            None => sizes.extend([
+                ("intermediate_size", self.intermediate, 1 << 22),
+                ("num_attention_heads", self.n_heads, 1 << 14),
+                ("num_key_value_heads", self.n_kv_heads, 1 << 14),
+                ("head_dim", self.head_dim, 1 << 14),
+            ]),
+        }
+        sizes
     }
 }

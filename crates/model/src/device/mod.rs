@@ -69,6 +69,57 @@ impl Heads {
     }
 }
 
+/// Sizes of a state-space mixer, Mamba-2's.
+///
+/// Source: Dao & Gu 2024, arXiv:2405.21060.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateSpace {
+    /// H, heads.
+    pub n_heads: usize,
+    /// P, width of a head; I = H·P is the width of the mixer.
+    pub head_dim: usize,
+    /// G, groups of heads that share B and C; divides H.
+    pub n_groups: usize,
+    /// S, numbers that the state keeps for each of a head's P inputs.
+    pub state: usize,
+    /// k, tokens that the causal convolution sees.
+    pub kernel: usize,
+}
+
+impl StateSpace {
+    /// The longest convolution that is computed.
+    pub const MAX_KERNEL: usize = 16;
+
+    /// Tokens of a tile of the scan's backward pass.
+    pub const TILE_TOKENS: usize = 32;
+
+    /// I = H·P
+    pub fn inner(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// W = I + 2·G·S, columns that are convolved: inputs, B, C.
+    pub fn mixed(&self) -> usize {
+        self.inner() + 2 * self.n_groups * self.state
+    }
+
+    /// Numbers of one sequence's state (H, P, S).
+    pub fn state_len(&self) -> usize {
+        self.inner() * self.state
+    }
+
+    /// Numbers that the scan's backward pass needs beside its results: a state, a tile of what heads share, a number
+    /// for each head.
+    pub fn scratch_len(&self) -> usize {
+        self.state_len() + self.n_heads * (Self::TILE_TOKENS * self.state + 1)
+    }
+
+    /// Numbers of one sequence's window (k - 1, W): the rows that the convolution of the next token still sees.
+    pub fn window_len(&self) -> usize {
+        self.kernel.saturating_sub(1) * self.mixed()
+    }
+}
+
 /// What stands between the linear layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -100,6 +151,30 @@ impl Segment {
         let n = rows.len();
         Self { first_query: rows.start, n_queries: n, first_key: rows.start, n_keys: n }
     }
+}
+
+/// One sequence of a packed batch, as a recurrence sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub first: usize,
+    /// Rows.
+    pub n: usize,
+    /// Where its state is kept.
+    pub place: usize,
+    /// Whether nothing came before: what the place holds is another sequence's.
+    pub begins: bool,
+}
+
+/// Vectors of a state-space mixer (H): [`Device::state_scan`] tells what they do.
+#[derive(Debug)]
+pub struct ScanWeights<'a, B> {
+    /// Added to the steps.
+    pub step_bias: View<'a, B>,
+    /// A, negative.
+    pub decay: View<'a, B>,
+    /// D
+    pub skip: View<'a, B>,
 }
 
 /// A frozen matrix as ggml blocks, resident on a device.
@@ -429,6 +504,93 @@ pub trait Device: Clone + Send + Sync + 'static {
         d_q: ViewMut<'_, Self::Buffer>,
         d_k: ViewMut<'_, Self::Buffer>,
         d_v: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    // ---- state-space mixers -------------------------------------------------------------------------------------
+
+    /// y = x · r · g, r = 1 / sqrt(mean(x²) + eps) of each of a row's groups      x, y (N, I), g (I), groups of |I| / G
+    fn group_norm(
+        &self,
+        n_groups: usize,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        eps: f32,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// dx = r · (g·dy - x · r² · mean(g·dy·x)), group by group, r recomputed from x.
+    fn group_norm_backward(
+        &self,
+        n_groups: usize,
+        x: View<'_, Self::Buffer>,
+        gain: View<'_, Self::Buffer>,
+        eps: f32,
+        d_y: View<'_, Self::Buffer>,
+        d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// out_t = silu(bias + Σ_j kernel_j · x_(t - k + 1 + j)), column by column      x, out (N, W), kernel (W, k), bias (W)
+    ///
+    /// Before a span's first row stand the rows of its window, zeros where it begins; window (places, k - 1, W) holds
+    /// its last k - 1 rows afterwards.
+    #[allow(clippy::too_many_arguments)]
+    fn causal_conv(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        x: View<'_, Self::Buffer>,
+        kernel: View<'_, Self::Buffer>,
+        bias: View<'_, Self::Buffer>,
+        window: ViewMut<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// d_x of [`Device::causal_conv`] for spans that begin; writes the rows that they name. The kernel is frozen.
+    #[allow(clippy::too_many_arguments)]
+    fn causal_conv_backward(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        x: View<'_, Self::Buffer>,
+        kernel: View<'_, Self::Buffer>,
+        bias: View<'_, Self::Buffer>,
+        d_out: View<'_, Self::Buffer>,
+        d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The selective scan: state_t = exp(δ·A) · state_(t-1) + δ · x_t ⊗ B_t, out_t = state_t · C_t + D · x_t
+    ///
+    /// δ = softplus(step + step_bias). mixed (N, W) holds x (N, H, P), B (N, G, S) and C (N, G, S) side by side;
+    /// steps (N, H), out (N, I), state (places, H, P, S), which goes on from what it holds unless a span begins.
+    /// Source: Dao & Gu 2024, arXiv:2405.21060.
+    #[allow(clippy::too_many_arguments)]
+    fn state_scan(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        weights: ScanWeights<'_, Self::Buffer>,
+        mixed: View<'_, Self::Buffer>,
+        steps: View<'_, Self::Buffer>,
+        state: ViewMut<'_, Self::Buffer>,
+        out: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Gradients of [`Device::state_scan`] for spans that begin; writes the rows that they name. A and D are frozen.
+    ///
+    /// `scratch` has [`StateSpace::scratch_len`] numbers.
+    #[allow(clippy::too_many_arguments)]
+    fn state_scan_backward(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        weights: ScanWeights<'_, Self::Buffer>,
+        mixed: View<'_, Self::Buffer>,
+        steps: View<'_, Self::Buffer>,
+        out: View<'_, Self::Buffer>,
+        d_out: View<'_, Self::Buffer>,
+        scratch: ViewMut<'_, Self::Buffer>,
+        d_mixed: ViewMut<'_, Self::Buffer>,
+        d_steps: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     // ---- loss ---------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
     model_types: &["gemma3_text", "gemma3"],
     gguf_architecture: "gemma3",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: OUTPUT_NORM,
     interleaved_rotation: false,

@@ -23,6 +23,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
     model_types: &["llama", "mistral"],
     gguf_architecture: "llama",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: OUTPUT_NORM,
     interleaved_rotation: true,

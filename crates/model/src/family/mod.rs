@@ -6,6 +6,7 @@
 
 mod gemma3;
 mod llama;
+mod mamba2;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -34,6 +35,8 @@ pub enum Family {
     Gemma3,
     /// StarCoder2: LayerNorm, biases, no gate.
     StarCoder2,
+    /// Mamba-2, Mamba-Codestral: state-space mixers, no attention.
+    Mamba2,
 }
 
 /// What a tensor does in the model.
@@ -41,7 +44,7 @@ pub enum Family {
 pub enum Role {
     /// Token embedding (V, C), also the head where the model is tied.
     Embedding,
-    /// Norm before attention (C).
+    /// Norm before attention, or before a layer's mixer (C).
     AttnNorm,
     /// Query projection (H·D, C).
     Q,
@@ -93,11 +96,46 @@ pub enum Role {
     DownBias,
     /// Bias of the last norm (C).
     OutputNormBias,
+    /// Input projection of a state-space mixer: gate, convolved inputs, step sizes (I + W + H, C).
+    ///
+    /// Letters as in [`crate::device::StateSpace`].
+    SsmIn,
+    /// Those of its rows that make the gate (I, C).
+    SsmGate,
+    /// Those that make what is convolved: inputs, B and C (W, C).
+    SsmMixed,
+    /// Those that make the step sizes (H, C).
+    SsmStep,
+    /// Kernels of the causal convolution (W, k).
+    SsmConv,
+    /// Its bias (W).
+    SsmConvBias,
+    /// Bias of the step sizes (H).
+    SsmStepBias,
+    /// A, the decay of each head's state (H, 1): -exp of what a checkpoint holds.
+    SsmDecay,
+    /// D, how much of each head's input goes past its state (H, 1).
+    SsmSkip,
+    /// Norm of the gated output, group by group (G, I / G).
+    SsmNorm,
+    /// Output projection of a state-space mixer (C, I). Not among [`LINEAR_ROLES`]: PEFT refuses to adapt it, since
+    /// the mixer's fused kernels read its weights past an adapter, and an adapter is to load there.
+    SsmOut,
 }
 
 /// The linear layers that decoder layers have in one family or another, in the order of the forward pass.
-pub const LINEAR_ROLES: [Role; 9] =
-    [Role::Q, Role::K, Role::V, Role::Qkv, Role::O, Role::Gate, Role::Up, Role::GateUp, Role::Down];
+pub const LINEAR_ROLES: [Role; 10] = [
+    Role::Q,
+    Role::K,
+    Role::V,
+    Role::Qkv,
+    Role::O,
+    Role::Gate,
+    Role::Up,
+    Role::GateUp,
+    Role::Down,
+    Role::SsmIn,
+];
 
 /// One tensor of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,8 +154,30 @@ pub struct TensorSpec {
     pub layer: Option<usize>,
     /// The number of heads whose rows are interleaved in a GGUF; `None` where both layouts agree.
     pub permute: Option<usize>,
-    /// What memory and GGUF hold beyond the checkpoint's value: 1 for the gain of a norm that computes x · (1 + g).
-    pub offset: f32,
+    /// What memory and GGUF hold of the checkpoint's values.
+    pub held: Held,
+}
+
+/// What memory and GGUF hold of a checkpoint's value v.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Held {
+    /// v
+    Itself,
+    /// v + offset, with 1 for the gain of a norm that computes x · (1 + g).
+    Plus(f32),
+    /// -exp(v)
+    NegatedExp,
+}
+
+impl Held {
+    /// Turns a checkpoint's values into what is held.
+    pub fn of(self, values: &mut [f32]) {
+        match self {
+            Held::Itself => {}
+            Held::Plus(offset) => values.iter_mut().for_each(|value| *value += offset),
+            Held::NegatedExp => values.iter_mut().for_each(|value| *value = -value.exp()),
+        }
+    }
 }
 
 /// Which names a source of tensors uses.
@@ -131,8 +191,15 @@ pub enum Naming {
 
 impl Family {
     /// All families, for messages and tests.
-    pub const ALL: [Family; 6] =
-        [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Phi3, Family::Gemma3, Family::StarCoder2];
+    pub const ALL: [Family; 7] = [
+        Family::Llama,
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Phi3,
+        Family::Gemma3,
+        Family::StarCoder2,
+        Family::Mamba2,
+    ];
 
     fn table(self) -> &'static Table {
         match self {
@@ -142,6 +209,7 @@ impl Family {
             Family::Phi3 => &phi3::TABLE,
             Family::Gemma3 => &gemma3::TABLE,
             Family::StarCoder2 => &starcoder2::TABLE,
+            Family::Mamba2 => &mamba2::TABLE,
         }
     }
 
@@ -221,17 +289,18 @@ impl Role {
         LINEAR_ROLES.contains(&self)
     }
 
-    /// Whether this is a vector, a gain or a bias: 1-D, never quantised.
+    /// Whether this is a gain, a bias or the like: small, held in 32 bits, never quantised.
     pub fn is_vector(self) -> bool {
-        !self.is_linear() && !matches!(self, Role::Embedding | Role::Output)
+        !self.is_linear() && !matches!(self, Role::Embedding | Role::Output | Role::SsmOut)
     }
 
     fn is_bias(self) -> bool {
         use Role::{AttnNormBias, DownBias, FfnNormBias, KBias, OBias, OutputNormBias, QBias, UpBias, VBias};
+        use Role::{SsmConvBias, SsmStepBias};
         matches!(
             self,
             AttnNormBias | QBias | KBias | VBias | OBias | FfnNormBias | UpBias | DownBias | OutputNormBias
-        )
+        ) || matches!(self, SsmConvBias | SsmStepBias)
     }
 
     /// The bias that belongs to a linear layer or a norm, in families that have one.
@@ -276,8 +345,16 @@ impl TensorSpec {
     }
 
     /// The shape in PyTorch's order.
-    pub fn shape(&self) -> Vec<usize> {
-        if self.role.is_vector() { vec![self.cols] } else { vec![self.rows, self.cols] }
+    pub fn shape(&self, naming: Naming) -> Vec<usize> {
+        match (self.role, naming) {
+            (Role::SsmConv, Naming::Hf) => vec![self.rows, 1, self.cols],
+            (Role::SsmDecay | Role::SsmSkip | Role::SsmNorm, Naming::Hf) => vec![self.n_weights()],
+            (Role::SsmConv | Role::SsmDecay | Role::SsmSkip | Role::SsmNorm, Naming::Gguf) => {
+                vec![self.rows, self.cols]
+            }
+            (role, _) if role.is_vector() => vec![self.cols],
+            _ => vec![self.rows, self.cols],
+        }
     }
 
     /// The row of the Hugging Face layout that stands at `gguf_row` of a GGUF.
@@ -291,33 +368,48 @@ impl TensorSpec {
     }
 
     fn new(config: &ModelConfig, row: &Row, layer: Option<usize>) -> TensorSpec {
-        let Row { role, hf, gguf } = *row;
+        let Row { role, hf, gguf, is_whole } = *row;
         let (rows, cols) = config.shape(role);
-        let suffix = if role.is_bias() { "bias" } else { "weight" };
-        let (hf, gguf) = match layer {
-            Some(i) => (format!("model.layers.{i}.{hf}.{suffix}"), format!("blk.{i}.{gguf}.{suffix}")),
-            None if role == Role::Output => (format!("{hf}.{suffix}"), format!("{gguf}.{suffix}")),
-            None => (format!("model.{hf}.{suffix}"), format!("{gguf}.{suffix}")),
-        };
         let table = config.family.table();
+        let suffix = match is_whole {
+            true => "",
+            false if role.is_bias() => ".bias",
+            false => ".weight",
+        };
+        let stem = table.stem;
+        let (hf, gguf) = match layer {
+            Some(i) => (format!("{stem}.layers.{i}.{hf}{suffix}"), format!("blk.{i}.{gguf}{suffix}")),
+            None if role == Role::Output => (format!("{hf}{suffix}"), format!("{gguf}{suffix}")),
+            None => (format!("{stem}.{hf}{suffix}"), format!("{gguf}{suffix}")),
+        };
         let permute = match role {
             Role::Q if table.interleaved_rotation => Some(config.n_heads),
             Role::K if table.interleaved_rotation => Some(config.n_kv_heads),
             _ => None,
         };
-        let offset = if role.is_vector() && !role.is_bias() { table.gain_offset } else { 0.0 };
+        let held = match role {
+            Role::SsmDecay => Held::NegatedExp,
+            _ if role.is_vector() && !role.is_bias() && table.gain_offset != 0.0 => {
+                Held::Plus(table.gain_offset)
+            }
+            _ => Held::Itself,
+        };
         let hf = format!("{}{hf}", config.text_prefix);
-        TensorSpec { hf, gguf, rows, cols, role, layer, permute, offset }
+        TensorSpec { hf, gguf, rows, cols, role, layer, permute, held }
+    }
+
+    fn embedding(config: &ModelConfig) -> TensorSpec {
+        let row = table::row(Role::Embedding, config.family.table().embedding, "token_embd");
+        TensorSpec::new(config, &row, None)
     }
 }
 
-const EMBEDDING: Row = table::row(Role::Embedding, "embed_tokens", "token_embd");
 const HEAD: Row = table::row(Role::Output, "lm_head", "output");
 
 /// All tensors of a model in the order of the forward pass; no head where the model is tied.
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let table = config.family.table();
-    let mut specs = vec![TensorSpec::new(config, &EMBEDDING, None)];
+    let mut specs = vec![TensorSpec::embedding(config)];
     for layer in 0..config.n_layers {
         specs.extend(table.layer.iter().map(|row| TensorSpec::new(config, row, Some(layer))));
     }
@@ -362,7 +454,7 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
 /// # Errors
 /// [`Error::TiedHead`], and what reading meets.
 pub fn check_tied_head(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
-    let (head, embedding) = (TensorSpec::new(config, &HEAD, None), TensorSpec::new(config, &EMBEDDING, None));
+    let (head, embedding) = (TensorSpec::new(config, &HEAD, None), TensorSpec::embedding(config));
     if !config.tied || source.shape(&head.hf).is_none() {
         return Ok(());
     }
@@ -387,8 +479,12 @@ fn check_shapes(expected: &[TensorSpec], source: &dyn TensorSource, naming: Nami
     for spec in expected {
         let name = spec.name(naming);
         match source.shape(name) {
-            Some(found) if found != spec.shape() => {
-                return Err(Error::TensorShape { name: name.to_owned(), found, expected: spec.shape() });
+            Some(found) if found != spec.shape(naming) => {
+                return Err(Error::TensorShape {
+                    name: name.to_owned(),
+                    found,
+                    expected: spec.shape(naming),
+                });
             }
             _ => {}
         }

@@ -21,6 +21,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["Phi3ForCausalLM"],
     model_types: &["phi3"],
     gguf_architecture: "phi3",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: OUTPUT_NORM,
     interleaved_rotation: false,

@@ -26,6 +26,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["Qwen2ForCausalLM"],
     model_types: &["qwen2"],
     gguf_architecture: "qwen2",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: OUTPUT_NORM,
     interleaved_rotation: false,

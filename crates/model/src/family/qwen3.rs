@@ -25,6 +25,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["Qwen3ForCausalLM"],
     model_types: &["qwen3"],
     gguf_architecture: "qwen3",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: OUTPUT_NORM,
     interleaved_rotation: false,

@@ -34,6 +34,8 @@ pub(super) const TABLE: Table = Table {
     hf_architectures: &["Starcoder2ForCausalLM"],
     model_types: &["starcoder2"],
     gguf_architecture: "starcoder2",
+    stem: "model",
+    embedding: "embed_tokens",
     layer: &LAYER,
     last: &[row(Role::OutputNorm, "norm", "output_norm"), row(Role::OutputNormBias, "norm", "output_norm")],
     interleaved_rotation: false,

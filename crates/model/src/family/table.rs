@@ -14,10 +14,17 @@ pub(super) struct Row {
     pub hf: &'static str,
     /// Its stem in a GGUF: `attn_q`.
     pub gguf: &'static str,
+    /// Whether both names are whole: no `.weight` or `.bias` follows.
+    pub is_whole: bool,
 }
 
 pub(super) const fn row(role: Role, hf: &'static str, gguf: &'static str) -> Row {
-    Row { role, hf, gguf }
+    Row { role, hf, gguf, is_whole: false }
+}
+
+/// A tensor that is no `weight` or `bias` of a module.
+pub(super) const fn whole(role: Role, hf: &'static str, gguf: &'static str) -> Row {
+    Row { role, hf, gguf, is_whole: true }
 }
 
 /// Everything that sets a family apart.
@@ -28,6 +35,10 @@ pub(super) struct Table {
     pub model_types: &'static [&'static str],
     /// `general.architecture` of its GGUFs.
     pub gguf_architecture: &'static str,
+    /// What the names of a checkpoint's tensors begin with, the head's apart: `model`.
+    pub stem: &'static str,
+    /// Its embedding's module after that: `embed_tokens`.
+    pub embedding: &'static str,
     /// A layer's tensors in the order of the forward pass.
     pub layer: &'static [Row],
     /// Those after the last layer, without the head.

@@ -20,11 +20,13 @@ pub enum Group {
     GateUp,
     /// down: reads the gated product.
     Down,
+    /// in: reads the norm before a state-space mixer.
+    SsmIn,
 }
 
 impl Group {
     /// All groups in the order of the forward pass.
-    pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
+    pub const ALL: [Group; 5] = [Group::Qkv, Group::O, Group::GateUp, Group::Down, Group::SsmIn];
 
     /// The group of a linear layer.
     ///
@@ -36,6 +38,7 @@ impl Group {
             Role::O => Group::O,
             Role::Gate | Role::Up | Role::GateUp => Group::GateUp,
             Role::Down => Group::Down,
+            Role::SsmIn => Group::SsmIn,
             other => panic!("{other:?} is no linear layer"),
         }
     }
@@ -47,6 +50,7 @@ impl Group {
             Group::O => &[Role::O],
             Group::GateUp => &[Role::Gate, Role::Up, Role::GateUp],
             Group::Down => &[Role::Down],
+            Group::SsmIn => &[Role::SsmIn],
         }
     }
 }
@@ -109,7 +113,7 @@ impl Stack {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Widths {
     /// Of x·Aᵀ, the widest layer's, by [`Group`].
-    pub low_rank: [usize; 4],
+    pub low_rank: [usize; Group::ALL.len()],
     /// Of a copy of the input or the output of a linear layer of the attention, 0 where none is made.
     pub attention_copy: usize,
     /// Of the same for the MLP.
@@ -137,7 +141,7 @@ impl Widths {
 /// All factors of an adapter: layer by layer, group by group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
-    stacks: Vec<[Stack; 4]>,
+    stacks: Vec<[Stack; Group::ALL.len()]>,
     len: usize,
     n_outputs: usize,
 }

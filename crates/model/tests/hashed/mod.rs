@@ -10,7 +10,7 @@ use formats::TensorSource;
 use formats::adapter::AdapterTensor;
 use formats::source::rows_and_cols;
 use model::config::{ModelConfig, Rope, RopeScaling};
-use model::family::{self, Family};
+use model::family::{self, Family, Naming};
 use model::lora::LoraOptions;
 
 /// FNV-1a.
@@ -89,7 +89,8 @@ pub struct HashedCheckpoint {
 
 impl HashedCheckpoint {
     pub fn new(config: &ModelConfig) -> Self {
-        let shapes = family::tensors(config).iter().map(|spec| (spec.hf.clone(), spec.shape())).collect();
+        let shapes =
+            family::tensors(config).iter().map(|spec| (spec.hf.clone(), spec.shape(Naming::Hf))).collect();
         HashedCheckpoint { shapes }
     }
 }

@@ -7,6 +7,7 @@ mod activation;
 mod adamw;
 mod adapter;
 mod attention;
+mod convolution;
 mod few_rows;
 mod isa;
 mod layer_norm;
@@ -17,6 +18,8 @@ pub(crate) mod product;
 mod rope;
 mod rows;
 mod softmax;
+mod spans;
+mod state_scan;
 
 pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
 
@@ -27,7 +30,7 @@ use formats::BlockType;
 
 use super::{
     Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
-    Rotation, RowSquares, Segment, View, ViewMut, Write,
+    Rotation, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
 };
 use crate::arena::Arena;
 use crate::{Error, Result};
@@ -441,6 +444,119 @@ impl Device for Cpu {
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
         attention::backward(inputs, segments, outputs, slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
+        Ok(())
+    }
+
+    fn group_norm(
+        &self,
+        n_groups: usize,
+        x: Floats<'_>,
+        gain: Floats<'_>,
+        eps: f32,
+        y: FloatsMut<'_>,
+    ) -> Result<()> {
+        let whole = x.len() / gain.len() * gain.len();
+        check("group_norm", [("x", x.len(), whole), ("y", y.len(), x.len())])?;
+        check("group_norm", [("groups", gain.len() % n_groups, 0)])?;
+        norm::forward_groups(n_groups, slice(x), slice(gain), eps, slice_mut(y));
+        Ok(())
+    }
+
+    fn group_norm_backward(
+        &self,
+        n_groups: usize,
+        x: Floats<'_>,
+        gain: Floats<'_>,
+        eps: f32,
+        d_y: Floats<'_>,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "group_norm_backward";
+        let whole = x.len() / gain.len() * gain.len();
+        check(op, [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())])?;
+        check(op, [("groups", gain.len() % n_groups, 0)])?;
+        norm::backward_groups(n_groups, slice(x), slice(gain), eps, slice(d_y), slice_mut(d_x));
+        Ok(())
+    }
+
+    fn causal_conv(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        x: Floats<'_>,
+        kernel: Floats<'_>,
+        bias: Floats<'_>,
+        window: FloatsMut<'_>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "causal_conv";
+        let inputs = convolution::Inputs::new(op, mixer, x, kernel, bias)?;
+        check(op, [("out", out.len(), x.len())])?;
+        spans::check(op, spans, inputs.n_rows(), window.len() / mixer.window_len())?;
+        convolution::forward(inputs, spans, slice_mut(window), slice_mut(out));
+        Ok(())
+    }
+
+    fn causal_conv_backward(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        x: Floats<'_>,
+        kernel: Floats<'_>,
+        bias: Floats<'_>,
+        d_out: Floats<'_>,
+        d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "causal_conv_backward";
+        check(op, [("d_out", d_out.len(), x.len()), ("d_x", d_x.len(), x.len())])?;
+        let inputs = convolution::Inputs::new(op, mixer, x, kernel, bias)?;
+        spans::check_beginnings(op, spans, inputs.n_rows())?;
+        convolution::backward(inputs, spans, slice(d_out), slice_mut(d_x));
+        Ok(())
+    }
+
+    fn state_scan(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        weights: ScanWeights<'_, Self::Buffer>,
+        mixed: Floats<'_>,
+        steps: Floats<'_>,
+        state: FloatsMut<'_>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "state_scan";
+        let inputs = state_scan::Inputs::new(op, mixer, weights, mixed, steps)?;
+        let n = inputs.n_rows();
+        check(op, [("out", out.len(), n * mixer.inner())])?;
+        spans::check(op, spans, n, state.len() / mixer.state_len())?;
+        state_scan::forward(inputs, spans, slice_mut(state), slice_mut(out));
+        Ok(())
+    }
+
+    fn state_scan_backward(
+        &self,
+        mixer: StateSpace,
+        spans: &[Span],
+        weights: ScanWeights<'_, Self::Buffer>,
+        mixed: Floats<'_>,
+        steps: Floats<'_>,
+        out: Floats<'_>,
+        d_out: Floats<'_>,
+        scratch: FloatsMut<'_>,
+        d_mixed: FloatsMut<'_>,
+        d_steps: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "state_scan_backward";
+        let inputs = state_scan::Inputs::new(op, mixer, weights, mixed, steps)?;
+        let n = inputs.n_rows();
+        check(op, [("out", out.len(), n * mixer.inner()), ("d_out", d_out.len(), out.len())])?;
+        check(op, [("d_mixed", d_mixed.len(), mixed.len()), ("d_steps", d_steps.len(), steps.len())])?;
+        check(op, [("scratch", scratch.len(), mixer.scratch_len())])?;
+        spans::check_beginnings(op, spans, n)?;
+        let outputs = state_scan::Outputs { out: slice(out), d_out: slice(d_out) };
+        let (d_mixed, d_steps) = (slice_mut(d_mixed), slice_mut(d_steps));
+        state_scan::backward(inputs, spans, outputs, slice_mut(scratch), d_mixed, d_steps);
         Ok(())
     }
 

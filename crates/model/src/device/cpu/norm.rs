@@ -23,6 +23,37 @@ pub(super) fn backward(x: &[f32], gain: &[f32], eps: f32, d_y: &[f32], write: Wr
         .for_each(|((d_x, x), d_y)| backward_rows(x, gain, eps, d_y, write, d_x));
 }
 
+/// The same for each of a row's groups, whose gains follow one another.
+pub(super) fn forward_groups(n_groups: usize, x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    let (cols, width) = (gain.len(), gain.len() / n_groups);
+    let task = task_rows(cols) * cols;
+    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
+        let groups = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+        for ((x, y), gain) in groups.zip(gain.chunks_exact(width).cycle()) {
+            forward_rows(x, gain, eps, y);
+        }
+    });
+}
+
+/// The backward of [`forward_groups`].
+pub(super) fn backward_groups(
+    n_groups: usize,
+    x: &[f32],
+    gain: &[f32],
+    eps: f32,
+    d_y: &[f32],
+    d_x: &mut [f32],
+) {
+    let (cols, width) = (gain.len(), gain.len() / n_groups);
+    let task = task_rows(cols) * cols;
+    d_x.par_chunks_mut(task).zip(x.par_chunks(task)).zip(d_y.par_chunks(task)).for_each(|((d_x, x), d_y)| {
+        let groups = x.chunks_exact(width).zip(d_y.chunks_exact(width)).zip(d_x.chunks_exact_mut(width));
+        for (((x, d_y), d_x), gain) in groups.zip(gain.chunks_exact(width).cycle()) {
+            backward_rows(x, gain, eps, d_y, Write::Set, d_x);
+        }
+    });
+}
+
 multiversion! {
     fn forward_rows(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
         let cols = gain.len();
