@@ -49,6 +49,12 @@ GEMMA = dict(
     max_position_embeddings=1024, attention_bias=False,
 )
 
+MAMBA = dict(
+    architectures=["Mamba2ForCausalLM"], model_type="mamba2", hidden_size=96, expand=2, num_heads=12, head_dim=16,
+    state_size=24, conv_kernel=4, chunk_size=32, hidden_act="silu", layer_norm_epsilon=1e-5, num_hidden_layers=2,
+    use_bias=False, use_conv_bias=True, residual_in_fp32=True, vocab_size=500, torch_dtype="float32",
+)
+
 FAMILIES = {
     "llama3": PLAIN | dict(architectures=["LlamaForCausalLM"], model_type="llama", rope_scaling=LLAMA3),
     "smollm2": PLAIN | dict(architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=True,
@@ -74,10 +80,18 @@ FAMILIES = {
                                                rope_scaling=dict(factor=8.0, rope_type="linear")),
                       vision_config=dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=64,
                                          num_hidden_layers=1, num_attention_heads=2)),
+    "mamba2": MAMBA | dict(n_groups=1, tie_word_embeddings=True, num_hidden_layers=3),
+    # Mamba-Codestral's keys, several groups, chunks that a sequence crosses.
+    "codestral": MAMBA | dict(n_groups=2, tie_word_embeddings=False, norm_before_gate=True, rms_norm=True,
+                              time_step_limit=[0.0, {"__float__": "Infinity"}], intermediate_size=192),
     "starcoder2": PLAIN | dict(architectures=["Starcoder2ForCausalLM"], model_type="starcoder2", use_bias=True,
                                hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5, sliding_window=20,
                                tie_word_embeddings=True),
 }
+
+
+# PEFT refuses the output projection of a Mamba-2, and with it "all-linear".
+TARGETS = {"mamba2": ["in_proj"]}
 
 
 def published(family, name):
@@ -98,7 +112,7 @@ def build(family):
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(base_weight(published(family, name), tuple(parameter.shape))))
     lora = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, task_type="CAUSAL_LM",
-                           target_modules="all-linear")
+                           target_modules=TARGETS.get(config.model_type, "all-linear"))
     model = peft.get_peft_model(model, lora)
     with torch.no_grad():
         for name, parameter in adapters(family, model):

@@ -55,6 +55,8 @@ QUANTISED_CASES = ["packed_and_masked"]
 
 MASK = (1 << 64) - 1
 
+MIXER = {"conv1d.weight": (0.5, 0.0), "A_log": (1.0, 0.5), "dt_bias": (1.0, -1.0), "mixer.D": (0.25, 1.0)}
+
 
 def fnv1a(name):
     h = 0xCBF29CE484222325
@@ -79,13 +81,19 @@ def hashed(name, n, scale, offset=0.0):
 
 
 def base_weight(name, shape):
-    """Norms are 1 +- 1/4; biases +- 1/4; an embedding +- 1/8; a linear layer has unit gain: +- sqrt(3 / columns)."""
+    """Norms are 1 +- 1/4; biases +- 1/4; an embedding +- 1/8; a linear layer has unit gain: +- sqrt(3 / columns).
+
+    Of a mixer: kernels +- 1/2, logarithms of the decay 1/2 +- 1, biases of the step -1 +- 1, skips 1 +- 1/4.
+    """
     n = math.prod(shape)
+    for end, (scale, offset) in MIXER.items():
+        if name.endswith(end):
+            return hashed(name, n, scale, offset).reshape(shape)
     if name.endswith(".bias"):
         return hashed(name, n, 0.25).reshape(shape)
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "norm_f.weight")):
         return hashed(name, n, 0.25, 1.0).reshape(shape)
-    scale = 0.125 if "embed_tokens" in name else np.float32(math.sqrt(3.0 / shape[1]))
+    scale = 0.125 if "embed" in name else np.float32(math.sqrt(3.0 / shape[1]))
     return hashed(name, n, scale).reshape(shape)
 
 

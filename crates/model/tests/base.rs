@@ -54,7 +54,7 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     for (spec, ty) in specs.iter().zip(types) {
         let mut floats = Vec::new();
         source.read(&spec.hf, &mut floats).unwrap();
-        floats.iter_mut().for_each(|value| *value += spec.offset);
+        spec.held.of(&mut floats);
         let mut blocks = vec![0; spec.rows * ty.row_bytes(spec.cols).unwrap()];
         block::encode(ty, &interleaved(config, spec, floats), spec.cols, None, &mut blocks).unwrap();
         writer.write_tensor(&blocks).unwrap();
@@ -99,6 +99,7 @@ fn a_gguf_and_a_checkpoint_give_the_same_bits() {
     for (config, quant) in [
         (small(hashed::llama()), Quant::Q4KM),
         (small(hashed::qwen3()), Quant::Q4KM),
+        (hashed::mamba2(), Quant::Q4KM),
         (small(hashed::llama()), Quant::BF16),
     ] {
         let path = dir.path().join("model.gguf");

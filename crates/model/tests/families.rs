@@ -104,11 +104,97 @@ fn tables_equal_published_checkpoints() {
     }
 }
 
+/// Mamba-Codestral-7B-v0.1, as its `config.json` has it; `INFINITY` stands for the way in which it is written.
+const CODESTRAL: &str = r#"{"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 4096,
+    "num_hidden_layers": 64, "num_heads": 128, "head_dim": 64, "n_groups": 8, "state_size": 128, "conv_kernel": 4,
+    "expand": 2, "intermediate_size": 8192, "layer_norm_epsilon": 1e-05, "hidden_act": "silu", "chunk_size": 256,
+    "use_bias": false, "use_conv_bias": true, "norm_before_gate": true, "rms_norm": true, "residual_in_fp32": true,
+    "tie_word_embeddings": false, "time_step_limit": [0.0, INFINITY], "vocab_size": 32768}"#;
+
+#[test]
+fn mamba_codestral_has_its_published_tensors() {
+    let written = ["Infinity", r#""Infinity""#, r#"{"__float__": "Infinity"}"#];
+    let read = |infinity| ModelConfig::from_hf(&hf_config(&CODESTRAL.replace("INFINITY", infinity))).unwrap();
+    let configs = written.map(read);
+    assert!(configs.iter().all(|config| *config == configs[0]));
+    let config = &configs[0];
+    assert_eq!(config.n_weights(), 7_285_403_648);
+    let specs = family::tensors(config);
+    let shapes = |naming| {
+        let of_layer = specs.iter().filter(|spec| spec.layer == Some(63) || spec.layer.is_none());
+        of_layer.map(|spec| format!("{} {:?}\n", spec.name(naming), spec.shape(naming))).collect::<String>()
+    };
+    expect_test::expect![[r#"
+        backbone.embeddings.weight [32768, 4096]
+        backbone.layers.63.norm.weight [4096]
+        backbone.layers.63.mixer.in_proj.weight [18560, 4096]
+        backbone.layers.63.mixer.conv1d.weight [10240, 1, 4]
+        backbone.layers.63.mixer.conv1d.bias [10240]
+        backbone.layers.63.mixer.dt_bias [128]
+        backbone.layers.63.mixer.A_log [128]
+        backbone.layers.63.mixer.D [128]
+        backbone.layers.63.mixer.norm.weight [8192]
+        backbone.layers.63.mixer.out_proj.weight [4096, 8192]
+        backbone.norm_f.weight [4096]
+        lm_head.weight [32768, 4096]
+    "#]]
+    .assert_eq(&shapes(Naming::Hf));
+    // What llama.cpp's `load_arch_tensors` asks for, outermost dimension first.
+    expect_test::expect![[r#"
+        token_embd.weight [32768, 4096]
+        blk.63.attn_norm.weight [4096]
+        blk.63.ssm_in.weight [18560, 4096]
+        blk.63.ssm_conv1d.weight [10240, 4]
+        blk.63.ssm_conv1d.bias [10240]
+        blk.63.ssm_dt.bias [128]
+        blk.63.ssm_a [128, 1]
+        blk.63.ssm_d [128, 1]
+        blk.63.ssm_norm.weight [8, 1024]
+        blk.63.ssm_out.weight [4096, 8192]
+        output_norm.weight [4096]
+        output.weight [32768, 4096]
+    "#]]
+    .assert_eq(&shapes(Naming::Gguf));
+}
+
+#[test]
+fn what_a_mixer_does_not_compute_is_refused() {
+    let codestral = CODESTRAL.replace("INFINITY", "Infinity");
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(codestral.contains(from), "{from}");
+        let error = ModelConfig::from_hf(&hf_config(&codestral.replace(from, to))).unwrap_err();
+        assert_eq!(error.to_string(), format!("config.json: {expected}"));
+    };
+    check("\"use_bias\": false", "\"use_bias\": true", "`use_bias` is true, supported: false");
+    check("\"use_conv_bias\": true", "\"use_conv_bias\": false", "`use_conv_bias` is false, supported: true");
+    check("Infinity", "0.5", "`time_step_limit` is [0.0,0.5], supported: [0.0, Infinity]");
+    check("silu", "gelu_pytorch_tanh", "`hidden_act` is gelu_pytorch_tanh, supported: silu");
+    check(
+        "\"num_heads\": 128",
+        "\"num_heads\": 64",
+        "`num_heads` is 64, expected expand · hidden_size / head_dim = 8192 / 64",
+    );
+    check(
+        "\"intermediate_size\": 8192",
+        "\"intermediate_size\": 4096",
+        "`intermediate_size` is 4096, supported: expand · hidden_size = 8192",
+    );
+    check("\"n_groups\": 8", "\"n_groups\": 7", "`n_groups` is 7, expected a divisor of num_heads 128");
+    check("\"conv_kernel\": 4", "\"conv_kernel\": 1", "`conv_kernel` is 1, expected 2 to 16");
+    check("\"conv_kernel\": 4", "\"conv_kernel\": 99", "`conv_kernel` is 99, expected 1 to 16");
+    check(
+        "\"state_size\": 128",
+        "\"state_size\": -1",
+        "`state_size` is -1, expected a whole number below 65536",
+    );
+}
+
 #[test]
 fn gguf_metadata_reads_back() {
     let scaled = tiny_with(r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 32}"#);
     let qwen = TINY_LLAMA.replace("LlamaForCausalLM", "Qwen3ForCausalLM").replace("\"llama\"", "\"qwen3\"");
-    for json in [TINY_LLAMA, &scaled, &qwen] {
+    let codestral = CODESTRAL.replace("INFINITY", "Infinity");
+    for json in [TINY_LLAMA, &scaled, &qwen, &codestral] {
         let config = ModelConfig::from_hf(&hf_config(json)).unwrap();
         let mut metadata: Metadata = gguf_metadata(&config).into_iter().collect();
         metadata.push("general.architecture", config.family.gguf_architecture());
@@ -162,7 +248,7 @@ fn wrong_configurations_name_file_key_and_what_would_be_right() {
     };
     check(
         r#"{"architectures": ["GemmaForCausalLM"]}"#,
-        "config.json: architecture `GemmaForCausalLM` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM)",
+        "config.json: architecture `GemmaForCausalLM` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM, Mamba2ForCausalLM)",
     );
     check(r#"{"attention_bias": true}"#, "config.json: `attention_bias` is true, supported: false");
     check(

@@ -87,6 +87,16 @@ fn gemma3_as_a_part_of_the_4b() {
 }
 
 #[test]
+fn mamba2_with_one_group() {
+    check("mamba2");
+}
+
+#[test]
+fn mamba_codestral_with_several_groups() {
+    check("codestral");
+}
+
+#[test]
 fn starcoder2() {
     check("starcoder2");
 }

@@ -66,7 +66,7 @@ fn qwen() -> Arc<Base<Cpu>> {
 
 #[test]
 fn the_cache_gives_what_the_training_step_gives() {
-    for config in [small(hashed::qwen3()), small(hashed::llama())] {
+    for config in [small(hashed::qwen3()), small(hashed::llama()), hashed::mamba2()] {
         let base = base(&config);
         let adapter = adapter(&base);
         // More tokens than a chunk of a prompt has.
@@ -91,9 +91,14 @@ fn the_cache_gives_what_the_training_step_gives() {
 
 #[test]
 fn greedy_tokens_are_the_likeliest_of_a_pass_without_a_cache() {
-    let base = qwen();
+    for base in [qwen(), base(&hashed::mamba2())] {
+        check_greedy(&base);
+    }
+}
+
+fn check_greedy(base: &Arc<Base<Cpu>>) {
     let prompt = hashed::tokens("greedy", 20, 512);
-    let mut generator = generator(&base, 1, 64);
+    let mut generator = generator(base, 1, 64);
     let greedy = request(SamplerOptions::GREEDY, 8);
     let generated = generator.generate(None, &prompt, &greedy, &mut go_on).unwrap();
     let mut text = prompt.clone();
@@ -107,15 +112,20 @@ fn greedy_tokens_are_the_likeliest_of_a_pass_without_a_cache() {
 
 #[test]
 fn side_by_side_as_alone() {
-    let base = qwen();
-    let adapter = adapter(&base);
+    for base in [qwen(), base(&hashed::mamba2())] {
+        check_side_by_side(&base);
+    }
+}
+
+fn check_side_by_side(base: &Arc<Base<Cpu>>) {
+    let adapter = adapter(base);
     let lengths = [3, 17, 1, 300, 40];
     let prompt = |(i, &n): (usize, &usize)| hashed::tokens(&format!("prompt {i}"), n, 512);
     let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(prompt).collect();
     let greedy = request(SamplerOptions::GREEDY, 12);
     let together =
-        generator(&base, 2, 320).generate_batch(Some(&adapter), &prompts, &greedy, &mut go_on).unwrap();
-    let mut alone = generator(&base, 1, 320);
+        generator(base, 2, 320).generate_batch(Some(&adapter), &prompts, &greedy, &mut go_on).unwrap();
+    let mut alone = generator(base, 1, 320);
     for (prompt, together) in prompts.iter().zip(&together) {
         assert_eq!(together.ids.len(), 12);
         assert_eq!(alone.generate(Some(&adapter), prompt, &greedy, &mut go_on).unwrap(), *together);

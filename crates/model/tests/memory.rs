@@ -46,6 +46,8 @@ fn a_run_draws_exactly_the_plan() {
     let dropout = LoraOptions { dropout: 0.1, ..dora.clone() };
     let qwen3 = small(hashed::qwen3());
     for (config, kept_layers, lora) in [
+        (hashed::mamba2(), 0, plain.clone()),
+        (hashed::mamba2(), 1, dropout.clone()),
         (qwen3.clone(), 0, plain.clone()),
         (untied.clone(), 2, plain),
         (qwen3, 0, dora),

@@ -45,6 +45,9 @@ fn config(family: Family) -> ModelConfig {
         Family::StarCoder2 => {
             ModelConfig { activation: Activation::GeluTanh, norm: NormKind::Layer, window, ..plain }
         }
+        Family::Mamba2 => {
+            ModelConfig { vocab_size: 300, tied: false, max_positions: 256, ..hashed::mamba2() }
+        }
     }
 }
 
@@ -205,6 +208,11 @@ fn gradients_of_starcoder2_equal_finite_differences() {
 }
 
 #[test]
+fn gradients_of_mamba2_equal_finite_differences() {
+    check_differences(&config(Family::Mamba2), &options());
+}
+
+#[test]
 fn gradients_of_some_targets_equal_finite_differences() {
     use model::family::Role::{Down, K, Up};
     let targets = vec![Up, K, Down];
@@ -216,7 +224,7 @@ fn gradients_of_some_targets_equal_finite_differences() {
 /// The masks follow from the seed, so that the dropped loss is a function like any other.
 #[test]
 fn gradients_with_dropout_equal_finite_differences() {
-    for family in [Family::Qwen3, Family::Phi3, Family::StarCoder2] {
+    for family in [Family::Qwen3, Family::Phi3, Family::StarCoder2, Family::Mamba2] {
         let config = config(family);
         let plan = StepPlan { mlp_tile_tokens: 40, ..StepPlan::new(&config, 93) };
         let mut bench = Bench::new(&config, Quant::Q4KM, &LoraOptions { dropout: 0.3, ..options() }, plan);

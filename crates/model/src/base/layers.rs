@@ -97,7 +97,7 @@ impl<D: Device> Base<D> {
         self.config.family.has(role)
     }
 
-    fn vector(&self, layer: Option<usize>, role: Role) -> &D::Buffer {
+    pub(super) fn vector(&self, layer: Option<usize>, role: Role) -> &D::Buffer {
         let tensors = layer.map_or(&self.outer, |index| &self.layers[index]);
         tensors.vector(role).expect("loading refuses a base that lacks a tensor of its family")
     }

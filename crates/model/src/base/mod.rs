@@ -2,10 +2,12 @@
 
 mod layers;
 mod load;
+mod mixer;
 mod tensors;
 
 pub(crate) use layers::Update;
 pub use load::LoadEvent;
+pub(crate) use mixer::Mixed;
 pub use tensors::Tensors;
 
 use formats::BlockType;

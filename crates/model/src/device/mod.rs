@@ -151,6 +151,11 @@ impl Segment {
         let n = rows.len();
         Self { first_query: rows.start, n_queries: n, first_key: rows.start, n_keys: n }
     }
+
+    /// A training sequence as a recurrence sees it: all begin, and leave no state behind.
+    pub fn alone(&self) -> Span {
+        Span { first: self.first_query, n: self.n_queries, place: 0, begins: true }
+    }
 }
 
 /// One sequence of a packed batch, as a recurrence sees it.

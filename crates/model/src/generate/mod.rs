@@ -1,8 +1,9 @@
-//! Decoding with a key-value cache on the quantised base, with or without an adapter.
+//! Decoding with a key-value cache, or states of mixers, on the quantised base, with or without an adapter.
 //!
 //! Several sequences decode side by side: one forward pass reads, of every sequence, what is new in it, be it one
 //! token or a chunk of a prompt. A sequence that ends gives its place to the next prompt.
 
+mod mixer;
 mod sampler;
 mod schedule;
 mod sizes;

@@ -39,15 +39,24 @@ impl Sizes {
         }
     }
 
-    /// Bytes of the keys and values of all layers.
+    /// S
+    pub fn n_sequences(&self) -> usize {
+        self.cache_rows / self.positions
+    }
+
+    /// Bytes of the keys and values of all layers, or of the states of mixers.
     pub fn cache_bytes(&self, config: &ModelConfig) -> u64 {
-        4 * (2 * config.n_layers * self.cache_rows * config.kv_width()) as u64
+        let of_layer = match &config.mixer {
+            Some(mixer) => self.n_sequences() * (mixer.window_len() + mixer.state_len()),
+            None => 2 * self.cache_rows * config.kv_width(),
+        };
+        4 * (config.n_layers * of_layer) as u64
     }
 
     /// Bytes of everything else.
     pub fn workspace_bytes(&self, config: &ModelConfig) -> u64 {
-        let elements: usize = Part::ALL.iter().map(|part| part.len(self, config)).sum();
-        4 * elements as u64
+        let elements = Part::ALL.iter().map(|(part, n)| n * part.len(self, config));
+        4 * elements.sum::<usize>() as u64
     }
 }
 
@@ -65,6 +74,12 @@ pub(super) enum Part {
     Gate,
     Up,
     Gated,
+    /// Of a mixer: its gate, its scan's output, and that gated and normed.
+    Inner,
+    /// What a mixer convolves, and what comes of it.
+    Mixed,
+    /// Steps of a mixer's heads.
+    Steps,
     Picked,
     Logits,
     Folds,
@@ -74,15 +89,18 @@ pub(super) enum Part {
 }
 
 impl Part {
+    /// Each with how many buffers there are of it.
     #[rustfmt::skip]
-    const ALL: [Part; 17] = [
-        Part::Stream, Part::Normed, Part::Queries, Part::Keys, Part::Values, Part::Attended, Part::LogSums,
-        Part::Projected, Part::Gate, Part::Up, Part::Gated, Part::Picked, Part::Logits, Part::Folds, Part::Branch,
-        Part::Rotary, Part::Indices,
+    const ALL: [(Part, usize); 20] = [
+        (Part::Stream, 1), (Part::Normed, 1), (Part::Queries, 1), (Part::Keys, 1), (Part::Values, 1),
+        (Part::Attended, 1), (Part::LogSums, 1), (Part::Projected, 1), (Part::Gate, 1), (Part::Up, 1),
+        (Part::Gated, 1), (Part::Inner, 4), (Part::Mixed, 2), (Part::Steps, 1), (Part::Picked, 1), (Part::Logits, 1),
+        (Part::Folds, 1), (Part::Branch, 1), (Part::Rotary, 1), (Part::Indices, 1),
     ];
 
     /// Elements of the buffer.
     pub fn len(self, sizes: &Sizes, config: &ModelConfig) -> usize {
+        let mixer = config.mixer.unwrap_or_default();
         let per_row = match self {
             Part::Stream | Part::Normed => config.hidden,
             Part::Queries | Part::Attended => config.q_width(),
@@ -90,6 +108,9 @@ impl Part {
             Part::LogSums => config.n_heads,
             Part::Projected => sizes.lora_width,
             Part::Gate | Part::Up | Part::Gated => config.intermediate,
+            Part::Inner => mixer.inner(),
+            Part::Mixed => mixer.mixed(),
+            Part::Steps => mixer.n_heads,
             // Before and after the last norm.
             Part::Picked => return 2 * sizes.logit_rows * config.hidden,
             Part::Logits => return sizes.logit_rows * config.vocab_size,

@@ -3,6 +3,7 @@
 //! The same layers as in training, without what a backward needs and with a cache instead of a packed batch. All
 //! memory is drawn once; a token allocates nothing on the device.
 
+use super::mixer::Mixers;
 use super::sizes::{Part, Sizes};
 use crate::Result;
 use crate::base::{Base, Update};
@@ -45,6 +46,7 @@ pub(super) struct Workspace<D: Device> {
     logits: D::Buffer,
     folds: [D::Buffer; 3],
     branch: Option<D::Buffer>,
+    mixers: Option<Mixers<D::Buffer>>,
     rotary: Vec<(D::Buffer, D::Buffer)>,
     tokens: D::Indices,
     rotary_rows: D::Indices,
@@ -73,7 +75,10 @@ impl<D: Device> Workspace<D> {
         let mut workspace = Workspace {
             device: device.clone(),
             sizes,
-            cache: (0..config.n_layers).map(cache).collect::<Result<_>>()?,
+            cache: (0..config.n_layers)
+                .filter(|_| config.mixer.is_none())
+                .map(cache)
+                .collect::<Result<_>>()?,
             stream: part(Part::Stream)?,
             normed: part(Part::Normed)?,
             queries: part(Part::Queries)?,
@@ -89,6 +94,7 @@ impl<D: Device> Workspace<D> {
             logits: part(Part::Logits)?,
             folds: [fold()?, fold()?, fold()?],
             branch: config.family.has(Role::PostFfnNorm).then(|| part(Part::Branch)).transpose()?,
+            mixers: Mixers::new(device, config, &sizes)?,
             rotary: tables
                 .iter()
                 .map(|t| Ok((table(t.cos.len())?, table(t.sin.len())?)))
@@ -121,7 +127,14 @@ impl<D: Device> Workspace<D> {
         let stream = self.stream.first_mut(n * base.config.hidden);
         base.embed(self.tokens.first(n), stream)?;
         let pass = Pass { base, adapted, n };
+        if let Some(mixers) = &mut self.mixers {
+            mixers.begin(segments);
+        }
         for index in 0..base.config.n_layers {
+            if self.mixers.is_some() {
+                self.mix(pass, index)?;
+                continue;
+            }
             self.attend(pass, index, segments)?;
             self.feed_forward(pass, index)?;
         }
@@ -139,6 +152,14 @@ impl<D: Device> Workspace<D> {
         upload(&|row| row.token, &mut self.tokens)?;
         upload(&|row| rotary_start + row.position, &mut self.rotary_rows)?;
         upload(&|row| row.cache_row, &mut self.cache_rows)
+    }
+
+    /// stream += mixer(norm(stream))
+    fn mix(&mut self, pass: Pass<'_, D>, index: usize) -> Result<()> {
+        let Some(mixers) = &mut self.mixers else { return Ok(()) };
+        let len = pass.n * pass.base.config.hidden;
+        pass.base.norm(Some(index), Role::AttnNorm, self.stream.first(len), self.normed.first_mut(len))?;
+        mixers.run(pass, index, self.normed.first(len), &mut self.projected, &mut self.stream)
     }
 
     /// stream += Wo · attention(norm(stream)), with the norms in between that the family has
@@ -273,10 +294,10 @@ impl<D: Device> Workspace<D> {
 }
 
 /// What the layers of one pass have in common: base, adapter, and `n` rows.
-struct Pass<'a, D: Device> {
-    base: &'a Base<D>,
+pub(super) struct Pass<'a, D: Device> {
+    pub base: &'a Base<D>,
     adapted: Adapted<'a, D>,
-    n: usize,
+    pub n: usize,
 }
 
 /// What stands beside the base, if anything does.
@@ -304,13 +325,19 @@ impl<D: Device> Copy for Pass<'_, D> {}
 
 impl<D: Device> Pass<'_, D> {
     /// u = x·Aᵀ of a group
-    fn project(self, index: usize, group: Group, x: View<'_, D::Buffer>, u: &mut D::Buffer) -> Result<()> {
+    pub fn project(
+        self,
+        index: usize,
+        group: Group,
+        x: View<'_, D::Buffer>,
+        u: &mut D::Buffer,
+    ) -> Result<()> {
         let Some(adapter) = self.adapted.adapter else { return Ok(()) };
         let width = adapter.width(index, group);
         adapter.project(index, group, self.n, x, u.first_mut(self.n * width))
     }
 
-    fn linear(
+    pub fn linear(
         self,
         index: usize,
         role: Role,

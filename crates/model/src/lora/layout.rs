@@ -114,7 +114,7 @@ impl Stack {
 pub struct Widths {
     /// Of x·Aᵀ, the widest layer's, by [`Group`].
     pub low_rank: [usize; Group::ALL.len()],
-    /// Of a copy of the input or the output of a linear layer of the attention, 0 where none is made.
+    /// Of a copy of the input or the output of a linear layer of attention or mixer, 0 where none is made.
     pub attention_copy: usize,
     /// Of the same for the MLP.
     pub mlp_copy: usize,
@@ -204,7 +204,7 @@ impl Layout {
             let input = if groups.members.is_empty() { 0 } else { groups.cols };
             let copy = [(options.dropout > 0.0, input), (options.dora, outputs)];
             let copy = copy.into_iter().filter(|(is_made, _)| *is_made).map(|(_, width)| width);
-            let is_attention = [Group::Qkv, Group::O].contains(&Group::ALL[index]);
+            let is_attention = [Group::Qkv, Group::O, Group::SsmIn].contains(&Group::ALL[index]);
             let to = if is_attention { &mut widths.attention_copy } else { &mut widths.mlp_copy };
             *to = copy.fold(*to, usize::max);
         }

@@ -7,6 +7,7 @@
 
 mod attention;
 mod batch;
+mod mixer;
 mod mlp;
 mod pass;
 mod plan;
@@ -21,7 +22,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::base::Base;
-use crate::device::{Buffer, Device, Segment};
+use crate::device::{Buffer, Device, Segment, Span};
 use crate::lora::{Adapter, Dropout, Gradients, Layout, LoraOptions, RowNorms, Widths};
 use crate::loss::{Loss, LossHost};
 use crate::{Error, Result};
@@ -38,6 +39,7 @@ pub struct TrainStep<D: Device> {
     workspace: Workspace<D::Buffer, D::Indices>,
     loss_host: LossHost,
     segments: Vec<Segment>,
+    spans: Vec<Span>,
     rotary_rows: Vec<u32>,
 }
 
@@ -56,10 +58,22 @@ impl<D: Device> TrainStep<D> {
         }
         let loss_host = LossHost::new(plan.max_tokens, plan.loss_tile_tokens);
         let segments = Vec::with_capacity(plan.max_tokens);
+        let spans = Vec::with_capacity(plan.max_tokens);
         let widths = lora.map(|lora| Layout::new(config, lora).widths(lora)).unwrap_or_default();
         let norms = lora.filter(|lora| lora.dora).map(|lora| RowNorms::new(&base, lora)).transpose()?;
         let rotary_rows = Vec::with_capacity(plan.max_tokens);
-        Ok(Self { base, plan, widths, norms, dropout_seed: 0, workspace, loss_host, segments, rotary_rows })
+        Ok(Self {
+            base,
+            plan,
+            widths,
+            norms,
+            dropout_seed: 0,
+            workspace,
+            loss_host,
+            segments,
+            spans,
+            rotary_rows,
+        })
     }
 
     /// The base it runs on.
@@ -116,6 +130,8 @@ impl<D: Device> TrainStep<D> {
         self.take_up(adapter)?;
         self.segments.clear();
         self.segments.extend(batch.segments());
+        self.spans.clear();
+        self.spans.extend(self.segments.iter().map(Segment::alone));
         let (device, workspace, n) = (&self.base.device, &mut self.workspace, batch.tokens.len());
         device.upload_indices(batch.tokens, workspace.tokens.first_mut(n))?;
         batch.rotary_rows(&self.base.config, self.plan.max_tokens, &mut self.rotary_rows);
@@ -155,7 +171,8 @@ impl<D: Device> TrainStep<D> {
         batch: &Batch<'_>,
     ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, copy, tokens, rotary_rows, rotary, .. } = &mut self.workspace;
+        let Workspace { streams, activations, mixer, copy, tokens, rotary_rows, rotary, .. } =
+            &mut self.workspace;
         activations.iter_mut().for_each(|set| set.forget());
         let pass = Pass {
             base: &self.base,
@@ -165,6 +182,7 @@ impl<D: Device> TrainStep<D> {
             copy: RefCell::new(copy),
             n,
             segments: &self.segments,
+            spans: &self.spans,
             rotary_rows: rotary_rows.first(n),
             rotary,
         };
@@ -172,7 +190,13 @@ impl<D: Device> TrainStep<D> {
         for index in 0..pass.config().n_layers {
             let (inputs, outputs) = streams.split_at_mut(index + 1);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
-            pass.attention_forward(index, rows(&inputs[index], c, 0, n), set)?;
+            let x = rows(&inputs[index], c, 0, n);
+            if let Some(room) = mixer {
+                pass.mixer_inside(index, x, set, room)?;
+                pass.mixer_join(index, x, set, room, rows_mut(&mut outputs[0], c, 0, n))?;
+                continue;
+            }
+            pass.attention_forward(index, x, set)?;
             pass.mlp_forward(index, set, &mut outputs[0])?;
         }
         Ok(())
@@ -196,7 +220,8 @@ impl<D: Device> TrainStep<D> {
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
-        let Workspace { streams, activations, deltas, copy, rotary_rows, rotary, .. } = &mut self.workspace;
+        let Workspace { streams, activations, mixer, deltas, copy, rotary_rows, rotary, .. } =
+            &mut self.workspace;
         let pass = Pass {
             base: &self.base,
             adapter: Some(adapter),
@@ -205,12 +230,20 @@ impl<D: Device> TrainStep<D> {
             copy: RefCell::new(copy),
             n,
             segments: &self.segments,
+            spans: &self.spans,
             rotary_rows: rotary_rows.first(n),
             rotary,
         };
         for index in (0..pass.config().n_layers).rev() {
             let x = rows(&streams[index], c, 0, n);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
+            if let Some(room) = mixer {
+                if set.holds_attention != Some(index) {
+                    pass.mixer_inside(index, x, set, room)?;
+                }
+                pass.mixer_backward(index, x, set, deltas, room, gradients)?;
+                continue;
+            }
             if set.holds_attention != Some(index) {
                 pass.attention_forward(index, x, set)?;
             }

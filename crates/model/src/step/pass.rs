@@ -6,7 +6,7 @@ use super::workspace::Activations;
 use crate::Result;
 use crate::base::{Base, Update};
 use crate::config::ModelConfig;
-use crate::device::{Buffer, Device, Mask, Segment, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Mask, Segment, Span, View, ViewMut, Write};
 use crate::family::Role;
 use crate::lora::{Adapter, Dropout, Gradients, Group, RowNorms};
 
@@ -22,6 +22,8 @@ pub(super) struct Pass<'a, D: Device> {
     pub copy: RefCell<&'a mut D::Buffer>,
     pub n: usize,
     pub segments: &'a [Segment],
+    /// The same as recurrences see them.
+    pub spans: &'a [Span],
     /// Row of the rotary tables for each token.
     pub rotary_rows: View<'a, D::Indices>,
     /// Cosines and sines of each table that the layers choose from.

@@ -34,10 +34,56 @@ pub(super) struct Activations<B> {
     pub u_o: B,
     /// Of the MLP.
     pub mlp: MlpActivations<B>,
-    /// The layer whose attention these are of.
+    /// Of a layer that is a mixer; what attention and MLP have is empty then, but for `attn_in`.
+    pub mixer: Option<MixerActivations<B>>,
+    /// The layer whose attention, or mixer, these are of.
     pub holds_attention: Option<usize>,
     /// The layer whose MLP these are of; a layer that took more than one tile leaves none.
     pub holds_mlp: Option<usize>,
+}
+
+/// What a mixer's forward leaves for its backward. Letters as in [`crate::device::StateSpace`].
+pub(super) struct MixerActivations<B> {
+    /// (T, I)
+    pub gate: B,
+    /// What is convolved (T, W).
+    pub raw: B,
+    /// Steps before their bias (T, H).
+    pub steps: B,
+    /// x, B, C (T, W)
+    pub mixed: B,
+    /// Output of the scan (T, I).
+    pub out: B,
+    /// silu(gate) · out (T, I)
+    pub gated: B,
+    /// x·Aᵀ of the input projection (T, R).
+    pub u: B,
+}
+
+/// What all mixers of a step share.
+pub(super) struct MixerRoom<B> {
+    /// Scratch of the scan's backward; the first numbers are the state in the forward pass.
+    pub scratch: B,
+    /// Window of the convolution (k - 1, W), which no sequence of a step goes on from.
+    pub window: B,
+    /// Output of the norm before the output projection (T, I).
+    pub normed: B,
+}
+
+/// Gradients of a mixer's activations.
+pub(super) struct MixerDeltas<B> {
+    /// Of the norm's output, then of the scan's (T, I).
+    pub inner: B,
+    /// (T, I)
+    pub gated: B,
+    /// (T, I)
+    pub gate: B,
+    /// (T, W)
+    pub mixed: B,
+    /// (T, W)
+    pub raw: B,
+    /// (T, H)
+    pub steps: B,
 }
 
 /// What the MLP's forward leaves for its backward, for one tile of M tokens.
@@ -84,6 +130,8 @@ pub(super) struct Deltas<B> {
     pub gate: Option<B>,
     /// (M, F)
     pub up: B,
+    /// Of a layer that is a mixer.
+    pub mixer: Option<MixerDeltas<B>>,
 }
 
 /// Memory of the loss: L target rows by a tile of the vocabulary.
@@ -118,6 +166,8 @@ pub(super) struct Workspace<B, I> {
     pub streams: Vec<B>,
     /// Of the kept layers, then, unless all are kept, one that the others share.
     pub activations: Vec<Activations<B>>,
+    /// Where layers are mixers.
+    pub mixer: Option<MixerRoom<B>>,
     pub deltas: Deltas<B>,
     /// A copy of a linear layer's input or output, where dropout or DoRA make one; empty otherwise.
     pub copy: B,
@@ -203,6 +253,7 @@ impl<B, I> Workspace<B, I> {
         Ok(Workspace {
             streams,
             activations,
+            mixer: MixerRoom::build(sizes, allocator)?,
             deltas: Deltas::build(sizes, allocator)?,
             copy: allocator.floats(Room::Deltas, copy_floats(sizes))?,
             loss: LossTiles::build(sizes, allocator)?,
@@ -227,11 +278,13 @@ impl<B> Activations<B> {
         allocator: &mut dyn Allocate<Floats = B, Indices = I>,
     ) -> Result<Self> {
         let Sizes { config, widths, plan } = sizes;
-        let (c, f, t, m) = (config.hidden, config.intermediate, plan.max_tokens, tile_tokens);
-        let (q, kv, family) = (config.q_width(), config.kv_width(), config.family);
+        let mixer = MixerActivations::build(sizes, allocator)?;
+        let (t, m) = if mixer.is_some() { (0, 0) } else { (plan.max_tokens, tile_tokens) };
+        let (c, f, q, kv) = (config.hidden, config.intermediate, config.q_width(), config.kv_width());
+        let family = config.family;
         let mut floats = |len| allocator.floats(Room::Activations, len);
         Ok(Activations {
-            attn_in: floats(t * c)?,
+            attn_in: floats(plan.max_tokens * c)?,
             q_raw: family.has(Role::QNorm).then(|| floats(t * q)).transpose()?,
             k_raw: family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
             q: floats(t * q)?,
@@ -253,9 +306,62 @@ impl<B> Activations<B> {
                 u_down: floats(m * widths.of(Group::Down))?,
                 tile_tokens: m,
             },
+            mixer,
             holds_attention: None,
             holds_mlp: None,
         })
+    }
+}
+
+impl<B> MixerActivations<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Option<Self>> {
+        let (Some(mixer), t) = (sizes.config.mixer, sizes.plan.max_tokens) else { return Ok(None) };
+        let mut floats = |columns| allocator.floats(Room::Activations, t * columns);
+        Ok(Some(MixerActivations {
+            gate: floats(mixer.inner())?,
+            raw: floats(mixer.mixed())?,
+            steps: floats(mixer.n_heads)?,
+            mixed: floats(mixer.mixed())?,
+            out: floats(mixer.inner())?,
+            gated: floats(mixer.inner())?,
+            u: floats(sizes.widths.of(Group::SsmIn))?,
+        }))
+    }
+}
+
+impl<B> MixerRoom<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Option<Self>> {
+        let (Some(mixer), t) = (sizes.config.mixer, sizes.plan.max_tokens) else { return Ok(None) };
+        let mut floats = |len| allocator.floats(Room::Activations, len);
+        Ok(Some(MixerRoom {
+            scratch: floats(mixer.scratch_len())?,
+            window: floats(mixer.window_len())?,
+            normed: floats(t * mixer.inner())?,
+        }))
+    }
+}
+
+impl<B> MixerDeltas<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Option<Self>> {
+        let (Some(mixer), t) = (sizes.config.mixer, sizes.plan.max_tokens) else { return Ok(None) };
+        let mut floats = |columns| allocator.floats(Room::Deltas, t * columns);
+        Ok(Some(MixerDeltas {
+            inner: floats(mixer.inner())?,
+            gated: floats(mixer.inner())?,
+            gate: floats(mixer.inner())?,
+            mixed: floats(mixer.mixed())?,
+            raw: floats(mixer.mixed())?,
+            steps: floats(mixer.n_heads)?,
+        }))
     }
 }
 
@@ -264,6 +370,7 @@ impl<B> Deltas<B> {
         let Sizes { config, widths, plan } = sizes;
         let (c, t) = (config.hidden, plan.max_tokens);
         let (q, kv, mlp) = (config.q_width(), config.kv_width(), plan.mlp_tile_tokens * config.intermediate);
+        let mixer = MixerDeltas::build(sizes, allocator)?;
         let mut floats = |len| allocator.floats(Room::Deltas, len);
         Ok(Deltas {
             stream: floats(t * c)?,
@@ -277,6 +384,7 @@ impl<B> Deltas<B> {
             act: floats(mlp)?,
             gate: config.is_gated().then(|| floats(mlp)).transpose()?,
             up: floats(mlp)?,
+            mixer,
         })
     }
 }

@@ -10,6 +10,7 @@ use formats::TensorSource;
 use formats::adapter::AdapterTensor;
 use formats::source::rows_and_cols;
 use model::config::{ModelConfig, Rope, RopeScaling};
+use model::device::StateSpace;
 use model::family::{self, Family, Naming};
 use model::lora::LoraOptions;
 
@@ -76,6 +77,22 @@ pub fn llama() -> ModelConfig {
     }
 }
 
+/// A small Mamba-2 of three layers.
+pub fn mamba2() -> ModelConfig {
+    let plain = ModelConfig::plain(Family::Mamba2, 0);
+    ModelConfig {
+        vocab_size: 512,
+        hidden: 256,
+        n_layers: 3,
+        norm_eps: 1e-5,
+        score_scale: 1.0,
+        mixer: Some(StateSpace { n_heads: 8, head_dim: 64, n_groups: 2, state: 16, kernel: 4 }),
+        tied: true,
+        max_positions: 1 << 20,
+        ..plain
+    }
+}
+
 /// Token ids of a packed batch.
 pub fn tokens(case: &str, n: usize, vocab_size: usize) -> Vec<u32> {
     let seed = name_hash(&format!("{case}.tokens"));
@@ -107,9 +124,14 @@ impl TensorSource for HashedCheckpoint {
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> formats::Result<()> {
         let (_, cols) = rows_and_cols(&self.shapes[name]);
         let (scale, offset) = match name {
-            _ if name.ends_with("norm.weight") => (0.25, 1.0),
+            _ if name.ends_with("norm.weight") || name.ends_with("norm_f.weight") => (0.25, 1.0),
             _ if name.ends_with(".bias") => (0.25, 0.0),
-            _ if name.contains("embed_tokens") => (0.125, 0.0),
+            _ if name.contains("embed") => (0.125, 0.0),
+            // Of a mixer: kernels, decays of 0.3 to 0.9 at a step of 0.3, steps of about 0.3, skips.
+            _ if name.ends_with("conv1d.weight") => (0.5, 0.0),
+            _ if name.ends_with("A_log") => (1.0, 0.5),
+            _ if name.ends_with("dt_bias") => (1.0, -1.0),
+            _ if name.ends_with("mixer.D") => (0.25, 1.0),
             _ => ((3.0 / cols as f64).sqrt() as f32, 0.0),
         };
         out.clear();
