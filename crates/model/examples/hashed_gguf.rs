@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use formats::gguf::{Metadata, Writer};
 use formats::{TensorSource, block};
 use hashed::HashedCheckpoint;
+use model::family::Naming;
 use model::policy::{self, Quant};
 use model::{ModelConfig, family};
 
@@ -29,7 +30,9 @@ fn write(config: &ModelConfig, path: &Path) -> Result<(), Box<dyn Error>> {
     let planned: Vec<_> = specs
         .iter()
         .zip(&types)
-        .map(|(spec, &ty)| (spec.gguf.clone(), spec.shape().iter().rev().map(|&n| n as u64).collect(), ty))
+        .map(|(spec, &ty)| {
+            (spec.gguf.clone(), spec.shape(Naming::Gguf).iter().rev().map(|&n| n as u64).collect(), ty)
+        })
         .collect();
     let mut metadata = Metadata::new();
     metadata.push("general.architecture", config.family.gguf_architecture());

@@ -10,7 +10,7 @@ use formats::observe::Silent;
 use formats::source::rows_and_cols;
 use model::arena::Arena;
 use model::device::Device;
-use model::family;
+use model::family::{self, Naming};
 use model::lora::Gradients;
 use model::optimizer::AdamWOptions;
 use model::step::{Batch, IGNORE, StepPlan};
@@ -42,7 +42,7 @@ impl TensorSource for Noise {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        family::tensors(&self.0).into_iter().find(|spec| spec.hf == name).map(|spec| spec.shape())
+        family::tensors(&self.0).into_iter().find(|spec| spec.hf == name).map(|spec| spec.shape(Naming::Hf))
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> formats::Result<()> {

@@ -7,7 +7,7 @@ use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as
 use formats::checkpoint::{Checkpoint, Data, write_safetensors};
 use formats::config::HfConfig;
 use model::ModelConfig;
-use model::family::{self, Held, Naming, TensorSpec};
+use model::family::{self, Held, Naming, Role, TensorSpec};
 use serde_json::{Value, json};
 
 /// Plain ChatML.
@@ -117,6 +117,10 @@ impl Tiny {
             .map(|spec| {
                 let (mean, spread) = match spec.role {
                     _ if spec.hf.ends_with(".bias") => (0.0, 0.1),
+                    Role::SsmConv => (0.0, 0.5),
+                    // Decays from slow to fast, at steps of about 0.3.
+                    Role::SsmDecay => (0.0, 1.0),
+                    Role::SsmStepBias => (-1.0, 0.5),
                     // Gains that are 1 when held, with what a family adds to them.
                     role if role.is_vector() => {
                         (if let Held::Plus(offset) = spec.held { 1.0 - offset } else { 1.0 }, 0.1)

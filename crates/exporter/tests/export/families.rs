@@ -146,3 +146,15 @@ fn starcoder2() {
                "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "sliding_window": 1024}),
     );
 }
+
+/// Several groups of heads; the last tokens are many steps of the decay away from the first.
+#[test]
+fn mamba2() {
+    for (n_groups, tied) in [(2, false), (1, true)] {
+        check(
+            "mamba2",
+            json!({"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "num_heads": 8, "head_dim": 64,
+                   "state_size": 32, "n_groups": n_groups, "conv_kernel": 4, "tie_word_embeddings": tied}),
+        );
+    }
+}

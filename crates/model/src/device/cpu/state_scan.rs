@@ -316,10 +316,11 @@ impl Reverse<'_> {
     /// One token; returns the gradient of its step's projection.
     fn token(&mut self, row: usize, kept_after: f32, d_x: &mut [f32], d_b: &mut [f32]) -> f32 {
         let (inputs, head) = (self.inputs, self.head);
-        let Token { step, slope, x, b, c, .. } = inputs.token(row, head);
+        let token = inputs.token(row, head);
+        let Token { step, slope, x, .. } = token;
         let (out, d_out) =
             (inputs.of_head(self.outputs.out, row, head), inputs.of_head(self.outputs.d_out, row, head));
-        pull_state(kept_after, d_out, c, b, x, self.d_state, d_x, d_b);
+        pull_state(kept_after, d_out, &token, self.d_state, d_x, d_b);
         d_b.iter_mut().for_each(|d_b| *d_b *= step);
         let (skip, mut through, mut weight) = (inputs.skip[head], 0.0f64, 0.0f64);
         for (((d_x, x), out), d_out) in d_x.iter_mut().zip(x).zip(out).zip(d_out) {
@@ -335,16 +336,8 @@ impl Reverse<'_> {
 
 multiversion! {
     /// state_p = kept · state_p + d_p · c, to_p = state_p · b, d_b = Σ_p x_p · state_p
-    fn pull_state(
-        kept: f32,
-        d: &[f32],
-        c: &[f32],
-        b: &[f32],
-        x: &[f32],
-        state: &mut [f32],
-        to: &mut [f32],
-        d_b: &mut [f32],
-    ) {
+    fn pull_state(kept: f32, d: &[f32], token: &Token<'_>, state: &mut [f32], to: &mut [f32], d_b: &mut [f32]) {
+        let Token { x, b, c, .. } = *token;
         d_b.fill(0.0);
         for (((state, d), x), to) in state.chunks_exact_mut(c.len()).zip(d).zip(x).zip(to) {
             *to = update_and_dot(state, kept, *d, c, b);
