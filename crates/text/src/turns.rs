@@ -11,6 +11,7 @@ use crate::guard::{Marks, around, positions, without};
 use crate::{ChatTemplate, Error, GenerationPrompt, Message, Result};
 
 const ASSISTANT: &str = "assistant";
+const END_OF_THOUGHTS: &str = "</think>";
 
 /// What an assistant says, in bytes of the rendered text, the token that closes the turn included.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,18 +121,17 @@ impl Conversation<'_> {
         let Marks { open, close, .. } = self.marks;
         let speaks = |index: &usize| !self.messages[*index].content.trim().is_empty();
         let speakers: Vec<usize> = assistants.iter().copied().filter(speaks).collect();
-        // What a template cuts off, such as thoughts, it cuts off in front.
-        for first in [Some(open), None] {
+        for opening in [Opening::Front, Opening::BehindThoughts, Opening::Nowhere] {
             let mut marked = self.messages.to_vec();
             for &index in &speakers {
-                marked[index].content = around(&marked[index].content, first, Some(close));
+                marked[index].content = opening.marked(&marked[index].content, self.marks);
             }
             let Ok(rendered) = self.template.render(&marked, GenerationPrompt::Omit) else { continue };
             if without(&rendered, &[open, close]) != self.text {
                 continue;
             }
             let found = positions(&rendered, &[open, close]);
-            let per_speaker = if first.is_some() { 2 } else { 1 };
+            let per_speaker = if opening == Opening::Nowhere { 1 } else { 2 };
             let in_order = found
                 .iter()
                 .enumerate()
@@ -141,7 +141,7 @@ impl Conversation<'_> {
             }
             let mut contents = vec![None; self.messages.len()];
             for (&index, places) in speakers.iter().zip(found.chunks(per_speaker)) {
-                let start = first.and(places.first()).map(|(_, at)| *at);
+                let start = places.first().filter(|(mark, _)| *mark == open).map(|(_, at)| *at);
                 contents[index] = places.last().map(|(_, end)| Content { start, end: *end });
             }
             return Some(contents);
@@ -195,6 +195,28 @@ impl Conversation<'_> {
     fn prefix(&self, n_messages: usize, prompt: GenerationPrompt) -> Option<String> {
         let rendered = self.template.render(&self.messages[..n_messages], prompt).ok()?;
         self.text.starts_with(&rendered).then_some(rendered)
+    }
+}
+
+/// Where the mark of a content's beginning is put: what a template cuts off, it cuts off in front.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    Front,
+    /// Behind the thoughts, which DeepSeek's templates drop from every turn.
+    BehindThoughts,
+    Nowhere,
+}
+
+impl Opening {
+    fn marked(self, content: &str, Marks { open, close, .. }: Marks) -> String {
+        let said = content.rsplit_once(END_OF_THOUGHTS).filter(|(_, said)| !said.trim().is_empty());
+        match (self, said) {
+            (Opening::BehindThoughts, Some((thoughts, said))) => {
+                format!("{thoughts}{END_OF_THOUGHTS}{open}{}", around(said, None, Some(close)))
+            }
+            (Opening::Nowhere, _) => around(content, None, Some(close)),
+            _ => around(content, Some(open), Some(close)),
+        }
     }
 }
 
