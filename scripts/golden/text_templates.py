@@ -4,8 +4,9 @@
     python scripts/golden/text_templates.py ASSETS > crates/text/tests/golden/templates.json
 
 Reads ASSETS/chat-templates/**/*.jinja and the templates of ASSETS/models/*. Holds no template and no text of
-theirs, only the beginning of the SHA-256 of each rendering of the conversations below (or that transformers raised). Made with
-the versions written into the file.
+theirs, only the beginning of the SHA-256 of each rendering of the conversations below (or that transformers raised).
+Of templates with `{% generation %}` blocks also that of the rendering with ⟦ and ⟧ around what transformers takes for
+the assistant's part; white space at its ends is left outside, parts with nothing else between are one. Made with the versions written into the file.
 """
 import hashlib
 import json
@@ -59,6 +60,29 @@ def render(source, conversation, add_generation_prompt):
             add_generation_prompt=add_generation_prompt, bos_token=BOS, eos_token=EOS)
     except Exception as error:  # whatever a template raises
         return "error"
+    return digest(text)
+
+
+def render_marked(source, conversation):
+    try:
+        text, spans = templates._render_with_assistant_indices(
+            templates._compile_jinja_template(source), messages(conversation), tools=None, documents=None,
+            add_generation_prompt=False, bos_token=BOS, eos_token=EOS)
+    except Exception as error:  # whatever a template raises
+        return "error"
+    joined = []
+    for start, end in spans:
+        if joined and not text[joined[-1][1]:start].strip():
+            start, _ = joined.pop()
+        joined.append((start, end))
+    for start, end in reversed(joined):
+        spoken = text[start:end].strip()
+        start = text.index(spoken, start)
+        text = f"{text[:start]}⟦{spoken}⟧{text[start + len(spoken):]}"
+    return digest(text)
+
+
+def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -80,11 +104,15 @@ def main():
                for title, conversation in CONVERSATIONS.items() for prompt in (False, True)}
         for name, source in sources(assets)
     }
+    marked = {
+        name: {title: render_marked(source, conversation) for title, conversation in CONVERSATIONS.items()}
+        for name, source in sources(assets) if "generation %}" in source and "endgeneration" in source
+    }
     conversations = {title: messages(conversation) for title, conversation in CONVERSATIONS.items()}
     made_with = {"transformers": transformers.__version__, "jinja2": jinja2.__version__}
     now = int((NOW - datetime(1970, 1, 1)).total_seconds())
     json.dump({"made_with": made_with, "now": now, "bos": BOS, "eos": EOS, "conversations": conversations,
-               "rendered": rendered}, sys.stdout, ensure_ascii=False, indent=1)
+               "rendered": rendered, "marked": marked}, sys.stdout, ensure_ascii=False, indent=1)
     print()
 
 

@@ -5,6 +5,7 @@ mod shared;
 use std::path::Path;
 
 use expect_test::{Expect, expect};
+use shared::masks::shown;
 use shared::{asset, model, model_tokenizer};
 use text::{
     ChatTemplate, Encoded, GenerationPrompt, Message, Tokenizer, TrainOn, encode_conversation, encode_prompt,
@@ -33,20 +34,6 @@ fn collected(template: &str, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
     let source = std::fs::read_to_string(asset(&format!("chat-templates/{template}.jinja"))?).unwrap();
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
     Some(ChatTemplate::from_source(&source, &text(tokenizer.bos()), &text(tokenizer.eos())).unwrap())
-}
-
-/// The text with what is to be learnt between `⟦` and `⟧`.
-fn shown(tokenizer: &Tokenizer, encoded: &Encoded) -> String {
-    let mut text = String::new();
-    let mut start = 0;
-    while start < encoded.ids.len() {
-        let target = encoded.is_target[start];
-        let length = encoded.is_target[start..].iter().take_while(|is_target| **is_target == target).count();
-        let piece = tokenizer.decode_with_special(&encoded.ids[start..start + length]);
-        text += &if target { format!("⟦{piece}⟧") } else { piece };
-        start += length;
-    }
-    text
 }
 
 #[track_caller]
@@ -231,6 +218,10 @@ fn llama_3() {
 
         ⟦Yes.<|eot_id|>⟧"#]],
     );
+}
+
+#[test]
+fn llama_3_1() {
     let Some((tokenizer, template)) = published("Llama-3.1-8B-Instruct") else { return };
     check(
         &tokenizer,
@@ -280,6 +271,11 @@ fn mistral_without_a_generation_prompt() {
             <s>[INST] 1 + 1?[/INST]⟦2</s>⟧[INST]  Sure? [/INST]⟦Yes.
             </s>⟧"#]],
     );
+}
+
+#[test]
+fn mistral_before_its_control_tokens() {
+    let Some(tokenizer) = model_tokenizer("Mistral-7B-Instruct-v0.3") else { return };
     let Some(template) = collected("mistral-common/v1_spm", &tokenizer) else { return };
     check(
         &tokenizer,
@@ -331,10 +327,10 @@ fn inferred_turns_are_those_that_training_templates_mark() {
         ("Qwen3-0.6B", &["qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen2_5_vl", "qwen3_vl", "lfm2"][..]),
         ("Llama-3.2-1B-Instruct", &["llama3"][..]),
     ] {
-        let Some(tokenizer) = model_tokenizer(model) else { return };
+        let Some(tokenizer) = model_tokenizer(model) else { continue };
         for name in names {
-            let Some(plain) = collected(&format!("trl/{name}"), &tokenizer) else { return };
-            let Some(training) = collected(&format!("trl/{name}_training"), &tokenizer) else { return };
+            let Some(plain) = collected(&format!("trl/{name}"), &tokenizer) else { continue };
+            let Some(training) = collected(&format!("trl/{name}_training"), &tokenizer) else { continue };
             for turns in [&TWO_TURNS[1..3], &TWO_TURNS[1..], TWO_TURNS] {
                 let conversation = messages(turns);
                 let render =
@@ -355,7 +351,7 @@ fn inferred_turns_are_those_that_training_templates_mark() {
             }
         }
     }
-    assert!(compared > 20, "only {compared} pairs");
+    assert!(compared > 20 || asset("models").is_none(), "only {compared} pairs");
 }
 
 /// The ids are those of the rendered text in one go, and the prompt's are their beginning.

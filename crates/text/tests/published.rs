@@ -288,7 +288,7 @@ fn every_asset_is_in_the_table() {
         assert!(!path.ends_with(".gguf") || path.contains("bert-bge") || listed(&path), "{path}");
     }
     for path in listing("models") {
-        let has_tokenizer = asset(&path).is_some_and(|folder| folder.join("tokenizer.json").exists());
+        let has_tokenizer = asset(&format!("{path}/tokenizer.json")).is_some();
         assert!(!has_tokenizer || path.contains("bert-base") || listed(&path), "{path}");
     }
     for library in ["tokenizers", "sentencepiece", "tiktoken"] {

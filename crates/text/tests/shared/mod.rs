@@ -4,6 +4,7 @@
 
 pub mod expected;
 pub mod llama_cpp;
+pub mod masks;
 
 use std::path::{Path, PathBuf};
 
