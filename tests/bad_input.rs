@@ -105,8 +105,8 @@ fn bases() {
         &folder,
         &recipe(&[("base", "base = \"recipes/nothing\"")]),
         expect![[r#"
-            error    recipes/nothing/config.json is missing, expected the configuration of a Hugging Face model
-            hint     paths in a recipe are relative to the folder tune is started in
+            error    there is no base `recipes/nothing`
+            hint     a base is a folder in Hugging Face layout, a GGUF, `ollama:NAME`, or a model of the hub: OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME:FILE.gguf, with hf.co/ before it where a folder has the owner's name; paths are relative to the folder tune is started in
             exit 1
         "#]],
     );

@@ -7,11 +7,14 @@ use serde::Deserialize;
 
 use crate::{Error, ModelId, Result};
 
-/// What training cannot do without.
-const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
+/// What training cannot do without, besides a tokenizer and weights.
+const CONFIG: &str = "config.json";
+/// Of these the first that is there is the tokenizer.
+const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 /// What it reads where it is there.
-const BESIDE: [&str; 9] = [
+const BESIDE: [&str; 10] = [
     "generation_config.json",
+    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -43,12 +46,17 @@ pub(crate) fn choose(id: &ModelId, listed: &[String]) -> Result<Vec<String>> {
             None => Error::NoWeights { repository: repository(), ggufs: ggufs(listed) },
         });
     };
-    if let Some(lacking) = NEEDED.into_iter().find(|name| !has(name)) {
-        let file = lacking.to_owned();
+    if let Some(file) = lacking_beside_weights(has).into_iter().next() {
         return Err(Error::NoFile { repository: repository(), file, there_are: Vec::new() });
     }
-    let present = NEEDED.into_iter().chain(BESIDE).filter(|name| has(name));
+    let present = [CONFIG].into_iter().chain(BESIDE).filter(|name| has(name));
     Ok(present.chain([weights]).map(str::to_owned).collect())
+}
+
+fn lacking_beside_weights(has: impl Fn(&str) -> bool) -> Vec<String> {
+    let tokenizer = (!TOKENIZERS.into_iter().any(&has)).then_some(TOKENIZERS[0]);
+    let config = (!has(CONFIG)).then_some(CONFIG);
+    config.into_iter().chain(tokenizer).map(str::to_owned).collect()
 }
 
 /// What may be missing in a repository, and is to be remembered as missing.
@@ -89,7 +97,7 @@ pub(crate) fn shards(id: &ModelId, index: &Path, listed: Option<&[String]>) -> R
     Ok(shards.into_iter().collect())
 }
 
-/// What a folder lacks for training; `has` tells whether it has a file.
+/// What a folder lacks for training.
 ///
 /// # Errors
 /// A broken index.
@@ -100,7 +108,7 @@ pub(crate) fn lacking(id: &ModelId, folder: &Path) -> Result<Vec<String>> {
     if let Some(file) = id.file() {
         return Ok(only_lacking(vec![file.to_owned()]));
     }
-    let mut missing = only_lacking(NEEDED.map(str::to_owned).to_vec());
+    let mut missing = lacking_beside_weights(has);
     match (has(SINGLE), has(INDEX)) {
         (true, _) => {}
         (false, true) => missing.extend(only_lacking(shards(id, &folder.join(INDEX), None)?)),
@@ -142,7 +150,7 @@ mod tests {
             "a/b",
             &whole,
             expect![
-                "config.json tokenizer.json generation_config.json merges.txt model.safetensors.index.json"
+                "config.json generation_config.json tokenizer.json merges.txt model.safetensors.index.json"
             ],
         );
         // As the loader prefers it.
@@ -150,6 +158,11 @@ mod tests {
             "a/b",
             &["config.json", "tokenizer.json", SINGLE, INDEX],
             expect!["config.json tokenizer.json model.safetensors"],
+        );
+        check(
+            "a/b",
+            &["config.json", "tokenizer.model", SINGLE],
+            expect!["config.json tokenizer.model model.safetensors"],
         );
         check("a/b:q/x.gguf", &["q/x.gguf", "README.md"], expect!["q/x.gguf"]);
     }

@@ -134,12 +134,18 @@ pub fn to_files<D: Device>(
         return Err(Error::BrokenAdapter { step: steps, module: tensor.module.clone() });
     }
     let base_path = options.model.base.display().to_string();
+    let mut peft = AdapterConfig {
+        base_model_name_or_path: Some(base_path.clone()),
+        lora_dropout: f64::from(options.adapter.dropout),
+        ..adapter_config(&options.adapter, adapter.options(), config)
+    };
+    if let Some(hub) = &options.model.hub {
+        // By these two PEFT finds the base on every machine.
+        peft.base_model_name_or_path = Some(hub.repository.clone());
+        peft.extra.insert("revision".into(), hub.commit.clone().into());
+    }
     Ok(AdapterFiles {
-        config: AdapterConfig {
-            base_model_name_or_path: Some(base_path.clone()),
-            lora_dropout: f64::from(options.adapter.dropout),
-            ..adapter_config(&options.adapter, adapter.options(), config)
-        },
+        config: peft,
         tune: Some(Provenance {
             base_blake3: inputs.base.clone(),
             base_path,

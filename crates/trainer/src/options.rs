@@ -46,9 +46,24 @@ pub enum Start {
 pub struct ModelOptions {
     /// A folder in Hugging Face layout, or a GGUF file.
     pub base: PathBuf,
+    /// Where on the hub the folder or file comes from, when it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubBase>,
     /// Name of the mixture of block types in which a folder's weights are held; without it `q4_k_m`. The blocks of a
     /// GGUF stay as they are.
     pub quant: Option<String>,
+}
+
+/// A base's origin on the Hugging Face hub: what a run needs to find the very same base again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HubBase {
+    /// The words of the recipe.
+    pub asked: String,
+    /// `OWNER/NAME`.
+    pub repository: String,
+    /// The commit that the words stood for when the run began.
+    pub commit: String,
 }
 
 impl ModelOptions {

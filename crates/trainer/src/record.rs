@@ -14,9 +14,12 @@ use crate::run_dir::RunDir;
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Keys that may differ when a run is resumed: places, whose contents are hashed, and what leaves the result alone.
-const FREE_KEYS: [&str; 10] = [
+const FREE_KEYS: [&str; 13] = [
     "run_dir",
     "model.base",
+    "model.hub.asked",
+    "model.hub.repository",
+    "model.hub.commit",
     "data.train",
     "data.validation",
     "data.test",

@@ -24,6 +24,8 @@ pub enum Command {
     Run(Run),
     /// Serve experts and pipelines: Ollama's API and a web page
     Serve(Serve),
+    /// Download a model of the Hugging Face hub into its cache
+    Pull(Pull),
     /// Show what is in a GGUF, a checkpoint, an adapter, a run or a receipt
     Inspect(Inspect),
     /// Check this machine: what it has, what it lacks, and the remedy
@@ -84,6 +86,12 @@ pub struct Serve {
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Pull {
+    /// OWNER/NAME of a model on the hub, with @REVISION for another than main, with :FILE.gguf for one GGUF
+    pub model: String,
 }
 
 #[derive(Debug, clap::Args)]

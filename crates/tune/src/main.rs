@@ -8,6 +8,7 @@ mod bytes;
 mod cli;
 mod commands;
 mod failure;
+mod hub_access;
 mod interrupt;
 mod pipeline_file;
 mod recipe;

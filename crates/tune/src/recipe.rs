@@ -1,6 +1,5 @@
 //! `recipe.toml`: everything a run is told, in one file.  Unknown keys are errors.
 
-use crate::base_location;
 use crate::bytes;
 use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
@@ -311,18 +310,15 @@ impl Recipe {
         toml_file::read(path, ALIASES)
     }
 
-    /// The trainer's options; what the recipe leaves open is decided here.
+    /// The trainer's options; what the recipe leaves open is decided here. The base is named, not located yet.
     ///
     /// # Errors
-    /// Both `epochs` and `max_steps` are given; the base is a model that Ollama does not hold.
+    /// Both `epochs` and `max_steps` are given.
     pub fn options(&self, run_dir: PathBuf, start: Start) -> Result<Options, Failure> {
         Ok(Options {
             run_dir,
             start,
-            model: ModelOptions {
-                base: base_location::locate(&self.model.base)?,
-                quant: self.model.quant.clone(),
-            },
+            model: ModelOptions { base: self.model.base.clone(), hub: None, quant: self.model.quant.clone() },
             adapter: self.adapter.options(),
             data: self.data.options(self.eval.test.clone()),
             train: self.train.options()?,

@@ -4,10 +4,13 @@ use crate::failure::Failure;
 use std::path::Path;
 use text::Message;
 use trainer::Outcome;
+use trainer::options::HubBase;
+use trainer::record::RunRecord;
+use trainer::run_dir::RunDir;
 
 /// The figures of a run, finished or not.
 pub fn read(run_dir: &Path) -> Result<Outcome, Failure> {
-    Ok(trainer::run_dir::RunDir::new(run_dir).outcome()?)
+    Ok(RunDir::new(run_dir).outcome()?)
 }
 
 /// The figures of a run that has ended.
@@ -26,6 +29,12 @@ pub fn finished(run_dir: &Path) -> Result<Outcome, Failure> {
         outcome.total_steps
     ))
     .hint("finish it first with --resume"))
+}
+
+/// The commit on the hub that a run's base was taken from; nothing when there is no run, or its base is of this machine.
+pub fn hub_base(run_dir: &Path) -> Result<Option<HubBase>, Failure> {
+    let record = RunRecord::read(&RunDir::new(run_dir))?;
+    Ok(record.and_then(|record| record.options.model.hub))
 }
 
 /// The first `limit` held-out conversations of a data file.

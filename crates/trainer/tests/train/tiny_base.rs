@@ -50,7 +50,7 @@ impl Workplace {
     pub fn options(&self, run: &str) -> Options {
         Options {
             run_dir: self.path(run),
-            model: ModelOptions { base: self.base(), quant: Some("q8_0".into()) },
+            model: ModelOptions { base: self.base(), quant: Some("q8_0".into()), ..ModelOptions::default() },
             adapter: AdapterOptions { rank: 4, alpha: 8.0, ..AdapterOptions::default() },
             data: DataOptions {
                 train: vec![self.path("train.jsonl")],

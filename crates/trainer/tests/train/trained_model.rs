@@ -36,7 +36,7 @@ fn stories_start_at_the_published_loss_and_are_learned() {
 
     let (outcome, _) = train(&Options {
         run_dir: dir.path().join("run"),
-        model: ModelOptions { base, quant: Some("f32".into()) },
+        model: ModelOptions { base, quant: Some("f32".into()), ..ModelOptions::default() },
         adapter: AdapterOptions { rank: 8, alpha: 16.0, ..AdapterOptions::default() },
         data: DataOptions {
             train: vec![stories.clone()],

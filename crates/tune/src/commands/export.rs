@@ -13,6 +13,7 @@ use crate::verifier::{EngineVerifier, Prompts};
 use exporter::{Event, Figures, GateFigures, Limits, Provenance, Receipt, Reference, Request, Template};
 use model::policy::Quant;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// The context of an expert whose recipe states none.
 const DEFAULT_NUM_CTX: usize = 4096;
@@ -22,7 +23,7 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
     if let Some(name) = &arguments.quant {
         quant(name)?; // a misspelt name is found before anything is read
     }
-    let request = request(arguments)?;
+    let request = request(arguments, terminal)?;
     refuse_to_replace(&request, arguments)?;
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
     let verifier = EngineVerifier::new()?;
@@ -45,10 +46,10 @@ fn quant(name: &str) -> Result<Quant, Failure> {
     })
 }
 
-fn request(arguments: &Export) -> Result<Request, Failure> {
+fn request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, Failure> {
     let source = &arguments.source;
     if source.join("recipe.toml").is_file() {
-        return run_request(arguments);
+        return run_request(arguments, terminal);
     }
     if source.join("config.json").is_file() {
         return base_request(arguments);
@@ -58,11 +59,14 @@ fn request(arguments: &Export) -> Result<Request, Failure> {
 }
 
 /// Everything about a run comes from the recipe and the record kept beside it.
-fn run_request(arguments: &Export) -> Result<Request, Failure> {
+fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, Failure> {
     let run_dir = &arguments.source;
     let recipe_path = run_dir.join("recipe.toml");
     let recipe = Recipe::read(&recipe_path)?;
-    let base = base_location::locate(&recipe.model.base)?;
+    let pinned = run_record::hub_base(run_dir)?;
+    // Ctrl-C ends the process, which a download survives.
+    let never = AtomicBool::new(false);
+    let base = base_location::locate(&recipe.model.base, pinned.as_ref(), terminal, &never)?.path;
     if base.is_file() {
         return Err(Failure::new(format!(
             "{} was trained on a GGUF, {}: a merge needs a folder with 16- or 32-bit weights",
@@ -85,9 +89,9 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
         output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or(&recipe.export.quant))?,
         name,
-        tokenizer: recipe.model.base.clone(),
+        tokenizer: base.clone(),
         template: Template::FromTokenizer,
-        num_ctx: recipe.expert.num_ctx.map_or_else(|| default_num_ctx(&recipe.model.base), |n| n as usize),
+        num_ctx: recipe.expert.num_ctx.map_or_else(|| default_num_ctx(&base), |n| n as usize),
         system: recipe.expert.system.clone(),
         evaluation,
         reference: Reference {
@@ -105,7 +109,7 @@ fn run_request(arguments: &Export) -> Result<Request, Failure> {
             steps: Some(outcome.steps),
             ..Provenance::default()
         },
-        base: recipe.model.base,
+        base,
     })
 }
 

@@ -3,6 +3,7 @@
 mod doctor;
 mod export;
 mod inspect;
+mod pull;
 mod run;
 mod serve;
 mod train;
@@ -19,6 +20,7 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Run(arguments) => run::run(&arguments, terminal),
         Command::Serve(arguments) => serve::run(&arguments, terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, terminal),
+        Command::Pull(arguments) => pull::run(&arguments, terminal),
         Command::Doctor => doctor::run(terminal),
     }
 }

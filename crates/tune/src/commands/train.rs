@@ -1,10 +1,12 @@
 //! `tune train`: a recipe in, an adapter out.
 
+use crate::base_location;
 use crate::bytes;
 use crate::cli::Train;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::recipe::Recipe;
+use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
 use crate::toml_file;
@@ -21,10 +23,15 @@ pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| default_run_dir(&arguments.recipe));
     let start = if arguments.resume { Start::Resume } else { Start::Fresh };
-    let options = recipe.options(run_dir.clone(), start)?;
+    let mut options = recipe.options(run_dir.clone(), start)?;
     let cancel = interrupt::flag();
 
     terminal.row("recipe", format!("{} → {}", arguments.recipe.display(), run_dir.display()));
+    // A base may take an hour to come: what is wrong with the recipe is said before.
+    options.validate().map_err(|error| failure(&error, &arguments.recipe, &recipe))?;
+    let pinned = run_record::hub_base(&run_dir)?;
+    let base = base_location::locate(&recipe.model.base, pinned.as_ref(), terminal, &cancel)?;
+    (options.model.base, options.model.hub) = (base.path, base.hub);
     let mut view =
         View { terminal, recipe: &arguments.recipe, run_dir: &run_dir, last_line: None, kept: Ok(()) };
     let outcome = trainer::train(&options, &mut |event| view.show(event), &cancel);
