@@ -3,12 +3,14 @@
 //! Redirects are followed by hand, since the headers that name a file's checksum stand on the hub's own answer and not
 //! on that of the storage it leads to, and since the token is for the hub alone.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use formats::observe::Observer;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::pull::Options;
@@ -84,6 +86,7 @@ impl<'a> Client<'a> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT))
             .user_agent(concat!("tune/", env!("CARGO_PKG_VERSION")))
@@ -200,8 +203,11 @@ impl<'a> Client<'a> {
                 protocol(&at.to_string(), error.to_string()).into()
             }
             ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_) => {
-                let (url, reason) = (without_query(at), error.to_string());
-                Error::Unreachable { url, tries: 1, reason }.into()
+                untrusted(at, &error).into()
+            }
+            // The handshake is part of the first write, which can only tell of it as of any broken data.
+            ureq::Error::Io(ref source) if source.kind() == io::ErrorKind::InvalidData => {
+                untrusted(at, &error).into()
             }
             _ => Trouble::passing(error),
         })
@@ -255,6 +261,10 @@ impl<'a> Client<'a> {
         };
         Trouble::Lasting(lasting)
     }
+}
+
+fn untrusted(at: &Uri, error: &ureq::Error) -> Error {
+    Error::Untrusted { url: without_query(at), reason: error.to_string() }
 }
 
 fn plain(status: StatusCode) -> &'static str {

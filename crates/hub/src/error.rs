@@ -47,6 +47,9 @@ pub enum Error {
     #[error("{url} cannot be reached, tried {tries} times: {reason}")]
     Unreachable { url: String, tries: u32, reason: String },
 
+    #[error("no safe connection to {url}: {reason}")]
+    Untrusted { url: String, reason: String },
+
     #[error("the answer of {url} is not the hub's: {reason}")]
     Protocol { url: String, reason: String },
 
@@ -97,6 +100,10 @@ impl Error {
             }
             Self::Unreachable { .. } => {
                 "start it again when the network is back: what is here is continued".into()
+            }
+            Self::Untrusted { .. } => {
+                "the system's certificates decide; SSL_CERT_FILE names those of a proxy that reads along"
+                    .into()
             }
             Self::Checksum { .. } => "start it again; if it happens twice, a proxy changes the bytes".into(),
             Self::Offline { id, .. } => {

@@ -2,6 +2,8 @@
 
 mod server;
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -310,6 +312,23 @@ fn busy_servers_are_asked_again_and_dead_ones_given_up() {
     let closed = Options { endpoint: "http://127.0.0.1:1".into(), ..world.options() };
     let error = world.pull_with(ID, &closed).unwrap_err();
     assert!(matches!(error, Error::Unreachable { tries: 5, .. }), "{error}");
+}
+
+#[test]
+fn a_connection_that_is_not_safe_is_not_tried_again() {
+    let mut world = World::new();
+    // What answers in plain text where a handshake is due.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let options = Options { endpoint, ..world.options() };
+    let error = world.pull_with(ID, &options).unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    assert!(world.events.is_empty(), "{:?}", world.events);
 }
 
 #[test]
