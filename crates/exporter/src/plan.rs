@@ -85,6 +85,7 @@ impl Plan {
         let template = template(request, &tokenizer)?;
         let base = Checkpoint::open(&request.base)?;
         family::check(&config, &base, Naming::Hf)?;
+        family::check_types(&config, &base)?;
         family::check_tied_head(&config, &base)?;
         let mut specs = family::tensors(&config);
         family::sort_for_gguf(&mut specs);

@@ -10,12 +10,14 @@
 pub mod adapter;
 pub mod atomic;
 pub mod block;
+pub mod block_file;
 pub mod checkpoint;
 pub mod config;
 pub mod disk;
 pub mod error;
 pub mod gguf;
 pub mod hash;
+pub mod hash_index;
 pub mod journal;
 pub mod json;
 pub mod lock;

@@ -75,6 +75,21 @@ pub enum Error {
     },
     /// A model whose head is its embedding comes with another head.
     #[error(
+        "weight ({row}, {column}) of `{tensor}` is {value}: the checkpoint is damaged, download it again"
+    )]
+    WeightNotFinite {
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// What stands there.
+        value: f32,
+    },
+
+    /// A model whose head is its embedding comes with another head.
+    #[error(
         "the model is tied, but `{head}` and `{embedding}` differ from row {row} on (set `tie_word_embeddings` to false to use the head, or remove it)"
     )]
     TiedHead {

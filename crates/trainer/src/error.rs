@@ -237,6 +237,10 @@ impl Error {
             Self::NotFinite { .. } | Self::BrokenAdapter { .. } => {
                 "lower `train.learning_rate`; the last checkpoint is from before".into()
             }
+            Self::Formats(formats::Error::UnknownType { .. })
+            | Self::Model(model::Error::Formats(formats::Error::UnknownType { .. })) => {
+                "weights are read as F32, F16 or BF16: take the model's repository that has them so".into()
+            }
             _ => return None,
         };
         Some(hint)

@@ -22,6 +22,20 @@ pub enum Event {
         /// Tensors in all.
         total: usize,
     },
+    /// The base was quantised and kept for the next start.
+    BaseKept {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The base was kept by an earlier start and is mapped.
+    BaseMapped {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
     /// A and B are being taken from the weights.
     Decomposing {
         /// Linear layers that are done.

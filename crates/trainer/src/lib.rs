@@ -12,6 +12,7 @@ pub mod options;
 
 mod train;
 
+mod base_cache;
 mod base_files;
 pub mod data;
 mod memory_use;
@@ -30,6 +31,7 @@ pub mod metrics;
 pub mod record;
 pub mod run_dir;
 
+pub use base_cache::CacheOptions;
 pub use error::{Change, Error, Result};
 pub use event::{Event, ExactMatch, Outcome, PlanTable, StepReport, Weights};
 pub use options::{Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use model::lora::init::Method;
 use serde::{Deserialize, Serialize};
 
+use crate::base_cache::CacheOptions;
 use crate::error::{Error, Result};
 
 /// Everything that decides a training run.
@@ -28,6 +29,9 @@ pub struct Options {
     pub budget: BudgetOptions,
     /// What is measured besides the loss.
     pub eval: EvalOptions,
+    /// Where quantised bases are kept; no part of what the run is compared by.
+    #[serde(skip)]
+    pub cache: CacheOptions,
 }
 
 /// New run or continued one.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
-use model::base::LoadEvent;
 use model::{Adapter, Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
+use crate::base_cache::BaseCache;
 use crate::base_files::{BaseFiles, BaseWeights};
 use crate::beginning::{self, Beginning};
 use crate::checkpoint::{self, State};
@@ -132,7 +132,10 @@ fn finished_before(record: Option<&RunRecord>, run_dir: &RunDir) -> Option<Outco
 }
 
 fn hash_inputs(options: &Options, base_files: &BaseFiles, dataset: &Dataset) -> Result<Inputs> {
-    let mut inputs = base_files.hashes()?;
+    let mut index = BaseCache::new(&options.cache).hash_index();
+    let mut inputs = base_files.hashes(index.as_mut())?;
+    // An index that cannot be written costs the next start some seconds, no more.
+    let _ = index.map(|mut index| index.save());
     inputs.recipe = recipe_blake3(options);
     dataset.hash_into(&mut inputs, options)?;
     Ok(inputs)
@@ -233,14 +236,10 @@ impl Run<'_> {
 
     fn load_base(&mut self, beginning: Option<&Beginning>) -> Result<Base<model::Cpu>> {
         let device = self.setting.plan.device()?;
-        let (files, observer) = (self.setting.base_files, &mut *self.observer);
-        let mut on_load = |event: LoadEvent| {
-            if let LoadEvent::Tensor { n_done, n_tensors, .. } = event {
-                observer.observe(Event::Loading { done: n_done, total: n_tensors });
-            }
-        };
+        let Setting { options, base_files: files, .. } = self.setting;
+        let cache = BaseCache::new(&options.cache);
         let beginning = beginning.map(|beginning| (beginning, &self.lora));
-        files.weights.load(&device, &files.config, beginning, &mut on_load)
+        files.weights.load(&device, &files.config, &cache, beginning, self.observer)
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.

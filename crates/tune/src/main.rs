@@ -5,6 +5,7 @@
 
 mod base_location;
 mod bytes;
+mod cache_dir;
 mod cli;
 mod commands;
 mod failure;

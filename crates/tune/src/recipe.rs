@@ -1,12 +1,13 @@
 //! `recipe.toml`: everything a run is told, in one file.  Unknown keys are errors.
 
 use crate::bytes;
+use crate::cache_dir::cache_dir;
 use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions};
-use trainer::{Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+use trainer::{CacheOptions, Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 
 /// The whole recipe, one field a table.
 #[derive(Debug, Clone, Deserialize)]
@@ -34,7 +35,17 @@ pub struct Recipe {
 pub struct ModelTable {
     pub base: PathBuf,
     pub quant: Option<String>,
+    /// Whether the quantised base is kept on disk, to be mapped the next time.
+    #[serde(default = "yes")]
+    pub cache: bool,
 }
+
+fn yes() -> bool {
+    true
+}
+
+/// A smaller base is quantised in a second or two.
+const LEAST_KEPT_BYTES: u64 = 64 << 20;
 
 /// `[adapter]`: LoRA's shape.
 #[derive(Debug, Clone, Deserialize)]
@@ -325,6 +336,10 @@ impl Recipe {
             budget: BudgetOptions {
                 memory_bytes: Some(self.budget.memory),
                 reserve_bytes: self.budget.reserve,
+            },
+            cache: CacheOptions {
+                dir: cache_dir().filter(|_| self.model.cache),
+                least_bytes: LEAST_KEPT_BYTES,
             },
             eval: EvalOptions {
                 exact_match_rows: if self.eval.test.is_some() { self.eval.rows } else { 0 },

@@ -162,10 +162,10 @@ impl BlockType {
         }
     }
 
-    /// The type with ggml's name `name`, in any case.
+    /// The type with the name `name`, in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|ty| ty.name().eq_ignore_ascii_case(name))
+        Self::ALL.into_iter().chain([Self::Nf4, Self::Nf4Ic]).find(|ty| ty.name().eq_ignore_ascii_case(name))
     }
 }
 

@@ -1,12 +1,15 @@
 //! Loading a base: tensor by tensor, a few rows at a time, so that the peak beyond the blocks is one small chunk.
 
+use std::cell::RefCell;
+
 use formats::block;
+use formats::block_file::{BlockFile, Planned};
 use formats::gguf::Reader;
 use formats::{BlockType, Observer, TensorSource};
 
 use super::{Base, Tensors};
 use crate::config::ModelConfig;
-use crate::device::{Buffer, Device};
+use crate::device::{BlockMatrix, Buffer, Device};
 use crate::family::{self, Naming, TensorSpec};
 use crate::policy::{self, Quant};
 use crate::{Error, Result};
@@ -43,10 +46,70 @@ impl<D: Device> Base<D> {
         quant: Quant,
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Self> {
+        Self::load_and_keep(device, config, source, quant, &mut |_| Ok(()), observer)
+    }
+
+    /// As [`Base::load`], and hands the bytes of [`kept_tensors`], one after the other in parts, to `keep`.
+    ///
+    /// # Errors
+    /// As [`Base::load`], and what `keep` returns.
+    pub fn load_and_keep(
+        device: &D,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+        quant: Quant,
+        keep: &mut dyn FnMut(&[u8]) -> formats::Result<()>,
+        observer: &mut dyn Observer<LoadEvent>,
+    ) -> Result<Self> {
         family::check(config, source, Naming::Hf)?;
-        let block_type = |spec: &TensorSpec| Ok(policy::block_type(quant, config, spec));
-        let pack = |spec: &TensorSpec, ty, matrix: &mut D::Weights| pack(device, source, spec, ty, matrix);
-        Loader { device, config, source, naming: Naming::Hf }.load(block_type, pack, observer)
+        let keep = RefCell::new(keep);
+        let matrix = |spec: &TensorSpec| {
+            let ty = policy::block_type(quant, config, spec);
+            let mut matrix = device.alloc_weights(&spec.hf, ty, spec.rows, spec.cols)?;
+            pack(device, source, spec, ty, &mut matrix, *keep.borrow_mut())?;
+            Ok(matrix)
+        };
+        let vector = |spec: &TensorSpec| {
+            let mut floats = Vec::new();
+            source.read(&spec.hf, &mut floats)?;
+            check_finite(spec, 0, &floats)?;
+            spec.held.of(&mut floats);
+            let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
+            keep.borrow_mut()(&bytes)?;
+            Ok(floats)
+        };
+        Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)
+    }
+
+    /// Maps what [`Base::load_and_keep`] handed out.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape or type; [`Error::OutOfMemory`].
+    pub fn from_blocks(
+        device: &D,
+        config: &ModelConfig,
+        quant: Quant,
+        file: &BlockFile,
+        observer: &mut dyn Observer<LoadEvent>,
+    ) -> Result<Self> {
+        let find = |spec: &TensorSpec, block_type| {
+            let (found, range) = file.tensor(&spec.hf)?;
+            if *found == planned(spec, block_type) {
+                return Ok(range);
+            }
+            let (name, found, expected) =
+                (spec.hf.clone(), vec![found.rows, found.cols], spec.shape(Naming::Hf));
+            Err(Error::TensorShape { name, found, expected })
+        };
+        let matrix = |spec: &TensorSpec| {
+            let ty = policy::block_type(quant, config, spec);
+            device.map_weights(&spec.hf, ty, spec.rows, spec.cols, file.map(), find(spec, ty)?)
+        };
+        let vector = |spec: &TensorSpec| {
+            let bytes = &file.map().bytes()[find(spec, BlockType::F32)?];
+            Ok(bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+        };
+        Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)
     }
 
     /// Takes the blocks of a GGUF as they are; rows that its layout interleaves are moved back, block by block.
@@ -56,11 +119,29 @@ impl<D: Device> Base<D> {
     pub fn from_gguf(device: &D, gguf: &Reader, observer: &mut dyn Observer<LoadEvent>) -> Result<Self> {
         let config = ModelConfig::from_gguf(gguf.metadata(), gguf)?;
         family::check(&config, gguf, Naming::Gguf)?;
-        let block_type = |spec: &TensorSpec| Ok(tensor(gguf, spec)?.ty);
-        let take = |spec: &TensorSpec, ty, matrix: &mut D::Weights| take(device, gguf, spec, ty, matrix);
-        Loader { device, config: &config, source: gguf, naming: Naming::Gguf }
-            .load(block_type, take, observer)
+        let matrix = |spec: &TensorSpec| {
+            let ty = tensor(gguf, spec)?.ty;
+            let mut matrix = device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
+            take(device, gguf, spec, ty, &mut matrix)?;
+            Ok(matrix)
+        };
+        let vector = |spec: &TensorSpec| {
+            let mut floats = Vec::new();
+            gguf.read(&spec.gguf, &mut floats)?;
+            Ok(floats)
+        };
+        Loader { device, config: &config, naming: Naming::Gguf }.load(matrix, vector, observer)
     }
+}
+
+/// What [`Base::load_and_keep`] hands out, in its order: the blocks of each matrix, each vector in 32 bits.
+pub fn kept_tensors(config: &ModelConfig, quant: Quant) -> Vec<Planned> {
+    let specs = family::tensors(config);
+    specs.iter().map(|spec| planned(spec, policy::block_type(quant, config, spec))).collect()
+}
+
+fn planned(spec: &TensorSpec, block_type: BlockType) -> Planned {
+    Planned { name: spec.hf.clone(), block_type, rows: spec.rows, cols: spec.cols }
 }
 
 /// Reads rows as f32, packs them, uploads the blocks.
@@ -70,6 +151,7 @@ fn pack<D: Device>(
     spec: &TensorSpec,
     ty: BlockType,
     matrix: &mut D::Weights,
+    keep: &mut dyn FnMut(&[u8]) -> formats::Result<()>,
 ) -> Result<()> {
     let row_bytes = ty.row_bytes(spec.cols)?;
     let chunk = (CHUNK_FLOATS / spec.cols).clamp(1, spec.rows);
@@ -78,11 +160,20 @@ fn pack<D: Device>(
     for first in (0..spec.rows).step_by(chunk) {
         let n_rows = chunk.min(spec.rows - first);
         source.read_rows(&spec.hf, first..first + n_rows, &mut floats)?;
+        check_finite(spec, first, &floats)?;
         let blocks = &mut blocks[..n_rows * row_bytes];
         block::encode_par(ty, &floats, spec.cols, None, blocks)?;
         device.upload_rows(blocks, first, matrix)?;
+        keep(blocks)?;
     }
     Ok(())
+}
+
+/// A weight that is no number would make every loss one, hours later and far from its cause.
+fn check_finite(spec: &TensorSpec, first_row: usize, rows: &[f32]) -> Result<()> {
+    let Some(at) = rows.iter().position(|weight| !weight.is_finite()) else { return Ok(()) };
+    let (row, column) = (first_row + at / spec.cols, at % spec.cols);
+    Err(Error::WeightNotFinite { tensor: spec.hf.clone(), row, column, value: rows[at] })
 }
 
 /// Uploads a GGUF's blocks, each row to its place in the Hugging Face layout.
@@ -113,15 +204,14 @@ fn missing(name: &str) -> Error {
 struct Loader<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
-    source: &'a dyn TensorSource,
     naming: Naming,
 }
 
 impl<D: Device> Loader<'_, D> {
     fn load(
         &self,
-        block_type: impl Fn(&TensorSpec) -> Result<BlockType>,
-        fill: impl Fn(&TensorSpec, BlockType, &mut D::Weights) -> Result<()>,
+        matrix: impl Fn(&TensorSpec) -> Result<D::Weights>,
+        vector: impl Fn(&TensorSpec) -> Result<Vec<f32>>,
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Base<D>> {
         let specs = family::tensors(self.config);
@@ -130,29 +220,20 @@ impl<D: Device> Loader<'_, D> {
         for (index, spec) in specs.iter().enumerate() {
             let name = spec.name(self.naming);
             let place = spec.layer.map_or(&mut outer, |index| &mut layers[index]);
-            let mut ty = BlockType::F32;
+            let mut block_type = BlockType::F32;
             if spec.role.is_vector() {
-                place.push_vector(spec.role, self.vector(spec)?);
+                let floats = vector(spec)?;
+                let mut buffer = self.device.alloc(name, spec.n_weights())?;
+                self.device.upload(&floats, buffer.all_mut())?;
+                place.push_vector(spec.role, buffer);
             } else {
-                ty = block_type(spec)?;
-                let mut matrix = self.device.alloc_weights(name, ty, spec.rows, spec.cols)?;
-                fill(spec, ty, &mut matrix)?;
+                let matrix = matrix(spec)?;
+                block_type = matrix.block_type();
                 place.push_matrix(spec.role, matrix);
             }
             let (name, n_tensors) = (name.to_owned(), specs.len());
-            observer.observe(LoadEvent::Tensor { name, n_done: index + 1, n_tensors, block_type: ty });
+            observer.observe(LoadEvent::Tensor { name, n_done: index + 1, n_tensors, block_type });
         }
         Ok(Base { device: self.device.clone(), config: self.config.clone(), outer, layers })
-    }
-
-    fn vector(&self, spec: &TensorSpec) -> Result<D::Buffer> {
-        let mut floats = Vec::new();
-        self.source.read(spec.name(self.naming), &mut floats)?;
-        if self.naming == Naming::Hf {
-            spec.held.of(&mut floats);
-        }
-        let mut vector = self.device.alloc(spec.name(self.naming), spec.n_weights())?;
-        self.device.upload(&floats, vector.all_mut())?;
-        Ok(vector)
     }
 }

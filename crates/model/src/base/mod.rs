@@ -6,7 +6,7 @@ mod mixer;
 mod tensors;
 
 pub(crate) use layers::Update;
-pub use load::LoadEvent;
+pub use load::{LoadEvent, kept_tensors};
 pub(crate) use mixer::Mixed;
 pub use tensors::Tensors;
 

@@ -14,8 +14,10 @@ pub use dense::{DenseCopy, DenseCounter};
 pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use formats::BlockType;
+use formats::map::Map;
 
 use crate::Result;
 use crate::arena::Arena;
@@ -278,6 +280,20 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Copies the blocks of whole rows, from `first_row` on, to a frozen matrix.
     fn upload_rows(&self, blocks: &[u8], first_row: usize, to: &mut Self::Weights) -> Result<()>;
+
+    /// A frozen matrix of blocks that lie in a mapped file; a device with the host's memory leaves them there.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`]; a range that is not as long as the shape says.
+    fn map_weights(
+        &self,
+        what: &str,
+        ty: BlockType,
+        rows: usize,
+        cols: usize,
+        map: &Arc<Map>,
+        range: Range<usize>,
+    ) -> Result<Self::Weights>;
 
     /// Copies from the host.
     fn upload(&self, from: &[f32], to: ViewMut<'_, Self::Buffer>) -> Result<()>;

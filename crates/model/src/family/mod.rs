@@ -447,6 +447,17 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
     check_surplus(config, &expected, source, naming)
 }
 
+/// Checks that every weight of a checkpoint is of a type that can be read, without reading any.
+///
+/// # Errors
+/// [`formats::Error::UnknownType`], for 8-bit floats say.
+pub fn check_types(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+    for spec in tensors(config) {
+        source.read_rows(&spec.hf, 0..0, &mut Vec::new())?;
+    }
+    Ok(())
+}
+
 /// Checks that the head which a tied model's checkpoint ships nevertheless is its embedding.
 ///
 /// transformers takes such a head where it differs, llama.cpp the embedding: there is no one right model then.

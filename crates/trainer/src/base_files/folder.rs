@@ -4,6 +4,7 @@ use std::path::Path;
 
 use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
+use formats::hash_index::HashIndex;
 use formats::{TensorSource, hash};
 use model::family::{self, Naming};
 use model::{ModelConfig, Quant};
@@ -31,6 +32,7 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     let config = ModelConfig::from_hf(&hf)?;
     let checkpoint = Checkpoint::open(dir)?;
     family::check(&config, &checkpoint, Naming::Hf)?;
+    family::check_types(&config, &checkpoint)?;
     family::check_tied_head(&config, &checkpoint)?;
     let tokenizer = Tokenizer::from_dir(dir)?;
     let template = match has_template(dir) {
@@ -42,7 +44,12 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     BaseFiles::assemble(dir, (config, weights), (tokenizer, template), stop)
 }
 
-pub(super) fn hashes(dir: &Path, checkpoint: &Checkpoint, inputs: Inputs) -> Result<Inputs> {
+pub(super) fn hashes(
+    dir: &Path,
+    checkpoint: &Checkpoint,
+    index: Option<&mut HashIndex>,
+    inputs: Inputs,
+) -> Result<Inputs> {
     let mut tokenizer = String::new();
     for name in TOKENIZER_FILES {
         let path = dir.join(name);
@@ -51,7 +58,10 @@ pub(super) fn hashes(dir: &Path, checkpoint: &Checkpoint, inputs: Inputs) -> Res
         }
     }
     Ok(Inputs {
-        base: checkpoint.content_hash()?,
+        base: match index {
+            Some(index) => checkpoint.content_hash_by(&mut |path| index.blake3_file(path))?,
+            None => checkpoint.content_hash()?,
+        },
         base_config: hash::blake3_file(&dir.join("config.json"))?,
         tokenizer: hash::blake3_bytes(tokenizer.as_bytes()),
         ..inputs

@@ -6,6 +6,7 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
+use formats::hash_index::HashIndex;
 use model::ModelConfig;
 use text::{ChatTemplate, Tokenizer};
 
@@ -43,16 +44,16 @@ impl BaseFiles {
         if path.is_file() { gguf::open(path, options.quant.as_deref()) } else { folder::open(path, options) }
     }
 
-    /// Hashes everything of the base; the other fields are left empty.
+    /// Hashes everything of the base, weights as the index remembers them; the other fields are left empty.
     ///
     /// # Errors
     /// What reading meets.
-    pub fn hashes(&self) -> Result<Inputs> {
+    pub fn hashes(&self, index: Option<&mut HashIndex>) -> Result<Inputs> {
         let template =
             self.template.as_ref().map(|template| formats::hash::blake3_bytes(template.source().as_bytes()));
         let inputs = Inputs { template: template.unwrap_or_default(), ..Inputs::default() };
         match &self.weights {
-            BaseWeights::Folder { checkpoint, .. } => folder::hashes(&self.path, checkpoint, inputs),
+            BaseWeights::Folder { checkpoint, .. } => folder::hashes(&self.path, checkpoint, index, inputs),
             BaseWeights::Gguf(reader) => gguf::hashes(reader, inputs),
         }
     }

@@ -3,12 +3,13 @@
 use formats::checkpoint::Checkpoint;
 use formats::gguf::Reader;
 use formats::observe::Observer;
-use model::base::LoadEvent;
 use model::memory::{gguf_weights_bytes, weights_bytes};
 use model::{Base, Device, LoraOptions, ModelConfig, Quant};
 
+use crate::base_cache::{BaseCache, loading};
 use crate::beginning::Beginning;
 use crate::error::Result;
+use crate::event::Event;
 
 /// The weights of a base, memory-mapped.
 pub enum BaseWeights {
@@ -43,18 +44,20 @@ impl BaseWeights {
         &self,
         device: &D,
         config: &ModelConfig,
+        cache: &BaseCache<'_>,
         beginning: Option<(&Beginning, &LoraOptions)>,
-        observer: &mut dyn Observer<LoadEvent>,
+        observer: &mut dyn Observer<Event>,
     ) -> Result<Base<D>> {
-        Ok(match self {
-            BaseWeights::Folder { checkpoint, quant } => match beginning {
-                None => Base::load(device, config, checkpoint, *quant, observer)?,
-                Some((beginning, lora)) => {
-                    let source = beginning.shifted(checkpoint, config, lora);
-                    Base::load(device, config, &source, *quant, observer)?
-                }
-            },
-            BaseWeights::Gguf(reader) => Base::from_gguf(device, reader, observer)?,
-        })
+        match (self, beginning) {
+            (BaseWeights::Gguf(reader), _) => Ok(Base::from_gguf(device, reader, &mut loading(observer))?),
+            (BaseWeights::Folder { checkpoint, quant }, None) => {
+                cache.load(device, (checkpoint, config, *quant), observer)
+            }
+            // Such weights are of one run alone: keeping them would serve no other.
+            (BaseWeights::Folder { checkpoint, quant }, Some((beginning, lora))) => {
+                let source = beginning.shifted(checkpoint, config, lora);
+                Ok(Base::load(device, config, &source, *quant, &mut loading(observer))?)
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Whole runs over a tiny base that the test writes itself: results, resuming, refusals.
 
+mod cache;
 mod refusals;
 mod results;
 mod resume;

@@ -212,3 +212,39 @@ fn a_second_writer_is_told_who_is_first() {
         assert_eq!(*pid, std::process::id().to_string());
     }
 }
+
+/// Changes the bytes of the base's weights.
+fn damage(place: &Workplace, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = place.base().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    change(&mut bytes);
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn weights_of_a_type_that_is_none() {
+    check(
+        |place, _| {
+            damage(place, |bytes| {
+                let at = bytes.windows(5).position(|part| part == b"\"F32\"").unwrap();
+                bytes[at + 1] = b'I';
+            });
+        },
+        expect![[r#"
+            base/model.safetensors: tensor `model.embed_tokens.weight` has type I32, which this program does not read
+            hint: weights are read as F32, F16 or BF16: take the model's repository that has them so"#]],
+    );
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_found_before_the_first_step() {
+    let place = Workplace::new();
+    damage(&place, |bytes| {
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let (outcome, events) = train(&place.options("run"));
+    expect!["weight (0, 63) of `model.norm.weight` is NaN: the checkpoint is damaged, download it again"]
+        .assert_eq(&outcome.unwrap_err().to_string());
+    assert!(!events.iter().any(|event| matches!(event, Event::Step(_))));
+}

@@ -123,6 +123,14 @@ impl View<'_> {
             Event::Loading { done, total } => {
                 self.terminal.progress_on_screen(done as u64, total as u64, "reading the base");
             }
+            Event::BaseKept { path, bytes } => {
+                let (size, dir) = (bytes::show(bytes), path.parent().unwrap_or(&path).display());
+                self.terminal.row("base", format!("quantised · {size} kept in {dir} for the next start"));
+            }
+            Event::BaseMapped { bytes, .. } => {
+                self.terminal
+                    .row("base", format!("mapped as an earlier start kept it · {}", bytes::show(bytes)));
+            }
             Event::Decomposing { done, total } => {
                 self.terminal.progress_on_screen(
                     done as u64,

@@ -164,7 +164,7 @@ mod tests {
         let arena = Arena::unlimited();
         let tile = DenseTile::new(&arena).unwrap();
         let mut weights = HostBlocks::new(&arena, "weights", ty, rows, cols).unwrap();
-        block::encode(ty, &values(rows * cols, 1), cols, None, weights.rows_mut(0..rows)).unwrap();
+        block::encode(ty, &values(rows * cols, 1), cols, None, weights.rows_mut(0..rows).unwrap()).unwrap();
         let x = values(n * cols, 2);
         let part = rows / 3..rows;
         for write in [Write::Set, Write::Add] {
@@ -201,7 +201,7 @@ mod tests {
         let tile = DenseTile::new(&arena).unwrap();
         let (rows, cols) = (30, 256);
         let mut weights = HostBlocks::new(&arena, "weights", block::BlockType::Q4K, rows, cols).unwrap();
-        let blocks = weights.rows_mut(0..rows);
+        let blocks = weights.rows_mut(0..rows).unwrap();
         block::encode(block::BlockType::Q4K, &values(rows * cols, 1), cols, None, blocks).unwrap();
         let x = values(6 * cols, 2);
         let mut together = vec![0.0; 6 * rows];

@@ -1,9 +1,10 @@
 //! Host memory behind the CPU device: buffers drawn from the arena, blocks, and the one dense tile.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use formats::block::{self, BlockType};
+use formats::map::Map;
 use rayon::prelude::*;
 
 use crate::Result;
@@ -46,19 +47,55 @@ pub struct HostBlocks {
     rows: usize,
     cols: usize,
     row_bytes: usize,
-    blocks: Vec<u8>,
+    blocks: Blocks,
     _drawn: Drawn,
+}
+
+/// Where blocks lie. Mapped ones are drawn from the arena too: they are in memory while they are used.
+#[derive(Debug)]
+enum Blocks {
+    Owned(Vec<u8>),
+    Mapped(Arc<Map>, Range<usize>),
+}
+
+impl Blocks {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Blocks::Owned(blocks) => blocks,
+            Blocks::Mapped(map, range) => &map.bytes()[range.clone()],
+        }
+    }
 }
 
 impl HostBlocks {
     pub(super) fn new(arena: &Arena, what: &str, ty: BlockType, rows: usize, cols: usize) -> Result<Self> {
         let row_bytes = ty.row_bytes(cols)?;
         let drawn = arena.draw(what, (rows * row_bytes) as u64)?;
-        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks: vec![0; rows * row_bytes], _drawn: drawn })
+        let blocks = Blocks::Owned(vec![0; rows * row_bytes]);
+        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks, _drawn: drawn })
     }
 
-    pub(super) fn rows_mut(&mut self, rows: Range<usize>) -> &mut [u8] {
-        &mut self.blocks[rows.start * self.row_bytes..rows.end * self.row_bytes]
+    /// Takes blocks where they are mapped; the range must be as long as the shape says.
+    pub(super) fn mapped(
+        arena: &Arena,
+        what: &str,
+        ty: BlockType,
+        (rows, cols): (usize, usize),
+        (map, range): (Arc<Map>, Range<usize>),
+    ) -> Result<Self> {
+        let row_bytes = ty.row_bytes(cols)?;
+        let drawn = arena.draw(what, (rows * row_bytes) as u64)?;
+        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks: Blocks::Mapped(map, range), _drawn: drawn })
+    }
+
+    /// Some rows, for writing; `None` where the blocks are mapped and so are what they are.
+    pub(super) fn rows_mut(&mut self, rows: Range<usize>) -> Option<&mut [u8]> {
+        match &mut self.blocks {
+            Blocks::Owned(blocks) => {
+                Some(&mut blocks[rows.start * self.row_bytes..rows.end * self.row_bytes])
+            }
+            Blocks::Mapped(..) => None,
+        }
     }
 
     pub(super) fn row_bytes(&self) -> usize {
@@ -67,7 +104,7 @@ impl HostBlocks {
 
     /// Unpacks rows into `out` (|rows|, cols), counting nothing: the caller owns the count.
     pub(super) fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let blocks = &self.blocks[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        let blocks = &self.blocks.bytes()[rows.start * self.row_bytes..rows.end * self.row_bytes];
         // Row by row, since a row of NF4 begins with what its blocks share.
         let mut rows = blocks.chunks_exact(self.row_bytes).zip(out.chunks_exact_mut(self.cols));
         Ok(rows.try_for_each(|(blocks, out)| block::decode(self.block_type, blocks, out))?)
@@ -88,7 +125,7 @@ impl BlockMatrix for HostBlocks {
     }
 
     fn bytes(&self) -> u64 {
-        self.blocks.len() as u64
+        self.blocks.bytes().len() as u64
     }
 }
 

@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use formats::BlockType;
+use formats::map::Map;
 
 use super::{
     Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
@@ -151,8 +152,26 @@ impl Device for Cpu {
         check("upload_rows", [("blocks", blocks.len(), n_rows * to.row_bytes())])?;
         let rows = first_row..first_row + n_rows;
         check_rows("upload_rows", &rows, to)?;
-        to.rows_mut(rows).copy_from_slice(blocks);
+        let mapped = shape("upload_rows", "mapped blocks", n_rows, 0);
+        to.rows_mut(rows).ok_or(mapped)?.copy_from_slice(blocks);
         Ok(())
+    }
+
+    fn map_weights(
+        &self,
+        what: &str,
+        ty: BlockType,
+        rows: usize,
+        cols: usize,
+        map: &Arc<Map>,
+        range: Range<usize>,
+    ) -> Result<Self::Weights> {
+        check("map_weights", [("blocks", range.len(), rows * ty.row_bytes(cols)?)])?;
+        check("map_weights", [("end of the blocks", range.end, range.end.min(map.bytes().len()))])?;
+        if cols > TILE_FLOATS {
+            return Err(shape("map_weights", "row", cols, TILE_FLOATS));
+        }
+        HostBlocks::mapped(&self.0.arena, what, ty, (rows, cols), (map.clone(), range))
     }
 
     fn upload(&self, from: &[f32], to: FloatsMut<'_>) -> Result<()> {
