@@ -24,7 +24,12 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 /// The command, to be run in the workspace's root.
 pub fn tune(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tune"));
-    command.args(arguments).current_dir(root()).stdin(Stdio::null()).env("NO_COLOR", "1");
+    command
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .env("NO_COLOR", "1")
+        .env("TUNE_CACHE", "");
     command
 }
 

@@ -74,6 +74,13 @@ impl HashIndex {
             return Ok(());
         }
         self.known.retain(|path, _| path.exists());
+        if let Some(dir) = self.path.parent() {
+            std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+                path: dir.to_owned(),
+                action: "make",
+                source,
+            })?;
+        }
         json::write(&self.path, &self.known)
     }
 }
