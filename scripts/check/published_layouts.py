@@ -3,7 +3,8 @@
     python scripts/check/published_layouts.py SHARED [MODEL …]
 
 SHARED holds assets/models/MODEL (config.json, tensors.json) and tools/synth_checkpoint.py, which writes the
-checkpoints. Needs torch, transformers and numpy, and the example built: cargo build --release -p model --example
+checkpoints; those of Mamba-2, of which SHARED has no listing, are written by transformers itself, with the published
+hyper-parameters. Needs torch, transformers and numpy, and the example built: cargo build --release -p model --example
 forward_logits. f32 on both sides, 96 tokens; prints the largest error in parts of a row's largest logit, and fails
 above 1e-4.
 """
@@ -24,6 +25,10 @@ EXAMPLE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "r
 LAYERS = {"gemma-3-1b-it": 6, "gemma-3-4b-it": 6}  # the sixth layer is the first that sees everything
 MODELS = ["SmolLM2-135M", "Qwen3-0.6B", "Qwen2.5-1.5B-Instruct", "Llama-3.2-1B-Instruct", "gemma-3-1b-it",
           "Phi-4-mini-instruct", "Mistral-7B-Instruct-v0.3", "Llama-3.1-8B-Instruct", "gemma-3-4b-it"]
+BUILT = {
+    "mamba2-130m": dict(hidden_size=768, num_heads=24, n_groups=1, vocab_size=50288, tie_word_embeddings=True),
+    "Mamba-Codestral-7B-v0.1": dict(hidden_size=4096, num_heads=128, n_groups=8, vocab_size=32768),
+}
 N_TOKENS = 96
 TOLERANCE = 1e-4
 
@@ -42,11 +47,28 @@ def reference(folder, ids):
         return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
 
 
+def write(shared, name, layers, folder):
+    if name not in BUILT:
+        synthesise = [sys.executable, shared / "tools/synth_checkpoint.py", shared / "assets/models" / name, folder]
+        subprocess.run([*synthesise, "--layers", str(layers)], check=True, stdout=subprocess.DEVNULL)
+        return
+    torch.manual_seed(1)
+    config = transformers.Mamba2Config(**BUILT[name], num_hidden_layers=layers)
+    model = transformers.Mamba2ForCausalLM(config)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            # What transformers begins with would leave gains, biases and the logits without a say.
+            if parameter.dim() == 1 and not key.endswith(("A_log", "dt_bias")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif parameter.dim() == 2:
+                parameter.copy_(0.02 * torch.randn_like(parameter))
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
 def check(shared, name):
     with tempfile.TemporaryDirectory() as folder:
-        layers = str(LAYERS.get(name, 2))
-        synthesise = [sys.executable, shared / "tools/synth_checkpoint.py", shared / "assets/models" / name, folder]
-        subprocess.run([*synthesise, "--layers", layers], check=True, stdout=subprocess.DEVNULL)
+        layers = LAYERS.get(name, 2)
+        write(shared, name, layers, folder)
         vocabulary = 20000
         ids = [int(i) for i in np.random.default_rng(1).integers(0, vocabulary, N_TOKENS)]
         tokens, out = pathlib.Path(folder) / "tokens.json", pathlib.Path(folder) / "out.f32"
@@ -61,7 +83,7 @@ def check(shared, name):
 
 def main():
     shared = pathlib.Path(sys.argv[1]).resolve()
-    results = [check(shared, name) for name in sys.argv[2:] or MODELS]
+    results = [check(shared, name) for name in sys.argv[2:] or MODELS + list(BUILT)]
     sys.exit(not all(results))
 
 

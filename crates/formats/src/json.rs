@@ -111,3 +111,29 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
         Ok(Entries(entries))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(text: &str, expected: Option<Value>) {
+        assert_eq!(from_python::<Value>(text.as_bytes()).ok(), expected, "{text}");
+    }
+
+    #[test]
+    fn bare_numbers_of_python_become_texts() {
+        check("[0.0, Infinity]", Some(json!([0.0, "Infinity"])));
+        check(r#"{"a": -Infinity, "b": NaN}"#, Some(json!({"a": "-Infinity", "b": "NaN"})));
+        check(r#"["NaN \" Infinity", NaN, "\\"]"#, Some(json!(["NaN \" Infinity", "NaN", "\\"])));
+    }
+
+    #[test]
+    fn what_is_wrong_otherwise_stays_wrong() {
+        check("[Infinit]", None);
+        check("[NaN", None);
+        check("[1, Infinity}", None);
+        check("\"\\", None);
+    }
+}

@@ -43,6 +43,18 @@ fn defaults_are_those_of_transformers() {
     assert_eq!(config.raw["unknown_key"], json!([1]));
 }
 
+/// What the published files of Mamba-2 leave out, and what they write that is no JSON.
+#[test]
+fn a_model_without_attention() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = r#"{"model_type": "mamba2", "num_hidden_layers": 2, "time_step_limit": [0.0, Infinity]}"#;
+    std::fs::write(dir.path().join("config.json"), text).unwrap();
+    let config = HfConfig::from_dir(dir.path()).unwrap();
+    assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.intermediate_size), (0, 0, 0));
+    assert_eq!((config.hidden_size, config.head_dim, config.vocab_size), (4096, 64, 32_768));
+    assert_eq!(config.text("time_step_limit"), Some(&json!([0.0, "Infinity"])));
+}
+
 #[test]
 fn both_styles_of_rope() {
     assert_eq!(read_with("rope_theta", json!(1_000_000)).unwrap().rope_theta, 1e6);

@@ -90,7 +90,8 @@ pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
     }
     if let Some(capacity) = answers {
         let (cache, workspace) = generator_bytes(config, lora, capacity);
-        table.push("key-value cache", cache);
+        let is_of_mixers = config.mixer.is_some();
+        table.push(if is_of_mixers { "states of mixers" } else { "key-value cache" }, cache);
         table.push("decoding workspace", workspace);
     }
     Ok(table)

@@ -105,6 +105,13 @@ fn first_match<T: Copy>(values: &[(ModulePattern, T)], module: &Module) -> Optio
 }
 
 fn unknown_target(name: &str, family: Family) -> Error {
+    if family.has(Role::SsmOut) && ["out_proj", "conv1d"].iter().any(|fixed| name.ends_with(fixed)) {
+        let reason = format!(
+            "names `{name}`, which an adapter of a Mamba-2 cannot change: its fused kernels read those weights past \
+             an adapter, and PEFT refuses to load one that has them; `in_proj` can be changed",
+        );
+        return Error::Option { key: "adapter.targets", reason };
+    }
     let names: Vec<_> = family.targets().map(|(_, target)| target).collect();
     let reason = format!(
         "names `{name}`, which is neither {ALL_LINEAR} nor one of {}, nor a regular expression for whole names such as \
@@ -256,6 +263,15 @@ mod tests {
         assert_eq!(targets(Family::Llama, &["v_proj", "q_proj", "q_proj"]).unwrap(), [Role::Q, Role::V]);
         assert_eq!(targets(Family::Phi3, &["all-linear"]).unwrap().len(), 4);
         assert_eq!(targets(Family::StarCoder2, &["c_fc"]).unwrap(), [Role::Up]);
+    }
+
+    #[test]
+    fn a_mixer_adapts_its_input_projection_alone() {
+        assert_eq!(targets(Family::Mamba2, &["all-linear"]).unwrap(), [Role::SsmIn]);
+        expect![
+            "`adapter.targets` names `out_proj`, which an adapter of a Mamba-2 cannot change: its fused kernels read those weights past an adapter, and PEFT refuses to load one that has them; `in_proj` can be changed"
+        ]
+        .assert_eq(&targets(Family::Mamba2, &["in_proj", "out_proj"]).unwrap_err().to_string());
     }
 
     /// Options of single layers in the words of a recipe, and what PEFT's configuration says of them.

@@ -144,11 +144,10 @@ fn model(path: &Path) -> Result<Vec<String>, Failure> {
     let mut lines = vec![
         format!("model    {} · {}", path.display(), config.architectures.join(", ")),
         format!(
-            "         {} layers · width {} · {} heads, {} for keys · vocabulary {}",
+            "         {} layers · width {} · {}vocabulary {}",
             config.num_hidden_layers,
             config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
+            heads(&config),
             show::count(config.vocab_size as u64)
         ),
         String::new(),
@@ -157,6 +156,13 @@ fn model(path: &Path) -> Result<Vec<String>, Failure> {
     let names = checkpoint.tensor_names();
     lines.extend(tensors(names.iter().filter_map(|name| checkpoint.tensor(name))));
     Ok(lines)
+}
+
+fn heads(config: &formats::config::HfConfig) -> String {
+    match (config.num_attention_heads, config.num_key_value_heads) {
+        (0, _) => "no attention · ".to_owned(),
+        (queries, keys) => format!("{queries} heads, {keys} for keys · "),
+    }
 }
 
 fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
