@@ -58,6 +58,10 @@ enum Way {
 enum Because {
     /// llama.cpp's form of GPT-4o's expression knows letters, and no marks that combine with them.
     CombiningMarks,
+    /// Runs of spaces are tokens that a GGUF spells with spaces: a `▁` of the text itself is none of them there.
+    MarkAmongSpaces,
+    /// llama.cpp makes a control token of any `</s>`, here a piece of HTML.
+    ClosingTag,
     /// The expected ids are those of a relative that has `ü` as an added token of its own.
     AddedUmlaut,
 }
@@ -73,6 +77,21 @@ const fn folder(source: &'static str, rows: usize, expected: &'static [&'static 
 const fn umlaut(way: Way) -> Exception {
     Exception { way, by: "llama.cpp/deepseek-llm", texts: 1, because: Because::AddedUmlaut }
 }
+
+const fn gemma_3(source: &'static str, rows: usize) -> Published {
+    const MARK: Exception =
+        Exception { way: Way::LlamaCpp, by: "", texts: 1, because: Because::MarkAmongSpaces };
+    const EXCEPTIONS: &[Exception] = &[
+        Exception { by: GEMMA_3[0], ..MARK },
+        Exception { by: GEMMA_3[1], ..MARK },
+        Exception { way: Way::WrittenBack, by: GEMMA_3[0], ..MARK },
+        Exception { way: Way::WrittenBack, by: GEMMA_3[1], ..MARK },
+        Exception { by: GEMMA_3[1], because: Because::ClosingTag, ..MARK },
+    ];
+    Published { exceptions: EXCEPTIONS, ..folder(source, rows, &GEMMA_3) }
+}
+
+const GEMMA_3: [&str; 2] = ["kitoken/tokenizers/gemma3", "kitoken/sentencepiece/gemma3"];
 
 const TABLE: &[Published] = &[
     gguf("gguf-vocab/ggml-vocab-baichuan.gguf", &["original/llama-spm"]),
@@ -115,6 +134,8 @@ const TABLE: &[Published] = &[
     folder("models/Qwen2.5-1.5B-Instruct", 151_936, &["llama.cpp/qwen2", "llama.cpp/deepseek-r1-qwen"]),
     folder("models/Qwen3-0.6B", 151_936, &["llama.cpp/qwen2"]),
     folder("models/Qwen3-4B", 151_936, &["llama.cpp/qwen2"]),
+    gemma_3("models/gemma-3-1b-it", 262_144),
+    gemma_3("models/gemma-3-4b-it", 262_208),
     folder("models/starcoder2-3b", 49_152, &["llama.cpp/starcoder"]),
 ];
 
@@ -124,8 +145,6 @@ const WITHOUT_VOCABULARY: &[(&str, &str)] = &[
     ("llama.cpp/chameleon", "no vocabulary is here"),
     ("llama.cpp/command-r", "no vocabulary is here"),
     ("llama.cpp/roberta-bpe", "no vocabulary is here"),
-    ("kitoken/tokenizers/gemma3", "no vocabulary of Gemma 3 is here"),
-    ("kitoken/sentencepiece/gemma3", "no vocabulary of Gemma 3 is here"),
     ("kitoken/tokenizers/gte", "Unigram, of encoders"),
 ];
 
@@ -176,7 +195,8 @@ impl Ways {
         let read = tokenizer(path);
         let folder = tempfile::tempdir().unwrap();
         let written = folder.path().join("vocabulary.gguf");
-        write_vocabulary(&read, published.rows.max(read.vocab_size()), &written);
+        let rows = if published.rows > 0 { published.rows } else { read.vocab_size() };
+        write_vocabulary(&read, rows, &written);
         let (written_back, llama_cpp) = (tokenizer(&written), LlamaCpp::open(&written));
         Ways {
             read,
@@ -198,6 +218,19 @@ impl Ways {
             Way::WrittenBack => ours(&self.written_back),
             Way::LlamaCpp => self.llama_cpp.ids(&text, trusted),
         }
+    }
+
+    /// Where the ids are others, as tokens.
+    fn difference(&self, ids: &[u32], pair: &Pair) -> String {
+        let at = ids.iter().zip(&pair.ids).take_while(|(a, b)| a == b).count().saturating_sub(2);
+        let tokens = |ids: &[u32]| -> Vec<String> {
+            ids.iter()
+                .skip(at)
+                .take(8)
+                .map(|id| format!("{id} {}", self.read.token(*id).unwrap_or("-")))
+                .collect()
+        };
+        format!("{:?} instead of {:?} in {:?}", tokens(ids), tokens(&pair.ids), pair.text)
     }
 
     /// The ids give the text back.
@@ -224,6 +257,11 @@ impl Ways {
     /// Whether a text's other ids are for that reason alone.
     fn explained(&self, way: Way, pair: &Pair, because: Because) -> bool {
         match because {
+            Because::MarkAmongSpaces => {
+                let text = pair.text.replace('▁', "_");
+                text != pair.text && self.ids(way, &text, true) == self.ids(Way::Read, &text, true)
+            }
+            Because::ClosingTag => pair.text.contains("</s>"),
             Because::AddedUmlaut => pair.text == "Führer",
             Because::CombiningMarks => {
                 let has_marks = |line: &&str| normalized(line, &StripAccents) != **line;
@@ -241,19 +279,21 @@ fn check(published: &Published, path: &Path) {
     for name in published.expected {
         let pairs = expected(name, path);
         for way in [Way::Read, Way::WrittenBack, Way::LlamaCpp] {
-            let mut exceptions = published.exceptions.iter();
-            let exception = exceptions.find(|exception| exception.way == way && exception.by == *name);
+            let exceptions: Vec<&Exception> =
+                published.exceptions.iter().filter(|e| e.way == way && e.by == *name).collect();
             let mut excepted = 0;
             for pair in &pairs {
-                if ways.ids(way, &pair.text, pair.trusted) == pair.ids {
+                let ids = ways.ids(way, &pair.text, pair.trusted);
+                if ids == pair.ids {
                     ways.check_text(way, pair);
                     continue;
                 }
-                let explained = exception.is_some_and(|e| ways.explained(way, pair, e.because));
-                assert!(explained, "{}, {way:?}, {}: {:?}", published.source, pair.by, pair.text);
+                let explained = exceptions.iter().any(|e| ways.explained(way, pair, e.because));
+                let difference = || ways.difference(&ids, pair);
+                assert!(explained, "{}, {way:?}, {}: {}", published.source, pair.by, difference());
                 excepted += 1;
             }
-            assert_eq!(excepted, exception.map_or(0, |exception| exception.texts), "{row}, {way:?}");
+            assert_eq!(excepted, exceptions.iter().map(|e| e.texts).sum::<usize>(), "{row}, {way:?}");
             row += &format!(" · {way:?} {name} {} of {}", pairs.len() - excepted, pairs.len());
         }
     }
@@ -263,9 +303,11 @@ fn check(published: &Published, path: &Path) {
 #[test]
 fn ids_are_the_expected_ones() {
     for published in TABLE {
-        if let Some(path) = asset(published.source) {
-            check(published, &path);
+        let Some(path) = asset(published.source) else { continue };
+        if path.is_dir() && asset(&format!("{}/tokenizer.json", published.source)).is_none() {
+            continue;
         }
+        check(published, &path);
     }
 }
 

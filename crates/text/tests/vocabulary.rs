@@ -211,9 +211,10 @@ fn ids_of_llama_cpp_for_folders() {
         ("models/Llama-3.2-1B-Instruct", 128_256),
         ("models/Phi-4-mini-instruct", 200_064),
         ("models/Mistral-7B-Instruct-v0.3", 32_768),
+        ("models/gemma-3-1b-it", 262_144),
         ("models/starcoder2-3b", 49_152),
     ] {
-        if let Some(dir) = asset(name) {
+        if let (Some(dir), Some(_)) = (asset(name), asset(&format!("{name}/tokenizer.json"))) {
             check_round_trip(name, &tokenizer(&dir), rows);
         }
     }
@@ -239,4 +240,32 @@ fn what_does_not_fit_is_refused() {
     let tokens = padded.iter().find(|(key, _)| key == "tokenizer.ggml.tokens").unwrap();
     let Value::Array(Array::String(tokens)) = &tokens.1 else { panic!("{:?}", tokens.1) };
     assert_eq!(tokens[2047..], ["<|im_end|>", "[PAD2048]", "[PAD2049]"]);
+}
+
+/// The pocket model's tokenizer with a token for images behind its last row, which a tokenizer_config.json names or
+/// does not.
+fn with_image_token(tokenizer_config: &str) -> Tokenizer {
+    let pocket = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/pocket/tokenizer.json");
+    let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(pocket).unwrap()).unwrap();
+    let token = serde_json::json!({"id": 2048, "content": "<image>", "special": true});
+    file["added_tokens"].as_array_mut().unwrap().push(token);
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("tokenizer.json", file.to_string().as_str()),
+        ("tokenizer_config.json", tokenizer_config),
+        ("config.json", r#"{"vocab_size": 2048}"#),
+    ] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    Tokenizer::from_dir(folder.path()).unwrap()
+}
+
+#[test]
+fn a_placeholder_without_a_row_is_no_token() {
+    let named = with_image_token(r#"{"image_token": "<image>"}"#);
+    assert_eq!((named.vocab_size(), named.id("<image>")), (2048, None));
+    assert!(named.gguf_metadata(2048).is_ok());
+    let unnamed = with_image_token("{}");
+    assert_eq!(unnamed.id("<image>"), Some(2048));
+    assert!(unnamed.gguf_metadata(2048).is_err());
 }

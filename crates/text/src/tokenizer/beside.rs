@@ -67,6 +67,16 @@ impl Beside {
         tokens.collect()
     }
 
+    /// Whether a token stands for an image or a sound and the model has no row for it: Gemma 3's smallest model
+    /// takes text alone, and has the tokenizer of its siblings. Any other token without a row is a mistake.
+    pub fn has_no_row(&self, token: &ListedToken) -> bool {
+        let rows = self.config["vocab_size"].as_u64().or(self.config["text_config"]["vocab_size"].as_u64());
+        let placeholders = ["image_token", "audio_token", "video_token"];
+        let is_placeholder =
+            |key: &&str| token_text(&self.tokenizer_config[key]).is_some_and(|text| text == token.content);
+        rows.is_some_and(|rows| u64::from(token.id) >= rows) && placeholders.iter().any(is_placeholder)
+    }
+
     /// Texts that tokenizer_config.json declares special, whatever the list of added tokens says of them.
     pub fn declared_special(&self) -> Vec<String> {
         let roles = special::ROLES.iter().map(|(role, _)| &self.tokenizer_config[format!("{role}_token")]);

@@ -177,6 +177,7 @@ impl TokenizerFile {
         self.check_model().map_err(unusable)?;
         let model_vocabulary = self.model_vocabulary().map_err(unusable)?;
         self.merge_added(&beside, &model_vocabulary);
+        self.added_tokens.retain(|token| !beside.has_no_row(token));
         if let Some(token) = self.added_tokens.iter().find(|token| token.id > LARGEST_ID) {
             return Err(unusable(format!("added token `{}` has id {}", token.content, token.id)));
         }
