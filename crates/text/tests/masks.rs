@@ -336,3 +336,36 @@ fn llama_3_3() {
         ⟦Yes.<|eot_id|>⟧"#]],
     );
 }
+
+/// As DeepSeek-R1's: the generation prompt opens a thought, no turn keeps its own.
+#[test]
+fn thoughts_that_a_template_drops() {
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+        {{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}";
+    let template = ChatTemplate::from_source(source, "", "").unwrap();
+    let turns = [THOUGHTS, &[("user", "a"), ("assistant", "b")]].concat();
+    check(
+        &with_control_tokens(&[]),
+        &template,
+        &turns,
+        expect![[r#"
+        <|im_start|>user
+        1 + 1?<|im_end|>
+        <|im_start|>assistant
+        ⟦
+
+        2<|im_end|>⟧
+        <|im_start|>user
+        Sure?<|im_end|>
+        <|im_start|>assistant
+        ⟦
+
+        Yes.<|im_end|>⟧
+        <|im_start|>user
+        a<|im_end|>
+        <|im_start|>assistant
+        ⟦b<|im_end|>⟧
+    "#]],
+    );
+}

@@ -74,6 +74,18 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
     ("gguf-vocab/ggml-vocab-gpt-neox.gguf", &["tokenizer.ggml.pre is added: mpt"]),
     // The template is the exporter's to write, from the adapter's folder.
     ("gguf-vocab/ggml-vocab-phi-3.gguf", &["tokenizer.chat_template is left out"]),
+    // A relative: the same tokens and merges, but for those that were added; and its folder as the one below.
+    (
+        "models/DeepSeek-Coder-V2-Lite-Instruct",
+        &[
+            "tokenizer.ggml.tokens is 102400 0441a91b8a726291 instead of 102400 0c2208968bfb10cc",
+            "tokenizer.ggml.token_type is 102400 6e56b6e1df1cb47b instead of 102400 693f0f1ce047bc67",
+            "tokenizer.ggml.bos_token_id is left out",
+            "tokenizer.ggml.eos_token_id is left out",
+            "tokenizer.ggml.padding_token_id is left out",
+            "tokenizer.ggml.add_bos_token is false instead of true",
+        ],
+    ),
     // The folder holds tokenizer.json alone, which gives no token a role.
     (
         "models/starcoder2-3b",
@@ -105,7 +117,8 @@ fn differences(source: &Path, file: &Path) -> Vec<String> {
         match ours.iter().find(|(other, _)| other == key) {
             None => differences.push(format!("{key} is left out")),
             Some((_, written)) if written != value => {
-                differences.push(format!("{key} is {} instead of {}", recorded(written), recorded(value)));
+                let difference = format!("{key} is {} instead of {}", recorded(written), recorded(value));
+                differences.push(difference.replace('"', ""));
             }
             Some(_) => {}
         }
@@ -119,11 +132,28 @@ fn differences(source: &Path, file: &Path) -> Vec<String> {
 #[test]
 fn metadata_as_published_files_have_it() {
     let mut pairs: Vec<_> = published_files().into_iter().map(|file| (file.clone(), file)).collect();
-    pairs.push(("models/starcoder2-3b".to_owned(), "gguf-vocab/ggml-vocab-starcoder.gguf".to_owned()));
+    for (folder, file) in
+        [("starcoder2-3b", "starcoder"), ("DeepSeek-Coder-V2-Lite-Instruct", "deepseek-llm")]
+    {
+        pairs.push((format!("models/{folder}"), format!("gguf-vocab/ggml-vocab-{file}.gguf")));
+    }
     for (source, file) in pairs {
         let (Some(source_path), Some(file)) = (asset(&source), asset(&file)) else { continue };
         let expected = DIFFERENCES.iter().find(|(name, _)| *name == source).map_or(&[][..], |(_, list)| list);
         assert_eq!(differences(&source_path, &file), expected, "{source}");
+    }
+}
+
+#[test]
+fn models_with_one_tokenizer_have_one_vocabulary() {
+    for (model, other, rows) in [
+        ("models/Qwen3-4B", "models/Qwen3-0.6B", 151_936),
+        ("models/Llama-3.1-8B-Instruct", "models/Llama-3.2-1B-Instruct", 128_256),
+    ] {
+        if let (Some(model), Some(other)) = (asset(model), asset(other)) {
+            let written = |folder: &Path| tokenizer(folder).gguf_metadata(rows).unwrap();
+            assert!(written(&model) == written(&other), "{}", model.display());
+        }
     }
 }
 
