@@ -243,7 +243,7 @@ fn exports() {
         &["export", &folder.text("nothing"), "--out", &out],
         expect![[r#"
         error    DIR/nothing is neither a run nor a model's folder
-        hint     a run has recipe.toml and adapter/, a model's folder has config.json
+        hint     a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME
         exit 1
     "#]],
     );
@@ -251,7 +251,7 @@ fn exports() {
         &["export", "datasets", "--out", &out],
         expect![[r#"
         error    datasets is neither a run nor a model's folder
-        hint     a run has recipe.toml and adapter/, a model's folder has config.json
+        hint     a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME
         exit 1
     "#]],
     );

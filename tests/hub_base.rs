@@ -102,6 +102,12 @@ fn train_downloads_and_export_finds_the_same_commit_again() {
     assert!(shown.contains("this run had finished before"), "{shown}");
     assert!(world.hub.asked().is_empty());
 
+    // The base alone goes by its name on the hub.
+    let out = world.folder.text("alone");
+    let from = format!("hf.co/{ID}@{}", pocket().commit);
+    world.must(&["export", &from, "--quant", "q8_0", "--out", &out]);
+    assert!(world.folder.path("alone/pocket-q8_0.gguf").is_file());
+
     // A cache that was emptied is filled again with that commit.
     std::fs::remove_dir_all(world.folder.path("hf")).expect("a cache");
     world.hub.add(ID, pocket());
@@ -181,7 +187,8 @@ fn what_cannot_be_pulled_says_why() {
     );
     let recipe = world.recipe("two.toml", "owner/pocket@v2");
     let shown = world.shown(world.tune(&["train", &recipe, "--run-dir", &world.folder.text("run")]));
-    let expected = "error    owner/pocket has no revision `v2`\nhint     leave it out for the main branch: owner/pocket\n";
+    let expected = "error    owner/pocket has no revision `v2`\nhint     leave it out for the main branch: owner/pocket; \
+                    as a path, `owner/pocket@v2` does not exist in the folder tune is started in\n";
     assert!(shown.contains(expected), "{shown}");
     assert!(!world.folder.path("run").exists());
 }

@@ -35,9 +35,12 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) fn choose(id: &ModelId, listed: &[String]) -> Result<Vec<String>> {
     let has = |name: &str| listed.iter().any(|file| file == name);
     let repository = || id.repository().to_owned();
-    if let Some(file) = id.file() {
-        let there_are = if has(file) { return Ok(vec![file.to_owned()]) } else { ggufs(listed) };
-        return Err(Error::NoFile { repository: repository(), file: file.to_owned(), there_are });
+    if let Some(file) = id.file().map(str::to_owned) {
+        return match has(&file) {
+            true if is_part(&file) => Err(Error::SplitGguf { repository: repository(), file }),
+            true => Ok(vec![file]),
+            false => Err(Error::NoFile { repository: repository(), file, there_are: ggufs(listed) }),
+        };
     }
     let Some(weights) = [SINGLE, INDEX].into_iter().find(|name| has(name)) else {
         let pickle = listed.iter().find(|file| is_pickle(file));
@@ -66,6 +69,13 @@ pub(crate) fn optional(id: &ModelId) -> &'static [&'static str] {
 
 fn ggufs(listed: &[String]) -> Vec<String> {
     listed.iter().filter(|file| file.ends_with(".gguf")).cloned().collect()
+}
+
+/// As llama.cpp names the parts of a file: `x-00001-of-00003.gguf`.
+fn is_part(file: &str) -> bool {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let parts: Vec<&str> = file.trim_end_matches(".gguf").rsplitn(4, '-').collect();
+    matches!(parts[..], [count, "of", number, _] if is_number(count) && is_number(number))
 }
 
 fn is_pickle(file: &str) -> bool {
@@ -196,6 +206,13 @@ mod tests {
             expect![[r#"
                 a/b has no file `tokenizer.json`
             "#]],
+        );
+        check(
+            "a/b:q8/x-00001-of-00002.gguf",
+            &["q8/x-00001-of-00002.gguf", "q8/x-00002-of-00002.gguf"],
+            expect![[r#"
+                q8/x-00001-of-00002.gguf of a/b is one part of a GGUF that is split over several files
+                a base is one file: choose a smaller quantisation, or the 16-bit repository that it was made of"#]],
         );
         check(
             "a/b:z.gguf",

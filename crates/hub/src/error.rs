@@ -38,6 +38,9 @@ pub enum Error {
     )]
     NoWeights { repository: String, ggufs: Vec<String> },
 
+    #[error("{file} of {repository} is one part of a GGUF that is split over several files")]
+    SplitGguf { repository: String, file: String },
+
     #[error("{repository} lists a file `{name}`, which would lie outside its folder")]
     HostileName { repository: String, name: String },
 
@@ -97,6 +100,9 @@ impl Error {
                     return Some("choose a repository in transformers' layout".into());
                 };
                 format!("it has {} GGUF files; name one of them: {repository}:{first}", ggufs.len())
+            }
+            Self::SplitGguf { .. } => {
+                "a base is one file: choose a smaller quantisation, or the 16-bit repository that it was made of".into()
             }
             Self::Unreachable { .. } => {
                 "start it again when the network is back: what is here is continued".into()

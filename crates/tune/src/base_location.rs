@@ -1,6 +1,6 @@
 //! Where a recipe's base lies: a folder, a GGUF, a model that a local Ollama holds, or one of the Hugging Face hub.
 
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::hub_access;
 use crate::terminal::Terminal;
 use hub::ModelId;
@@ -46,7 +46,7 @@ pub fn locate(
         .ok_or_else(|| Failure::new(format!("there is no base `{}`", base.display())).hint(FORMS))?;
     let pinned = pinned.filter(|pinned| pinned.asked == words);
     let id = pinned.map_or_else(|| id.clone(), |pinned| id.at(&pinned.commit));
-    let pulled = hub_access::resolve(&id, terminal, cancel)?;
+    let pulled = hub_access::resolve(&id, terminal, cancel).map_err(|failure| or_a_path(failure, words))?;
     terminal
         .row("base", format!("{words} at {} · {}", hub_access::short(&pulled.commit), pulled.path.display()));
     let hub = HubBase {
@@ -55,6 +55,15 @@ pub fn locate(
         commit: pulled.commit.clone(),
     };
     Ok(Located { path: pulled.path, hub: Some(hub) })
+}
+
+/// What was meant as a path may look like a name.
+fn or_a_path(failure: Failure, words: &str) -> Failure {
+    if failure.code != failure::INPUT {
+        return failure;
+    }
+    let hint = failure.hint.clone().unwrap_or_default();
+    failure.hint(format!("{hint}; as a path, `{words}` does not exist in the folder tune is started in"))
 }
 
 /// A model of the hub; `recipes/typo` is none where there is a folder `recipes`, unless `hf.co/` stands before it.

@@ -46,7 +46,7 @@ pub struct Train {
 
 #[derive(Debug, clap::Args)]
 pub struct Export {
-    /// A run (runs/quickstart), or a base model's folder to export without an adapter
+    /// A run (runs/quickstart), or a base to export without an adapter: its folder, or hf.co/OWNER/NAME
     pub source: PathBuf,
     /// q4_k_m, q5_k_m, q6_k, q8_0, q4_0, bf16, f16 or f32 [default: the recipe's, or q4_k_m]
     #[arg(long)]

@@ -52,10 +52,24 @@ fn request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, Failu
         return run_request(arguments, terminal);
     }
     if source.join("config.json").is_file() {
-        return base_request(arguments);
+        return base_request(arguments, source.clone(), folder_name(source));
     }
-    Err(Failure::new(format!("{} is neither a run nor a model's folder", source.display()))
-        .hint("a run has recipe.toml and adapter/, a model's folder has config.json"))
+    if source.starts_with("hf.co") {
+        return hub_request(arguments, terminal);
+    }
+    Err(Failure::new(format!("{} is neither a run nor a model's folder", source.display())).hint(
+        "a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME",
+    ))
+}
+
+/// A model of the hub, called by its name there.
+fn hub_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, Failure> {
+    let never = AtomicBool::new(false);
+    let base = base_location::locate(&arguments.source, None, terminal, &never)?;
+    let repository = base.hub.map_or_else(String::new, |hub| hub.repository);
+    let mut request = base_request(arguments, base.path, folder_name(Path::new(&repository)))?;
+    request.provenance.base_name = Some(repository);
+    Ok(request)
 }
 
 /// Everything about a run comes from the recipe and the record kept beside it.
@@ -113,9 +127,7 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     })
 }
 
-fn base_request(arguments: &Export) -> Result<Request, Failure> {
-    let base = arguments.source.clone();
-    let name = folder_name(&base);
+fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Request, Failure> {
     Ok(Request {
         adapter: None,
         output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
