@@ -3,19 +3,21 @@
     python scripts/check/peft_reads.py TUNE [VARIANT …]     TUNE: the binary; needs torch, transformers, peft
 
 Trains each variant for a few steps on the small base of the project, held in f32, loads the folder that comes of it
-with PeftModel.from_pretrained, and compares the mean loss over the validation rows. Prints one line a variant; ends
-with 1 when one is off by more than TOLERANCE.
+with PeftModel.from_pretrained, and compares the mean loss over the validation rows. Variants of Mamba-2 have a small
+random one for a base, written by transformers. Prints one line a variant; ends with 1 when one is off by more than
+TOLERANCE.
 """
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "pocket"))
@@ -41,6 +43,13 @@ alphas = { 'layers\.0\.self_attn\.v_proj' = 5 }""",
     "dora_ranks": "dora = true\nrslora = true\nranks = { up_proj = 3 }",
 }
 
+MAMBA2 = {
+    "mamba2": "",
+    "mamba2_dora": "dora = true",
+    "mamba2_pissa": "init = \"pissa\"\ntargets = [\"in_proj\"]",
+}
+VARIANTS |= MAMBA2
+
 RECIPE = """
 [model]
 base = "{base}"
@@ -60,6 +69,20 @@ learning_rate = 2e-3
 
 
 @torch.no_grad()
+def mamba2(folder):
+    torch.manual_seed(1)
+    config = Mamba2Config(hidden_size=256, num_heads=8, n_groups=2, state_size=64, num_hidden_layers=3, vocab_size=2048,
+                          tie_word_embeddings=True, chunk_size=64)
+    model = Mamba2ForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.copy_(0.03 * torch.randn_like(parameter))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BASE / name, folder)
+
+
+@torch.no_grad()
 def mean_loss(model, rows, pad):
     nll, n = 0.0, 0
     for at in range(0, len(rows), 20):
@@ -76,13 +99,16 @@ def check(tune, variant, rows, pad, folder):
     adapter = VARIANTS[variant]
     if "rslora = true\nalpha" not in adapter:
         adapter = "alpha = 16\n" + adapter
-    (folder / f"{variant}.toml").write_text(RECIPE.format(base=BASE, data=DATA, adapter=adapter))
+    base = folder / "mamba2" if variant in MAMBA2 else BASE
+    if variant in MAMBA2 and not base.exists():
+        mamba2(base)
+    (folder / f"{variant}.toml").write_text(RECIPE.format(base=base, data=DATA, adapter=adapter))
     done = subprocess.run([tune, "train", f"{variant}.toml"], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{variant}: {done.stderr}")
     run = folder / "runs" / variant
     recorded = json.loads((run / "run.json").read_text())["outcome"]
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, run / "adapter").eval()
     theirs, ours = mean_loss(model, rows, pad), recorded["validation_loss"]
     error = abs(theirs / ours - 1)

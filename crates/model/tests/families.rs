@@ -157,6 +157,22 @@ fn mamba_codestral_has_its_published_tensors() {
     .assert_eq(&shapes(Naming::Gguf));
 }
 
+/// llama.cpp's converter writes a norm of one group as a matrix of one row, its quantiser as a vector.
+#[test]
+fn one_group_may_be_a_row_or_a_vector() {
+    let json = CODESTRAL.replace("INFINITY", "Infinity").replace("\"n_groups\": 8", "\"n_groups\": 1");
+    let config = ModelConfig::from_hf(&hf_config(&json)).unwrap();
+    let mut shapes = Shapes::of(&config, Naming::Gguf);
+    let norm = "blk.3.ssm_norm.weight".to_owned();
+    assert_eq!(shapes.0[&norm], [8192]);
+    family::check(&config, &shapes, Naming::Gguf).unwrap();
+    shapes.0.insert(norm.clone(), vec![1, 8192]);
+    family::check(&config, &shapes, Naming::Gguf).unwrap();
+    shapes.0.insert(norm, vec![2, 4096]);
+    let error = family::check(&config, &shapes, Naming::Gguf).unwrap_err().to_string();
+    assert_eq!(error, "tensor `blk.3.ssm_norm.weight` has shape [2, 4096], expected [8192]");
+}
+
 #[test]
 fn what_a_mixer_does_not_compute_is_refused() {
     let codestral = CODESTRAL.replace("INFINITY", "Infinity");
