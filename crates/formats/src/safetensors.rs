@@ -344,44 +344,83 @@ impl<'a> Data<'a> {
 /// # Errors
 /// [`Error::Plan`] for a shape that is not that of the data or a name used twice; as [`atomic::write_file`].
 pub fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Data<'_>)]) -> Result<()> {
-    let header = header(tensors)?;
-    let data_bytes: usize =
-        tensors.iter().map(|(_, _, data)| data.values().len() * data.block_type().block_bytes()).sum();
+    let planned =
+        tensors.iter().map(|(name, shape, data)| (name.as_str(), shape.as_slice(), data.block_type()));
+    let header = header(planned)?;
     atomic::write_file(path, |out| {
-        out.reserve((header.len() + data_bytes) as u64)?;
-        out.write_all(&header).map_err(|source| Error::Write { what: "the header".into(), source })?;
-        let mut bytes = Vec::new();
-        for (name, _, data) in tensors {
-            let ty = data.block_type();
-            for values in data.values().chunks(WRITE_VALUES) {
-                bytes.resize(values.len() * ty.block_bytes(), 0);
-                block::encode(ty, values, values.len(), None, &mut bytes)?;
-                let failed = |source| Error::Write { what: format!("tensor `{name}`"), source };
-                out.write_all(&bytes).map_err(failed)?;
-            }
+        out.reserve((header.text.len() + header.data_bytes) as u64)?;
+        write_header(out, &header)?;
+        tensors.iter().try_for_each(|(name, shape, data)| {
+            check_values(name, shape, data.values())?;
+            write_values(out, name, data.block_type(), data.values())
+        })
+    })
+}
+
+/// As [`write_safetensors`] for tensors in 32 bits of which only one is in memory at a time: `values` is asked for
+/// each by its place in the list, in order.
+///
+/// # Errors
+/// As [`write_safetensors`], and what `values` returns.
+pub fn write_safetensors_by<E: From<Error>>(
+    path: &Path,
+    tensors: &[(String, Vec<usize>)],
+    mut values: impl FnMut(usize) -> Result<Vec<f32>, E>,
+) -> Result<(), E> {
+    let planned = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice(), BlockType::F32));
+    let header = header(planned)?;
+    atomic::write_file(path, |out| {
+        out.reserve((header.text.len() + header.data_bytes) as u64)?;
+        write_header(out, &header)?;
+        for (index, (name, shape)) in tensors.iter().enumerate() {
+            let values = values(index)?;
+            check_values(name, shape, &values)?;
+            write_values(out, name, BlockType::F32, &values)?;
         }
         Ok(())
     })
 }
 
-/// Length and header, padded so that the data begins at a multiple of 8.
-fn header(tensors: &[(String, Vec<usize>, Data<'_>)]) -> Result<Vec<u8>> {
+fn write_header(out: &mut atomic::Output, header: &Header) -> Result<()> {
+    out.write_all(&header.text).map_err(|source| Error::Write { what: "the header".into(), source })
+}
+
+fn write_values(out: &mut atomic::Output, name: &str, ty: BlockType, values: &[f32]) -> Result<()> {
+    let mut bytes = Vec::new();
+    for values in values.chunks(WRITE_VALUES) {
+        bytes.resize(values.len() * ty.block_bytes(), 0);
+        block::encode(ty, values, values.len(), None, &mut bytes)?;
+        out.write_all(&bytes).map_err(|source| Error::Write { what: format!("tensor `{name}`"), source })?;
+    }
+    Ok(())
+}
+
+fn check_values(name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
+    if shape.iter().product::<usize>() == values.len() {
+        return Ok(());
+    }
+    let (expected, actual) = (format!("the values of shape {shape:?}"), format!("{} values", values.len()));
+    Err(Error::Plan { name: name.to_owned(), expected, actual })
+}
+
+/// What stands before the data.
+struct Header {
+    /// Length and JSON, padded so that the data begins at a multiple of 8.
+    text: Vec<u8>,
+    data_bytes: usize,
+}
+
+fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], BlockType)>) -> Result<Header> {
     let mut entries = serde_json::Map::new();
     // transformers refuses files that do not say which framework's layout they have.
     entries.insert(METADATA_KEY.to_owned(), serde_json::json!({ "format": "pt" }));
     let mut begin = 0;
-    for (name, shape, data) in tensors {
-        let values = data.values().len();
-        if shape.iter().product::<usize>() != values {
-            let (expected, actual) = (format!("the values of shape {shape:?}"), format!("{values} values"));
-            return Err(Error::Plan { name: name.clone(), expected, actual });
-        }
-        let ty = data.block_type();
-        let end = begin + values * ty.block_bytes();
+    for (name, shape, ty) in tensors {
+        let end = begin + shape.iter().product::<usize>() * ty.block_bytes();
         let entry = serde_json::json!({ "dtype": ty.name(), "shape": shape, "data_offsets": [begin, end] });
-        if entries.insert(name.clone(), entry).is_some() {
+        if entries.insert(name.to_owned(), entry).is_some() {
             let (expected, actual) = ("a name of its own".to_owned(), "one that is used twice".to_owned());
-            return Err(Error::Plan { name: name.clone(), expected, actual });
+            return Err(Error::Plan { name: name.to_owned(), expected, actual });
         }
         begin = end;
     }
@@ -389,5 +428,5 @@ fn header(tensors: &[(String, Vec<usize>, Data<'_>)]) -> Result<Vec<u8>> {
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend(text.as_bytes());
-    Ok(header)
+    Ok(Header { text: header, data_bytes: begin })
 }

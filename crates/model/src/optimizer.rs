@@ -49,15 +49,18 @@ pub struct AdamW<D: Device> {
     second_moment: D::Buffer,
 }
 
-/// The state of an [`AdamW`] on the host, bit by bit what a checkpoint must hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdamWState {
-    /// Updates made so far (t of the bias correction).
-    pub updates: u64,
-    /// First moment of each weight, in the adapter's flat order.
-    pub first_moment: Vec<f32>,
-    /// Second moment of each weight.
-    pub second_moment: Vec<f32>,
+/// One of the two moments of each weight, in the adapter's flat order: what a checkpoint must hold, bit by bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Of the gradient.
+    First,
+    /// Of its square.
+    Second,
+}
+
+impl Moment {
+    /// Both.
+    pub const ALL: [Moment; 2] = [Moment::First, Moment::Second];
 }
 
 impl<D: Device> AdamW<D> {
@@ -140,33 +143,35 @@ impl<D: Device> AdamW<D> {
         self.updates
     }
 
-    /// Copies the whole state to the host.
+    /// Copies one of the moments to the host.
     ///
     /// # Errors
     /// What the device meets.
-    pub fn state(&self) -> Result<AdamWState> {
-        let n = self.first_moment.len();
-        let (mut first_moment, mut second_moment) = (vec![0.0; n], vec![0.0; n]);
-        self.device.download(self.first_moment.all(), &mut first_moment)?;
-        self.device.download(self.second_moment.all(), &mut second_moment)?;
-        Ok(AdamWState { updates: self.updates, first_moment, second_moment })
+    pub fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
+        let buffer = match moment {
+            Moment::First => &self.first_moment,
+            Moment::Second => &self.second_moment,
+        };
+        let mut values = vec![0.0; buffer.len()];
+        self.device.download(buffer.all(), &mut values)?;
+        Ok(values)
     }
 
-    /// Continues from a saved state.
+    /// Continues after `updates` updates, with one of the saved moments; the other is to be restored too.
     ///
     /// # Errors
     /// [`Error::Shape`] when it is for another number of weights.
-    pub fn restore(&mut self, state: &AdamWState) -> Result<()> {
-        let expected = self.first_moment.len();
-        for found in [state.first_moment.len(), state.second_moment.len()] {
-            if found != expected {
-                return Err(Error::Shape { op: "AdamW::restore", what: "moment", found, expected });
-            }
+    pub fn restore(&mut self, updates: u64, moment: Moment, values: &[f32]) -> Result<()> {
+        let buffer = match moment {
+            Moment::First => &mut self.first_moment,
+            Moment::Second => &mut self.second_moment,
+        };
+        let (found, expected) = (values.len(), buffer.len());
+        if found != expected {
+            return Err(Error::Shape { op: "AdamW::restore", what: "moment", found, expected });
         }
-        self.device.upload(&state.first_moment, self.first_moment.all_mut())?;
-        self.device.upload(&state.second_moment, self.second_moment.all_mut())?;
-        self.updates = state.updates;
-        Ok(())
+        self.updates = updates;
+        self.device.upload(values, buffer.all_mut())
     }
 }
 

@@ -14,9 +14,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use formats::adapter::{AdapterFiles, read_adapter_as_trained, write_adapter};
-use formats::checkpoint::{Checkpoint, Data, write_safetensors};
+use formats::checkpoint::Checkpoint;
+use formats::safetensors::write_safetensors_by;
 use formats::{TensorSource, atomic, hash};
-use model::optimizer::AdamWState;
+use model::optimizer::Moment;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -57,15 +58,54 @@ pub struct State {
     pub inputs: Inputs,
 }
 
-/// Everything in a checkpoint.
+/// A sound checkpoint; its moments stay on disk until they are asked for.
 #[derive(Debug)]
 pub struct Saved {
     /// Where the run stood.
     pub state: State,
     /// The adapter.
     pub adapter: AdapterFiles,
-    /// The optimiser.
-    pub optimizer: AdamWState,
+    moments: Checkpoint,
+}
+
+impl Saved {
+    /// A moment of the optimiser.
+    ///
+    /// # Errors
+    /// What reading meets.
+    pub fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        self.moments.read(name(moment), &mut values)?;
+        Ok(values)
+    }
+}
+
+fn name(moment: Moment) -> &'static str {
+    match moment {
+        Moment::First => "first_moment",
+        Moment::Second => "second_moment",
+    }
+}
+
+/// What a checkpoint is made of, handed over part by part, so that only one copy of one part is in memory.
+pub trait Contents {
+    /// Where the run stands.
+    fn state(&self) -> &State;
+
+    /// The adapter as it is trained.
+    ///
+    /// # Errors
+    /// [`Error::BrokenAdapter`].
+    fn adapter(&self) -> Result<AdapterFiles>;
+
+    /// Values of a moment.
+    ///
+    /// # Errors
+    /// What the device meets.
+    fn moment(&self, moment: Moment) -> Result<Vec<f32>>;
+
+    /// How many values a moment has.
+    fn n_weights(&self) -> usize;
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,27 +125,22 @@ const MANIFEST: &str = "manifest.json";
 ///
 /// # Errors
 /// What writing meets; [`Error::CheckpointDamaged`] when the disk does not give back what was written.
-pub fn save(run_dir: &RunDir, saved: &Saved, keep: usize) -> Result<(PathBuf, u64)> {
-    let path = run_dir.checkpoint(saved.state.step);
-    let bytes = atomic::write_dir(&path, |dir| write_files(dir, saved))?;
+pub fn save(run_dir: &RunDir, contents: &dyn Contents, keep: usize) -> Result<(PathBuf, u64)> {
+    let path = run_dir.checkpoint(contents.state().step);
+    let bytes = atomic::write_dir(&path, |dir| write_files(dir, contents))?;
     verify(&path)?;
     remove_old(run_dir, keep)?;
     Ok((path, bytes))
 }
 
-fn write_files(dir: &Path, saved: &Saved) -> Result<u64> {
-    write_adapter(&dir.join("adapter"), &saved.adapter)?;
+fn write_files(dir: &Path, contents: &dyn Contents) -> Result<u64> {
+    write_adapter(&dir.join("adapter"), &contents.adapter()?)?;
     let moments = dir.join("moments");
     create_dir(&moments)?;
-    let optimizer = &saved.optimizer;
-    let moment = |name: &str, values: &[f32]| (name.to_owned(), vec![values.len()]);
-    let (first, second) = (&optimizer.first_moment, &optimizer.second_moment);
-    let ((first_name, first_shape), (second_name, second_shape)) =
-        (moment("first_moment", first), moment("second_moment", second));
-    let tensors =
-        [(first_name, first_shape, Data::F32(first)), (second_name, second_shape, Data::F32(second))];
-    write_safetensors(&moments.join("model.safetensors"), &tensors)?;
-    write_json(&dir.join("state.json"), &saved.state)?;
+    let planned = Moment::ALL.map(|moment| (name(moment).to_owned(), vec![contents.n_weights()]));
+    let values = |index: usize| contents.moment(Moment::ALL[index]);
+    write_safetensors_by(&moments.join("model.safetensors"), &planned, values)?;
+    write_json(&dir.join("state.json"), contents.state())?;
 
     let mut files = BTreeMap::new();
     for name in list_files(dir)? {
@@ -163,11 +198,7 @@ pub fn read(path: &Path) -> Result<Saved> {
         .map_err(|error| damaged(error.to_string()))?
         .ok_or_else(|| damaged("state.json is missing".into()))?;
     let moments = Checkpoint::open(&path.join("moments"))?;
-    let (mut first_moment, mut second_moment) = (Vec::new(), Vec::new());
-    moments.read("first_moment", &mut first_moment)?;
-    moments.read("second_moment", &mut second_moment)?;
-    let optimizer = AdamWState { updates: state.updates, first_moment, second_moment };
-    Ok(Saved { adapter: read_adapter_as_trained(&path.join("adapter"))?, optimizer, state })
+    Ok(Saved { adapter: read_adapter_as_trained(&path.join("adapter"))?, moments, state })
 }
 
 /// What [`newest_sound`] found.
@@ -294,7 +325,32 @@ mod tests {
 
     use super::*;
 
-    fn saved(step: u64) -> Saved {
+    /// A run at some step.
+    struct Run(State);
+
+    impl Contents for Run {
+        fn state(&self) -> &State {
+            &self.0
+        }
+
+        fn adapter(&self) -> Result<AdapterFiles> {
+            Ok(adapter(self.0.step))
+        }
+
+        fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
+            Ok(vec![if moment == Moment::First { 0.1 } else { 1e-12 }; 14])
+        }
+
+        fn n_weights(&self) -> usize {
+            14
+        }
+    }
+
+    fn saved(step: u64) -> Run {
+        Run(State { step, updates: step, seconds: 0.1, best: Some((0.3, 1)), ..State::default() })
+    }
+
+    fn adapter(step: u64) -> AdapterFiles {
         let tensor = AdapterTensor {
             module: "model.layers.0.self_attn.q_proj".into(),
             a: vec![step as f32; 6],
@@ -305,15 +361,7 @@ mod tests {
             out_features: 4,
         };
         let config = AdapterConfig::lora(2, 4.0, vec!["q_proj".into()]);
-        Saved {
-            state: State { step, updates: step, seconds: 0.1, best: Some((0.3, 1)), ..State::default() },
-            adapter: AdapterFiles { config, tune: None, tensors: vec![tensor] },
-            optimizer: AdamWState {
-                updates: step,
-                first_moment: vec![0.1; 14],
-                second_moment: vec![1e-12; 14],
-            },
-        }
+        AdapterFiles { config, tune: None, tensors: vec![tensor] }
     }
 
     fn run(steps: impl IntoIterator<Item = u64>, keep: usize) -> (tempfile::TempDir, RunDir) {
@@ -331,8 +379,10 @@ mod tests {
         assert_eq!(steps(&run_dir).unwrap(), [10, 100]);
         let found = newest_sound(&run_dir).unwrap();
         let (read, written) = (found.saved.unwrap(), saved(100));
-        assert_eq!((read.state, read.optimizer), (written.state, written.optimizer));
-        assert_eq!(read.adapter.tensors, written.adapter.tensors);
+        for moment in Moment::ALL {
+            assert_eq!(read.moment(moment).unwrap(), written.moment(moment).unwrap());
+        }
+        assert_eq!((read.state, read.adapter), (written.0, adapter(100)));
         assert!(found.damaged.is_empty());
     }
 

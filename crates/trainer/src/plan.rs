@@ -195,12 +195,12 @@ impl Shapes<'_> {
 
 /// What the process takes beside the device's allocator.
 fn host_rows(host_bytes: u64, trained_parameters: u64, init: Init) -> [MemoryRow; 3] {
-    // Where A and B began is kept in memory, and the result is of twice the rank.
+    // Where A and B began and what the base is held without stay in memory, and the result is of twice the rank.
     let beginning = if init == Init::Default { 0 } else { 16 * trained_parameters };
     [
         MemoryRow { name: "data, tokenizer, program", bytes: host_bytes },
-        // Adapter, the same under its names, and two moments, copied while a checkpoint is written.
-        MemoryRow { name: "copies for a checkpoint", bytes: 16 * trained_parameters + beginning },
+        // The adapter or one moment, copied while a checkpoint is written; read back, both for a moment.
+        MemoryRow { name: "copies for a checkpoint", bytes: 8 * trained_parameters + beginning },
         MemoryRow { name: "scratch of the threads", bytes: SCRATCH_BYTES },
     ]
 }

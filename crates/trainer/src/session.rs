@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use formats::observe::Observer;
 use model::lora::{Dropout, Gradients};
-use model::optimizer::AdamWOptions;
+use model::optimizer::{AdamWOptions, Moment};
 use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
 
 use crate::adapter_files::to_files;
 use crate::base_files::BaseFiles;
 use crate::beginning::Beginning;
-use crate::checkpoint::{self, Saved, State};
+use crate::checkpoint::{self, Contents, Saved, State};
 use crate::data::batches::{Batches, Packed};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -108,7 +108,9 @@ impl<'a, D: Device> Session<'a, D> {
             }
             Begin::Resumed(saved) => {
                 adapter.set_tensors(config, &saved.adapter.tensors)?;
-                optimizer.restore(&saved.optimizer)?;
+                for moment in Moment::ALL {
+                    optimizer.restore(saved.state.updates, moment, &saved.moment(moment)?)?;
+                }
                 let step = saved.state.step;
                 (saved.state, Some(step))
             }
@@ -275,12 +277,8 @@ impl<'a, D: Device> Session<'a, D> {
         self.state.seconds = self.seconds();
         self.state.cursor = self.cursor();
         self.metrics.sync()?;
-        let saved = Saved {
-            state: self.state.clone(),
-            adapter: self.adapter_files()?,
-            optimizer: self.optimizer.state()?,
-        };
-        let (path, bytes) = checkpoint::save(self.setting.run_dir, &saved, self.setting.options.train.keep)?;
+        let keep = self.setting.options.train.keep;
+        let (path, bytes) = checkpoint::save(self.setting.run_dir, &*self, keep)?;
         self.setting.growth.sample();
         self.saved_step = Some(self.state.step);
         observer.observe(Event::Checkpoint { step: self.state.step, path, bytes });
@@ -325,6 +323,24 @@ impl<'a, D: Device> Session<'a, D> {
         let dense = self.device.dense();
         let dense_bytes = (dense.peak_bytes(), dense.live_bytes());
         Ended { dense_bytes, state: self.state, adapter: self.adapter, metrics: self.metrics }
+    }
+}
+
+impl<D: Device> Contents for Session<'_, D> {
+    fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn adapter(&self) -> Result<formats::adapter::AdapterFiles> {
+        self.adapter_files()
+    }
+
+    fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
+        Ok(self.optimizer.moment(moment)?)
+    }
+
+    fn n_weights(&self) -> usize {
+        self.adapter.n_weights()
     }
 }
 

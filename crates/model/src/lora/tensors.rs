@@ -1,13 +1,14 @@
 //! Adapters to and from the tensors of a PEFT directory.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use formats::adapter::AdapterTensor;
 
 use super::{Adapter, invalid};
 use crate::Result;
 use crate::config::ModelConfig;
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::family::{self, Role};
 
 impl<D: Device> Adapter<D> {
@@ -16,18 +17,24 @@ impl<D: Device> Adapter<D> {
     /// # Errors
     /// What the device meets.
     pub fn to_tensors(&self, config: &ModelConfig) -> Result<Vec<AdapterTensor>> {
-        let weights = self.weights()?;
         let names = module_names(config);
-        let tensor = |(layer, cols, member): (usize, usize, &super::Member)| AdapterTensor {
-            module: names[&(layer, member.role)].clone(),
-            a: weights[member.a.clone()].to_vec(),
-            b: weights[member.b.clone()].to_vec(),
-            magnitude: member.magnitude.clone().map(|range| weights[range].to_vec()),
-            r: member.rank,
-            in_features: cols,
-            out_features: member.rows,
+        let part = |range: &Range<usize>| {
+            let mut values = vec![0.0; range.len()];
+            self.device.download(self.weights.part(range.clone()), &mut values)?;
+            Ok::<_, crate::Error>(values)
         };
-        Ok(self.layout.members().map(tensor).collect())
+        let tensor = |(layer, cols, member): (usize, usize, &super::Member)| {
+            Ok(AdapterTensor {
+                module: names[&(layer, member.role)].clone(),
+                a: part(&member.a)?,
+                b: part(&member.b)?,
+                magnitude: member.magnitude.as_ref().map(part).transpose()?,
+                r: member.rank,
+                in_features: cols,
+                out_features: member.rows,
+            })
+        };
+        self.layout.members().map(tensor).collect()
     }
 
     /// Fills the adapter from tensors; each adapted layer must be there, and nothing else.
@@ -41,7 +48,7 @@ impl<D: Device> Adapter<D> {
         if by_name.len() != tensors.len() {
             return Err(invalid("module list", "a name twice", "each module once"));
         }
-        let mut weights = vec![0.0; self.n_weights()];
+        let mut parts: Vec<(Range<usize>, &[f32])> = Vec::new();
         for (layer, cols, member) in self.layout.members() {
             let name = names[&(layer, member.role)].as_str();
             let tensor = by_name.remove(name).ok_or_else(|| invalid(name, "missing", "its two factors"))?;
@@ -51,11 +58,10 @@ impl<D: Device> Adapter<D> {
                 let expected = format!("{expected:?}");
                 return Err(invalid(&format!("{name} (rank, in, out)"), format!("{found:?}"), &expected));
             }
-            weights[member.a.clone()].copy_from_slice(&tensor.a);
-            weights[member.b.clone()].copy_from_slice(&tensor.b);
+            parts.extend([(member.a.clone(), tensor.a.as_slice()), (member.b.clone(), &tensor.b)]);
             match (&member.magnitude, &tensor.magnitude) {
                 (Some(range), Some(lengths)) if lengths.len() == range.len() => {
-                    weights[range.clone()].copy_from_slice(lengths);
+                    parts.push((range.clone(), lengths));
                 }
                 (None, None) => {}
                 (expected, _) => {
@@ -66,7 +72,9 @@ impl<D: Device> Adapter<D> {
         }
         match by_name.keys().min() {
             Some(surplus) => Err(invalid(surplus, "present", "only modules that the options target")),
-            None => self.set_weights(&weights),
+            None => parts
+                .into_iter()
+                .try_for_each(|(range, values)| self.device.upload(values, self.weights.part_mut(range))),
         }
     }
 }
