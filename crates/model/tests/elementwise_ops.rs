@@ -336,3 +336,19 @@ fn row_factors_are_lengths_of_the_sum() {
 fn dot_rows(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
+
+#[test]
+fn sixteen_bits_are_the_nearest_and_come_back() {
+    let cpu = cpu();
+    for n in [1, 2, 7, 40_001] {
+        let x: Vec<f32> = Random(31).values(n).iter().map(|x| 1000.0 * x).collect();
+        let mut rounded = on_device(&cpu, &x);
+        let mut kept = cpu.alloc_indices("kept", n.div_ceil(2)).unwrap();
+        cpu.round_to_bf16(rounded.all_mut(), kept.all_mut()).unwrap();
+        let mut back = on_device(&cpu, &vec![f32::NAN; n]);
+        cpu.widen_bf16(kept.all(), back.all_mut()).unwrap();
+        let expected: Vec<f32> = x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+        assert_eq!(on_host(&cpu, &rounded), expected);
+        assert_eq!(on_host(&cpu, &back), expected);
+    }
+}

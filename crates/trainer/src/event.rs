@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 
 use crate::options::Init;
@@ -166,6 +167,8 @@ pub struct PlanTable {
     pub steps_per_epoch: u64,
     /// Optimiser steps in all.
     pub total_steps: u64,
+    /// How the input of each layer is kept: in 16 bits where not even one row fits otherwise.
+    pub layer_inputs: LayerInputs,
     /// Layers that keep their activations instead of running again in the backward pass.
     pub kept_layers: usize,
     /// Numbers that are trained.

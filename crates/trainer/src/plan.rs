@@ -7,7 +7,7 @@ use model::arena::Arena;
 use model::generate::Capacity;
 use model::lora::Layout;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
-use model::step::StepPlan;
+use model::step::{LayerInputs, StepPlan};
 use model::{Cpu, LoraOptions, ModelConfig};
 
 use crate::data::batches::Batches;
@@ -66,11 +66,13 @@ impl Plan {
             options.budget.memory_bytes.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
         let limit = budget.map(|bytes| bytes.saturating_sub(beside_bytes));
 
-        let tokens = match chosen {
-            Some(chosen) => chosen.micro_batch_tokens,
+        let step = match chosen {
+            Some(Chosen { micro_batch_tokens, layer_inputs, .. }) => {
+                StepPlan { layer_inputs, ..StepPlan::new(shapes.config, micro_batch_tokens) }
+            }
             None => shapes.largest_that_fits(dataset.longest_row(), whole, limit)?,
         };
-        let step = StepPlan::new(shapes.config, tokens);
+        let tokens = step.max_tokens;
         if !shapes.fits(&step, limit)? {
             return Err(shapes.too_small(tokens, budget.unwrap_or(0), beside_bytes)?);
         }
@@ -87,11 +89,13 @@ impl Plan {
             rows_per_step: batches.rows_per_step(),
             steps_per_epoch: batches.steps_per_epoch(),
             total_steps,
+            layer_inputs: step.layer_inputs,
             kept_layers: step.kept_layers,
             trained_parameters,
             disk_bytes: disk_bytes(trained_parameters, options),
         };
-        Ok(Self { table, step, chosen: Chosen { micro_batch_tokens: tokens, host_bytes }, device_bytes })
+        let chosen = Chosen { micro_batch_tokens: tokens, layer_inputs: step.layer_inputs, host_bytes };
+        Ok(Self { table, step, chosen, device_bytes })
     }
 
     /// The device, capped by what the plan gives it.
@@ -141,19 +145,23 @@ impl Shapes<'_> {
         })
     }
 
-    /// Bisects between one row and a whole micro-batch; the table grows with the tokens.
-    fn largest_that_fits(&self, smallest: usize, whole: usize, limit: Option<u64>) -> Result<usize> {
-        let fits = |tokens| self.fits(&StepPlan::new(self.config, tokens), limit);
-        if fits(whole)? {
-            return Ok(whole);
+    /// As many tokens as fit, from one row to a whole micro-batch; layer inputs in 16 bits where one row does not fit
+    /// otherwise.
+    fn largest_that_fits(&self, smallest: usize, whole: usize, limit: Option<u64>) -> Result<StepPlan> {
+        let one_row = StepPlan::new(self.config, smallest);
+        let layer_inputs = if self.fits(&one_row, limit)? { LayerInputs::F32 } else { LayerInputs::BF16 };
+        let plan = |tokens| StepPlan { layer_inputs, ..StepPlan::new(self.config, tokens) };
+        if self.fits(&plan(whole), limit)? {
+            return Ok(plan(whole));
         }
-        // When not even one row fits, the caller finds that out with the figures for its message.
+        // Bisected: the table grows with the tokens. When not even one row fits, the caller finds that out with the
+        // figures for its message.
         let (mut largest, mut too_large) = (smallest, whole);
         while too_large - largest > 1 {
             let middle = largest + (too_large - largest) / 2;
-            if fits(middle)? { largest = middle } else { too_large = middle }
+            if self.fits(&plan(middle), limit)? { largest = middle } else { too_large = middle }
         }
-        Ok(largest)
+        Ok(plan(largest))
     }
 
     /// Spends what is left of the budget on layers that need not run again; the sums stay the same to the bit.
@@ -170,7 +178,8 @@ impl Shapes<'_> {
 
     fn too_small(&self, tokens: usize, have_bytes: u64, beside_bytes: u64) -> Result<Error> {
         let need = |tokens| {
-            let device = self.table(&StepPlan::new(self.config, tokens))?;
+            let step = StepPlan { layer_inputs: LayerInputs::BF16, ..StepPlan::new(self.config, tokens) };
+            let device = self.table(&step)?;
             Ok::<u64, Error>(device.total_bytes() + beside_bytes)
         };
         let need_bytes = need(tokens)?;
@@ -228,6 +237,37 @@ const SMALL_FILES_BYTES: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layer_inputs_are_rounded_only_where_one_row_does_not_fit_otherwise() {
+        let config = ModelConfig {
+            vocab_size: 1000,
+            hidden: 256,
+            intermediate: 512,
+            n_layers: 24,
+            n_heads: 4,
+            n_kv_heads: 2,
+            max_positions: 4096,
+            ..ModelConfig::plain(model::Family::Llama, 64)
+        };
+        let lora = LoraOptions::default();
+        let shapes = Shapes { config: &config, weights_bytes: 1 << 20, lora: &lora, answers: None };
+        let need = |layer_inputs, tokens| {
+            let step = StepPlan { layer_inputs, ..StepPlan::new(&config, tokens) };
+            shapes.table(&step).unwrap().total_bytes()
+        };
+        let chosen = |limit| {
+            let step = shapes.largest_that_fits(512, 2048, Some(limit)).unwrap();
+            (step.layer_inputs, step.max_tokens)
+        };
+        let (full, half) = (LayerInputs::F32, LayerInputs::BF16);
+        assert!(need(half, 512) < need(full, 512));
+        assert_eq!(chosen(need(full, 2048)), (full, 2048));
+        assert_eq!(chosen(need(full, 1000)), (full, 1000));
+        assert_eq!(chosen(need(full, 512)), (full, 512));
+        assert_eq!(chosen(need(half, 512)), (half, 512));
+        assert_eq!(chosen(need(full, 512) - 1).0, half);
+    }
 
     #[test]
     fn a_disk_that_is_too_full_is_named_with_need_and_have() {

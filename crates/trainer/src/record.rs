@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -56,6 +57,9 @@ pub struct Inputs {
 pub struct Chosen {
     /// Largest micro-batch; sums depend on it in their last bits.
     pub micro_batch_tokens: usize,
+    /// How the input of each layer is kept, which decides more than last bits.
+    #[serde(default)]
+    pub layer_inputs: LayerInputs,
     /// Memory of data, tokenizer and program, as measured at the start.
     pub host_bytes: u64,
 }

@@ -310,6 +310,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// to = value
     fn fill(&self, value: f32, to: ViewMut<'_, Self::Buffer>) -> Result<()>;
 
+    /// x = x rounded to bf16, to nearest even, and to = the same, two values a word      x (N), to (N / 2, rounded up)
+    fn round_to_bf16(&self, x: ViewMut<'_, Self::Buffer>, to: ViewMut<'_, Self::Indices>) -> Result<()>;
+
+    /// x = what [`Device::round_to_bf16`] left in `from`
+    fn widen_bf16(&self, from: View<'_, Self::Indices>, x: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
     // ---- rows -------------------------------------------------------------------------------------------------
 
     /// out_i = W[ids_i]      ids (N), W (V, C), out (N, C). The embedding is frozen, so there is no backward.

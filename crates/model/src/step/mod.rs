@@ -11,10 +11,11 @@ mod mixer;
 mod mlp;
 mod pass;
 mod plan;
+mod streams;
 mod workspace;
 
 pub use batch::{Batch, IGNORE, LossSum};
-pub use plan::StepPlan;
+pub use plan::{LayerInputs, StepPlan};
 pub(crate) use workspace::LossTiles;
 pub use workspace::{Room, workspace_bytes};
 
@@ -186,18 +187,20 @@ impl<D: Device> TrainStep<D> {
             rotary_rows: rotary_rows.first(n),
             rotary,
         };
-        pass.base.embed(tokens.first(n), rows_mut(&mut streams[0], c, 0, n))?;
+        pass.base.embed(tokens.first(n), rows_mut(streams.at_mut(0), c, 0, n))?;
+        streams.keep(pass.device(), 0, n * c)?;
         for index in 0..pass.config().n_layers {
-            let (inputs, outputs) = streams.split_at_mut(index + 1);
+            let (input, output) = streams.around(index);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
-            let x = rows(&inputs[index], c, 0, n);
+            let x = rows(input, c, 0, n);
             if let Some(room) = mixer {
                 pass.mixer_inside(index, x, set, room)?;
-                pass.mixer_join(index, x, set, room, rows_mut(&mut outputs[0], c, 0, n))?;
-                continue;
+                pass.mixer_join(index, x, set, room, rows_mut(output, c, 0, n))?;
+            } else {
+                pass.attention_forward(index, x, set)?;
+                pass.mlp_forward(index, set, output)?;
             }
-            pass.attention_forward(index, x, set)?;
-            pass.mlp_forward(index, set, &mut outputs[0])?;
+            streams.keep(pass.device(), index + 1, n * c)?;
         }
         Ok(())
     }
@@ -208,7 +211,7 @@ impl<D: Device> TrainStep<D> {
         let Workspace { streams, deltas, loss, .. } = &mut self.workspace;
         let backward = scale.map(|scale| (scale, rows_mut(&mut deltas.stream, c, 0, n)));
         let loss = Loss { base: &self.base, tiles: loss, host: &mut self.loss_host };
-        loss.run(batch, rows(&streams[n_layers], c, 0, n), backward)
+        loss.run(batch, rows(streams.at(n_layers), c, 0, n), backward)
     }
 
     /// All layers, last to first: each runs again unless its activations are still there, then backward.
@@ -235,7 +238,7 @@ impl<D: Device> TrainStep<D> {
             rotary,
         };
         for index in (0..pass.config().n_layers).rev() {
-            let x = rows(&streams[index], c, 0, n);
+            let x = rows(streams.recall(pass.device(), index, n * c)?, c, 0, n);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
             if let Some(room) = mixer {
                 if set.holds_attention != Some(index) {

@@ -1,7 +1,21 @@
 //! How large a step's workspace is, tile by tile: the numbers that the memory table adds up and the step draws.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::ModelConfig;
 use crate::{Error, Result};
+
+/// How the stream before each layer is kept from the forward to the backward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerInputs {
+    /// As it is.
+    #[default]
+    F32,
+    /// Rounded to 16 bits, half the memory. The forward pass goes on from the rounded stream, as training in bf16 does,
+    /// so that the backward pass is that of what was computed.
+    BF16,
+}
 
 /// Sizes of a step's workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +28,8 @@ pub struct StepPlan {
     pub loss_tile_tokens: usize,
     /// Vocabulary entries of logits that are in memory at once.
     pub loss_tile_vocab: usize,
+    /// How the input of each layer is kept.
+    pub layer_inputs: LayerInputs,
     /// Layers, counted from the last, that keep their activations instead of running again in the backward pass.
     pub kept_layers: usize,
 }
@@ -26,6 +42,7 @@ impl StepPlan {
             mlp_tile_tokens: max_tokens.min(512),
             loss_tile_tokens: max_tokens.min(256),
             loss_tile_vocab: config.vocab_size.min(4096),
+            layer_inputs: LayerInputs::F32,
             kept_layers: 0,
         }
     }

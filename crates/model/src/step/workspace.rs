@@ -1,6 +1,7 @@
 //! All memory of a step, in one place: what is drawn and what the plan counts are the same lines of code.
 
 use super::plan::StepPlan;
+use super::streams::Streams;
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::family::Role;
@@ -162,8 +163,7 @@ pub(crate) struct LossTiles<B, I> {
 
 /// All memory of a step.
 pub(super) struct Workspace<B, I> {
-    /// The stream before each layer and after the last (T, C).
-    pub streams: Vec<B>,
+    pub streams: Streams<B, I>,
     /// Of the kept layers, then, unless all are kept, one that the others share.
     pub activations: Vec<Activations<B>>,
     /// Where layers are mixers.
@@ -238,15 +238,14 @@ impl<B, I> Workspace<B, I> {
     ) -> Result<Self> {
         let widths = lora.map(|lora| Layout::new(config, lora).widths(lora)).unwrap_or_default();
         let sizes = Sizes { config, widths, plan };
-        let (t, c) = (plan.max_tokens, config.hidden);
+        let t = plan.max_tokens;
         let kept = plan.kept_layers.min(config.n_layers);
         let mut activations = Vec::with_capacity(kept + 1);
         for index in 0..kept + usize::from(kept < config.n_layers) {
             let tile_tokens = if index < kept { t } else { plan.mlp_tile_tokens };
             activations.push(Activations::build(sizes, tile_tokens, allocator)?);
         }
-        let streams = (0..=config.n_layers).map(|_| allocator.floats(Room::LayerInputs, t * c));
-        let streams = streams.collect::<Result<_>>()?;
+        let streams = Streams::build(config, plan, allocator)?;
         let mut table = |len| allocator.floats(Room::Positions, len);
         let tables = config.rotary_lens(t).into_iter().map(|len| Ok((table(len)?, table(len)?)));
         let rotary = tables.collect::<Result<_>>()?;

@@ -10,6 +10,7 @@ use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
 use crate::toml_file;
+use model::step::LayerInputs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, StepReport, Weights};
@@ -213,6 +214,10 @@ impl View<'_> {
                 show::count(plan.trained_parameters)
             ),
         );
+        if plan.layer_inputs == LayerInputs::BF16 {
+            self.terminal
+                .more("layer inputs are kept in 16 bits, since not one row fits otherwise".to_owned());
+        }
         for (what, size) in &plan.rows {
             self.terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
         }

@@ -203,6 +203,18 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn round_to_bf16(&self, x: FloatsMut<'_>, to: ViewMut<'_, Self::Indices>) -> Result<()> {
+        check("round_to_bf16", [("to", to.len(), x.len().div_ceil(2))])?;
+        rows::round_to_bf16(slice_mut(x), slice_mut(to));
+        Ok(())
+    }
+
+    fn widen_bf16(&self, from: Ids<'_>, x: FloatsMut<'_>) -> Result<()> {
+        check("widen_bf16", [("from", from.len(), x.len().div_ceil(2))])?;
+        rows::widen_bf16(slice(from), slice_mut(x));
+        Ok(())
+    }
+
     fn embed(&self, weights: &Self::Weights, ids: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
         check("embed", [("out", out.len(), ids.len() * weights.cols())])?;
         check_ids("embed", "token id", slice(ids), weights.rows())?;

@@ -1,4 +1,4 @@
-//! Moving and adding rows.
+//! Moving and adding rows, and keeping values in 16 bits.
 
 use rayon::prelude::*;
 
@@ -63,6 +63,31 @@ pub(super) fn scale(factor: f32, y: &mut [f32]) {
     y.par_chunks_mut(TASK_FLOATS).for_each(|y| {
         for y in y {
             *y *= factor;
+        }
+    });
+}
+
+/// x = x rounded to bf16; to = the same, two values a word, the first in the lower half
+pub(super) fn round_to_bf16(x: &mut [f32], to: &mut [u32]) {
+    x.par_chunks_mut(TASK_FLOATS).zip(to.par_chunks_mut(TASK_FLOATS / 2)).for_each(|(x, to)| {
+        for (pair, word) in x.chunks_mut(2).zip(to) {
+            *word = 0;
+            for (half, x) in pair.iter_mut().enumerate() {
+                let rounded = half::bf16::from_f32(*x);
+                *x = rounded.to_f32();
+                *word |= u32::from(rounded.to_bits()) << (16 * half);
+            }
+        }
+    });
+}
+
+/// x = what [`round_to_bf16`] left
+pub(super) fn widen_bf16(from: &[u32], x: &mut [f32]) {
+    x.par_chunks_mut(TASK_FLOATS).zip(from.par_chunks(TASK_FLOATS / 2)).for_each(|(x, from)| {
+        for (pair, word) in x.chunks_mut(2).zip(from) {
+            for (half, x) in pair.iter_mut().enumerate() {
+                *x = f32::from_bits(word >> (16 * half) << 16);
+            }
         }
     });
 }
