@@ -208,8 +208,8 @@ fn host_rows(host_bytes: u64, trained_parameters: u64, init: Init) -> [MemoryRow
     let beginning = if init == Init::Default { 0 } else { 16 * trained_parameters };
     [
         MemoryRow { name: "data, tokenizer, program", bytes: host_bytes },
-        // The adapter or one moment, copied while a checkpoint is written; read back, both for a moment.
-        MemoryRow { name: "copies for a checkpoint", bytes: 8 * trained_parameters + beginning },
+        // The adapter or one moment, copied while a checkpoint is written or read.
+        MemoryRow { name: "copies for a checkpoint", bytes: 4 * trained_parameters + beginning },
         MemoryRow { name: "scratch of the threads", bytes: SCRATCH_BYTES },
     ]
 }

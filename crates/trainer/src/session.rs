@@ -106,8 +106,11 @@ impl<'a, D: Device> Session<'a, D> {
                 }
                 (*state, None)
             }
-            Begin::Resumed(saved) => {
-                adapter.set_tensors(config, &saved.adapter.tensors)?;
+            Begin::Resumed(mut saved) => {
+                // Gone before a moment is read: one copy of one part is what the plan has room for.
+                let tensors = std::mem::take(&mut saved.adapter.tensors);
+                adapter.set_tensors(config, &tensors)?;
+                drop(tensors);
                 for moment in Moment::ALL {
                     optimizer.restore(saved.state.updates, moment, &saved.moment(moment)?)?;
                 }
