@@ -215,8 +215,7 @@ impl View<'_> {
             ),
         );
         if plan.layer_inputs == LayerInputs::BF16 {
-            self.terminal
-                .more("layer inputs are kept in 16 bits, since not one row fits otherwise".to_owned());
+            self.terminal.more("layer inputs are kept in 16 bits, since not one row fits otherwise");
         }
         for (what, size) in &plan.rows {
             self.terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
