@@ -37,6 +37,9 @@ PLAIN = dict(
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)
 
+# What Qwen2.5's page says to add for long texts.
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+
 
 def longrope(pairs):
     return dict(type="longrope", short_factor=[1.0 + 0.03 * i for i in range(pairs)],
@@ -64,6 +67,8 @@ FAMILIES = {
     "mistral_window": PLAIN | dict(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=20),
     "qwen2": PLAIN | dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", sliding_window=32,
                           use_sliding_window=False, max_window_layers=1, tie_word_embeddings=True),
+    "qwen2_yarn": PLAIN | dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=False,
+                               rope_scaling=YARN),
     "qwen3": PLAIN | dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=32, attention_bias=False),
     "phi4_mini": PLAIN | dict(architectures=["Phi3ForCausalLM"], model_type="phi3", partial_rotary_factor=0.75,
                               original_max_position_embeddings=64, rope_scaling=longrope(6), sliding_window=262144,

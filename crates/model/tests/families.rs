@@ -210,7 +210,11 @@ fn gguf_metadata_reads_back() {
     let scaled = tiny_with(r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 32}"#);
     let qwen = TINY_LLAMA.replace("LlamaForCausalLM", "Qwen3ForCausalLM").replace("\"llama\"", "\"qwen3\"");
     let codestral = CODESTRAL.replace("INFINITY", "Infinity");
-    for json in [TINY_LLAMA, &scaled, &qwen, &codestral] {
+    let yarn = tiny_with(
+        r#"{"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128,
+        "beta_fast": 16, "mscale": 0.5, "mscale_all_dim": 0.5}}"#,
+    );
+    for json in [TINY_LLAMA, &scaled, &qwen, &codestral, &yarn] {
         let config = ModelConfig::from_hf(&hf_config(json)).unwrap();
         let mut metadata: Metadata = gguf_metadata(&config).into_iter().collect();
         metadata.push("general.architecture", config.family.gguf_architecture());
@@ -272,8 +276,8 @@ fn wrong_configurations_name_file_key_and_what_would_be_right() {
         "config.json: `hidden_act` is gelu, supported: silu, gelu_pytorch_tanh",
     );
     check(
-        r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#,
-        "config.json: `rope_scaling.rope_type` is yarn, supported: default, linear, llama3, longrope",
+        r#"{"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}"#,
+        "config.json: `rope_scaling.rope_type` is dynamic, supported: default, linear, llama3, yarn, longrope",
     );
     check(
         r#"{"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}"#,

@@ -62,6 +62,11 @@ fn qwen2_with_biases() {
 }
 
 #[test]
+fn qwen2_with_yarn() {
+    check("qwen2_yarn");
+}
+
+#[test]
 fn qwen3_untied() {
     check("qwen3");
 }

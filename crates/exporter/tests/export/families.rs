@@ -109,6 +109,17 @@ fn qwen2() {
     check("qwen2", json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}));
 }
 
+/// Longer than the original context; a part of the frequencies lies on the ramp.
+#[test]
+fn qwen2_with_yarn() {
+    let scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128,
+                         "beta_fast": 16.0, "attention_factor": 1.25});
+    check(
+        "qwen2 yarn",
+        json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_scaling": scaling}),
+    );
+}
+
 #[test]
 fn qwen3() {
     check("qwen3", json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}));

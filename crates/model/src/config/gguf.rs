@@ -6,7 +6,7 @@ use formats::TensorSource;
 use formats::gguf::{Metadata, Value};
 
 use super::rope::{GGUF_FACTORS, GGUF_LONG_FACTORS, GGUF_SHORT_FACTORS};
-use super::{LongRope, ModelConfig, NormKind, Rope, RopeScaling};
+use super::{LongRope, ModelConfig, NormKind, Rope, RopeScaling, Yarn};
 use crate::family::Family;
 use crate::{Error, Result};
 
@@ -30,9 +30,13 @@ pub fn gguf_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
     values.size("feed_forward_length", config.intermediate);
     values.size("attention.head_count", config.n_heads);
     values.size("attention.head_count_kv", config.n_kv_heads);
-    if let RopeScaling::Linear { factor } = config.rope.scaling {
-        values.push("rope.scaling.type", Value::from("linear"));
-        values.push("rope.scaling.factor", Value::F32(factor as f32));
+    match &config.rope.scaling {
+        RopeScaling::Linear { factor } => {
+            values.push("rope.scaling.type", Value::from("linear"));
+            values.push("rope.scaling.factor", Value::F32(*factor as f32));
+        }
+        RopeScaling::Yarn(yarn) => values.yarn(yarn),
+        _ => {}
     }
     values.push("rope.freq_base", Value::F32(config.rope.theta as f32));
     values.push(norm_key(config.norm), Value::F32(config.norm_eps));
@@ -61,6 +65,23 @@ impl GgufValues {
     /// Adds `<architecture>.<key>`.
     pub(crate) fn push(&mut self, key: &str, value: Value) {
         self.keys.push((format!("{}.{key}", self.architecture), value));
+    }
+
+    /// Adds the keys of yarn; those that llama.cpp would assume anyway are left out, as its converter does.
+    fn yarn(&mut self, yarn: &Yarn) {
+        self.push("rope.scaling.type", Value::from("yarn"));
+        self.push("rope.scaling.factor", Value::F32(yarn.factor as f32));
+        self.size("rope.scaling.original_context_length", yarn.original_max_positions);
+        // llama.cpp multiplies the magnitude that follows from the factor by this key.
+        let attention = yarn.attention_factor / Yarn::magnitude(yarn.factor, 1.0) as f32;
+        let stated = [
+            ("rope.scaling.attn_factor", attention, 1.0),
+            ("rope.scaling.yarn_beta_fast", yarn.beta_fast as f32, Yarn::BETA_FAST as f32),
+            ("rope.scaling.yarn_beta_slow", yarn.beta_slow as f32, Yarn::BETA_SLOW as f32),
+        ];
+        for (key, value, _) in stated.into_iter().filter(|(_, value, assumed)| value != assumed) {
+            self.push(key, Value::F32(value));
+        }
     }
 
     /// Adds a count.
@@ -202,13 +223,30 @@ impl GgufKeys<'_> {
             Some("linear") => {
                 Ok(RopeScaling::Linear { factor: f64::from(self.number("rope.scaling.factor")?) })
             }
+            Some("yarn") => Ok(RopeScaling::Yarn(self.yarn()?)),
             Some(other) => Err(Error::UnsupportedFeature {
                 origin: ORIGIN.to_owned(),
                 key: self.name("rope.scaling.type"),
                 found: other.to_owned(),
-                supported: "none, linear".to_owned(),
+                supported: "none, linear, yarn".to_owned(),
             }),
         }
+    }
+
+    fn yarn(&self) -> Result<Yarn> {
+        let factor = f64::from(self.number("rope.scaling.factor")?);
+        if !(factor.is_finite() && factor > 0.0) {
+            return Err(self.invalid("rope.scaling.factor", "a positive number"));
+        }
+        let stated = |key, assumed| Ok::<_, Error>(self.optional_number(key)?.map_or(assumed, f64::from));
+        let attention = stated("rope.scaling.attn_factor", 1.0)?;
+        Ok(Yarn {
+            factor,
+            beta_fast: stated("rope.scaling.yarn_beta_fast", Yarn::BETA_FAST)?,
+            beta_slow: stated("rope.scaling.yarn_beta_slow", Yarn::BETA_SLOW)?,
+            original_max_positions: self.size("rope.scaling.original_context_length")?,
+            attention_factor: (attention * Yarn::magnitude(factor, 1.0)) as f32,
+        })
     }
 
     fn factors(&self, tensors: &dyn TensorSource, name: &str, dim: usize) -> Result<Vec<f32>> {

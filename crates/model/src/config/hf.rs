@@ -3,7 +3,7 @@
 use formats::config::HfConfig;
 use serde_json::Value;
 
-use super::{LongRope, ModelConfig, Rope, RopeScaling};
+use super::{LongRope, ModelConfig, Rope, RopeScaling, Yarn};
 use crate::device::Activation;
 use crate::family::Family;
 use crate::{Error, Result};
@@ -97,13 +97,39 @@ fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
             high_freq_factor: number("high_freq_factor")?,
             original_max_positions: number("original_max_position_embeddings")? as usize,
         }),
+        "yarn" => {
+            let optional = |key: &str| table.get(key).filter(|value| !value.is_null()).map(|_| number(key));
+            let factor = number("factor")?;
+            if let Some(value) = table.get("truncate").filter(|value| value.as_bool() != Some(true)) {
+                return Err(Error::UnsupportedFeature {
+                    origin: origin.to_owned(),
+                    key: "rope_scaling.truncate".to_owned(),
+                    found: value.to_string(),
+                    supported: "true".to_owned(),
+                });
+            }
+            let (mscale, all_dim) = (optional("mscale").transpose()?, optional("mscale_all_dim").transpose()?);
+            let magnitude = match (mscale, all_dim) {
+                (Some(mscale), Some(all_dim)) => {
+                    Yarn::magnitude(factor, mscale) / Yarn::magnitude(factor, all_dim)
+                }
+                _ => Yarn::magnitude(factor, 1.0),
+            };
+            Ok(RopeScaling::Yarn(Yarn {
+                factor,
+                beta_fast: optional("beta_fast").transpose()?.unwrap_or(Yarn::BETA_FAST),
+                beta_slow: optional("beta_slow").transpose()?.unwrap_or(Yarn::BETA_SLOW),
+                original_max_positions: number("original_max_position_embeddings")? as usize,
+                attention_factor: optional("attention_factor").transpose()?.unwrap_or(magnitude) as f32,
+            }))
+        }
         // Before its publication longrope was called su.
         "longrope" | "su" => Ok(RopeScaling::Long(long_rope(hf, table, dim, origin)?)),
         other => Err(Error::UnsupportedFeature {
             origin: origin.to_owned(),
             key: "rope_scaling.rope_type".to_owned(),
             found: other.to_owned(),
-            supported: "default, linear, llama3, longrope".to_owned(),
+            supported: "default, linear, llama3, yarn, longrope".to_owned(),
         }),
     }
 }

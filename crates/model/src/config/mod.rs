@@ -8,7 +8,7 @@ mod rope;
 
 pub use gguf::gguf_metadata;
 pub(crate) use gguf::{GgufKeys, GgufValues};
-pub use rope::{LongRope, Rope, RopeScaling, RotaryTable};
+pub use rope::{LongRope, Rope, RopeScaling, RotaryTable, Yarn};
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Rotary frequencies: the plain table, linear scaling, and the rule published with Llama 3.1.
+//! Rotary frequencies: the plain table and what stretches it: linear scaling, Llama 3.1's rule, yarn, longrope.
 //!
 //! inv_freq_i = theta^(-2 i / P), i < P / 2, P the rotated dimensions of a head. A scaling divides each by a factor of its own; GGUF stores these factors
 //! (tensor `rope_freqs.weight`), transformers the scaled table. Both come from [`Rope::factors`].
@@ -44,11 +44,61 @@ pub enum RopeScaling {
         /// One divisor for each of the P / 2 frequencies.
         Vec<f32>,
     ),
+    /// Frequencies that turn often enough in pre-training stay, slow ones are divided, a ramp lies between.
+    Yarn(
+        /// Where the ramp lies, and what the cosines and sines are multiplied by.
+        Yarn,
+    ),
     /// Two sets of factors, one for short and one for long sequences: Phi's longrope.
     Long(
         /// The sets, and what tells short from long.
         LongRope,
     ),
+}
+
+/// Yarn. Source: Peng et al. 2023, arXiv:2309.00071, section 3, and transformers' `_compute_yarn_parameters`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// The divisor of the frequencies below the ramp.
+    pub factor: f64,
+    /// Frequencies that turn at least so often within `original_max_positions` stay.
+    pub beta_fast: f64,
+    /// Frequencies that turn at most so often are divided.
+    pub beta_slow: f64,
+    /// Context length of pre-training.
+    pub original_max_positions: usize,
+    /// Factor on cosines and sines.
+    pub attention_factor: f32,
+}
+
+impl Yarn {
+    /// What is assumed of `beta_fast` where it is not stated.
+    pub const BETA_FAST: f64 = 32.0;
+    /// What is assumed of `beta_slow` where it is not stated.
+    pub const BETA_SLOW: f64 = 1.0;
+
+    /// m(s) = 1 + 0.1 · multiplier · ln s, 1 where nothing is stretched: how much larger the scores of a context
+    /// stretched by `factor` are to be.
+    pub fn magnitude(factor: f64, multiplier: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * multiplier * factor.ln() }
+    }
+
+    /// The divisor of each of the P / 2 frequencies of a series of base `theta`.
+    ///
+    /// divisor_i = 1 / (r_i / factor + 1 - r_i), where r_i climbs from 0 at the last frequency that turns `beta_fast`
+    /// times to 1 at the first that turns `beta_slow` times.
+    fn factors(&self, theta: f64, dim: usize) -> Vec<f32> {
+        let turns_at = |turns: f64| {
+            let wavelength = self.original_max_positions as f64 / (2.0 * std::f64::consts::PI * turns);
+            dim as f64 * wavelength.ln() / (2.0 * theta.ln())
+        };
+        let low = turns_at(self.beta_fast).floor().max(0.0);
+        let high = turns_at(self.beta_slow).ceil().min(dim as f64 - 1.0);
+        // A ramp of no length would divide by zero; the same small one stands in transformers and in ggml.
+        let length = if high == low { 0.001 } else { high - low };
+        let ramp = |i: usize| ((i as f64 - low) / length).clamp(0.0, 1.0);
+        (0..dim / 2).map(|i| (1.0 / (ramp(i) / self.factor + 1.0 - ramp(i))) as f32).collect()
+    }
 }
 
 /// Longrope. Source: Ding et al. 2024, arXiv:2402.13753, and transformers' `_compute_longrope_parameters`.
@@ -93,6 +143,7 @@ impl Rope {
             RopeScaling::None => None,
             RopeScaling::Linear { factor } => Some(vec![*factor as f32; self.dim / 2]),
             RopeScaling::Factors(factors) => Some(factors.clone()),
+            RopeScaling::Yarn(yarn) => Some(yarn.factors(self.theta, self.dim)),
             RopeScaling::Long(long) => Some(long.short.clone()),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let (factor, context) = (*factor as f32, *original_max_positions as f32);
@@ -103,10 +154,10 @@ impl Rope {
         }
     }
 
-    /// The tensors in which a GGUF stores factors: name and values. None where it stores none (linear scaling is a key).
+    /// The tensors in which a GGUF stores factors: name and values. None where it stores none (linear scaling and yarn are keys).
     pub fn gguf_tensors(&self) -> Vec<(&'static str, Vec<f32>)> {
         match &self.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } => Vec::new(),
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn(_) => Vec::new(),
             RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => {
                 self.factors().into_iter().map(|factors| (GGUF_FACTORS, factors)).collect()
             }
@@ -136,8 +187,12 @@ impl Rope {
 
     /// The table for up to `n_positions`; with longrope, where one may be long, the long rows follow the short ones.
     pub(super) fn table(&self, n_positions: usize) -> RotaryTable {
-        let RopeScaling::Long(long) = &self.scaling else {
-            return table(&self.inverse_frequencies(), n_positions, 1.0);
+        let long = match &self.scaling {
+            RopeScaling::Long(long) => long,
+            RopeScaling::Yarn(yarn) => {
+                return table(&self.inverse_frequencies(), n_positions, yarn.attention_factor);
+            }
+            _ => return table(&self.inverse_frequencies(), n_positions, 1.0),
         };
         let mut rows = table(&self.divided(Some(&long.short)), n_positions, long.attention_factor);
         if self.start(n_positions, n_positions) > 0 {
@@ -240,6 +295,51 @@ mod tests {
         let (one, thirty_two) = (1.0f32.to_bits(), 32.0f32.to_bits());
         assert_eq!(bits, [one, 1_070_816_962, 1_079_161_967, 1_092_266_734, thirty_two]);
     }
+
+    /// Values of transformers 5.23.0, `ROPE_INIT_FUNCTIONS["yarn"]`: DeepSeek-V2-Lite's table and Qwen2.5's.
+    #[test]
+    fn yarn_equals_transformers() {
+        let check = |theta, dim, factor, original_max_positions, expected: &[(usize, f32)]| {
+            let (beta_fast, beta_slow) = (Yarn::BETA_FAST, Yarn::BETA_SLOW);
+            let yarn = Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor: 1.0 };
+            let table = Rope { theta, dim, scaling: RopeScaling::Yarn(yarn) }.inverse_frequencies();
+            for &(i, expected) in expected {
+                let relative = (table[i] / expected - 1.0).abs();
+                assert!(relative < 2e-6, "frequency {i}: {} against {expected}", table[i]);
+            }
+        };
+        check(10_000.0, 64, 40.0, 4096, &TRANSFORMERS_DEEPSEEK_V2_LITE);
+        check(1e6, 128, 4.0, 32_768, &TRANSFORMERS_QWEN_2_5);
+        assert!((Yarn::magnitude(4.0, 1.0) - 1.138_629_436_111_989).abs() < 1e-15);
+        assert_eq!(Yarn::magnitude(1.0, 0.707), 1.0);
+    }
+
+    const TRANSFORMERS_DEEPSEEK_V2_LITE: [(usize, f32); 11] = [
+        (0, 1.0),
+        (5, 0.237_137_36),
+        (10, 0.056_234_13),
+        (11, 0.039_006_926),
+        (12, 0.026_879_36),
+        (15, 0.008_334_509),
+        (18, 0.002_249_365_2),
+        (22, 0.000_177_827_94),
+        (23, 3.333_803_4e-5),
+        (24, 2.5e-5),
+        (31, 3.333_803_5e-6),
+    ];
+
+    const TRANSFORMERS_QWEN_2_5: [(usize, f32); 10] = [
+        (0, 1.0),
+        (10, 0.115_478_2),
+        (20, 0.013_335_215),
+        (23, 0.006_978_306),
+        (24, 0.005_375_321_5),
+        (30, 0.001_064_361),
+        (38, 9.262_301e-5),
+        (39, 6.490_394e-5),
+        (40, 4.445_698_5e-5),
+        (63, 3.102_344_4e-7),
+    ];
 
     const TRANSFORMERS_LLAMA_3_2: [(usize, f32); 12] = [
         (0, 1.0),
