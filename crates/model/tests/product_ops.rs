@@ -138,17 +138,17 @@ struct Attention {
 impl Attention {
     /// Textbook attention: out and log-sum-exp of rows that a segment covers.
     fn run(&self, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let Heads { n_heads, n_kv_heads, head_dim: d, scale, window } = self.heads;
-        let (q_width, kv_width) = (n_heads * d, n_kv_heads * d);
-        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / d]);
+        let Heads { n_heads, n_kv_heads, head_dim: d, value_dim: w, scale, window } = self.heads;
+        let n = q.len() / (n_heads * d);
+        let (mut out, mut lse) = (vec![0.0; n * n_heads * w], vec![0.0; n * n_heads]);
         for s in &self.segments {
             for i in 0..s.n_queries {
                 for h in 0..n_heads {
                     let row = s.first_query + i;
-                    let kv = |j: usize| (s.first_key + j) * kv_width + h / (n_heads / n_kv_heads) * d;
-                    let query = &q[row * q_width + h * d..][..d];
+                    let kv = |j: usize| (s.first_key + j) * n_kv_heads + h / (n_heads / n_kv_heads);
+                    let query = &q[(row * n_heads + h) * d..][..d];
                     let score = |j: usize| {
-                        query.iter().zip(&k[kv(j)..]).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale)
+                        query.iter().zip(&k[kv(j) * d..]).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale)
                     };
                     let end = s.n_keys - s.n_queries + i + 1;
                     let start = window.map_or(0, |window| end.saturating_sub(window));
@@ -157,8 +157,8 @@ impl Attention {
                     let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
                     lse[row * n_heads + h] = max + sum.ln();
                     for (j, score) in (start..end).zip(&scores) {
-                        for e in 0..d {
-                            out[row * q_width + h * d + e] += (score - max).exp() / sum * v[kv(j) + e];
+                        for e in 0..w {
+                            out[(row * n_heads + h) * w + e] += (score - max).exp() / sum * v[kv(j) * w + e];
                         }
                     }
                 }
@@ -168,7 +168,7 @@ impl Attention {
     }
 }
 
-/// Lengths below, at and above a block; grouped heads; a cache longer than the queries.
+/// Lengths below, at and above a block; grouped heads; a cache longer than the queries; values of another width.
 fn attention_cases() -> Vec<(Attention, usize, usize)> {
     let packed = |lengths: &[usize]| {
         let mut start = 0;
@@ -190,7 +190,13 @@ fn attention_cases() -> Vec<(Attention, usize, usize)> {
         (Attention { heads: windowed(2), segments: packed(&[5, 70]) }, 75, 75),
         (Attention { heads: windowed(20), segments: packed(&[1, 64, 150]) }, 215, 215),
         (Attention { heads: windowed(64), segments: cached.clone() }, 71, 216),
-        (Attention { heads: heads(6, 2, 16), segments: cached }, 71, 216),
+        (Attention { heads: heads(6, 2, 16), segments: cached.clone() }, 71, 216),
+        (
+            Attention { heads: Heads { value_dim: 8, ..heads(3, 3, 12) }, segments: packed(&[3, 64, 90]) },
+            157,
+            157,
+        ),
+        (Attention { heads: Heads { value_dim: 10, ..heads(4, 2, 6) }, segments: cached }, 71, 216),
     ]
 }
 
@@ -198,14 +204,15 @@ fn attention_cases() -> Vec<(Attention, usize, usize)> {
 fn attention_and_its_backward() {
     let (cpu, mut random) = (cpu(), Random(4));
     for (attention, n, n_keys) in attention_cases() {
-        let Heads { n_heads, n_kv_heads, head_dim, .. } = attention.heads;
-        let (q_len, kv_len) = (n * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
+        let Heads { n_heads, n_kv_heads, head_dim, value_dim, .. } = attention.heads;
+        let (q_len, k_len) = (n * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
+        let (out_len, v_len) = (n * n_heads * value_dim, n_keys * n_kv_heads * value_dim);
         let spread = |values: Vec<f32>| values.iter().map(|x| 3.0 * x).collect::<Vec<f32>>();
-        let (q, k) = (spread(random.values(q_len)), spread(random.values(kv_len)));
-        let (v, d_out) = (random.values(kv_len), random.values(q_len));
+        let (q, k) = (spread(random.values(q_len)), spread(random.values(k_len)));
+        let (v, d_out) = (random.values(v_len), random.values(out_len));
         let [q_d, k_d, v_d, d_out_d] = [&q, &k, &v, &d_out].map(|x| on_device(&cpu, x));
         let stale = |len: usize| on_device(&cpu, &vec![f32::NAN; len]);
-        let (mut out, mut lse) = (stale(q_len), stale(n * n_heads));
+        let (mut out, mut lse) = (stale(out_len), stale(n * n_heads));
         let (heads, segments) = (attention.heads, &attention.segments);
         cpu.attention(heads, segments, q_d.all(), k_d.all(), v_d.all(), out.all_mut(), lse.all_mut())
             .unwrap();
@@ -213,7 +220,7 @@ fn attention_and_its_backward() {
         assert_close("out", &on_host(&cpu, &out), &expected, TOLERANCE);
         assert_close("lse", &on_host(&cpu, &lse), &expected_lse, TOLERANCE);
 
-        let (mut d_q, mut d_k, mut d_v) = (stale(q_len), stale(kv_len), stale(kv_len));
+        let (mut d_q, mut d_k, mut d_v) = (stale(q_len), stale(k_len), stale(v_len));
         cpu.attention_backward(
             heads,
             segments,

@@ -108,7 +108,8 @@ fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
                     supported: "true".to_owned(),
                 });
             }
-            let (mscale, all_dim) = (optional("mscale").transpose()?, optional("mscale_all_dim").transpose()?);
+            let (mscale, all_dim) =
+                (optional("mscale").transpose()?, optional("mscale_all_dim").transpose()?);
             let magnitude = match (mscale, all_dim) {
                 (Some(mscale), Some(all_dim)) => {
                     Yarn::magnitude(factor, mscale) / Yarn::magnitude(factor, all_dim)

@@ -216,6 +216,7 @@ impl ModelConfig {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
+            value_dim: self.head_dim,
             scale: self.score_scale,
             window: self.window_of(layer_index),
         }

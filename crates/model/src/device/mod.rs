@@ -56,8 +56,10 @@ pub struct Heads {
     pub n_heads: usize,
     /// K, key and value heads; divides H.
     pub n_kv_heads: usize,
-    /// D, width of a head.
+    /// D, width of a query and of a key.
     pub head_dim: usize,
+    /// E, width of a value and of what a head gives; D in most models.
+    pub value_dim: usize,
     /// Factor on every score, 1 / sqrt(D) in most models.
     pub scale: f32,
     /// How many keys a query sees at most, its own included; `None`: all before it.
@@ -65,9 +67,10 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Heads that see everything before them, scores scaled by 1 / sqrt(D).
+    /// Heads that see everything before them, values as wide as keys, scores scaled by 1 / sqrt(D).
     pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
-        Self { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self { n_heads, n_kv_heads, head_dim, value_dim: head_dim, scale, window: None }
     }
 }
 
@@ -499,7 +502,8 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// out = softmax(scale · q · kᵀ, causal within each segment) · v, and lse = log Σ exp of each row of scores
     ///
-    /// A query sees the keys up to its own, with a window the last `window` of these. q, out (N, H·D); k, v (·, K·D); lse (N, H). Blockwise with a running maximum: never a T x T matrix.
+    /// A query sees the keys up to its own, with a window the last `window` of these. q (N, H·D), k (·, K·D), v (·, K·E), out (N, H·E), lse (N, H).
+    /// Blockwise with a running maximum: never a T x T matrix.
     /// Segments do not see one another. Source: Dao et al. 2022, arXiv:2205.14135.
     #[allow(clippy::too_many_arguments)]
     fn attention(

@@ -22,7 +22,7 @@ const BLOCK: usize = 64;
 /// A block of scores, or of their gradient.
 type Block = [f32; BLOCK * BLOCK];
 
-/// Inputs of an attention: q, out (·, H·D), k, v (·, K·D).
+/// Inputs of an attention: q (·, H·D), k (·, K·D), v (·, K·E).
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
     pub(super) heads: Heads,
@@ -36,8 +36,16 @@ impl<'a> Inputs<'a> {
         self.heads.n_heads * self.heads.head_dim
     }
 
-    fn kv_width(&self) -> usize {
+    fn k_width(&self) -> usize {
         self.heads.n_kv_heads * self.heads.head_dim
+    }
+
+    fn v_width(&self) -> usize {
+        self.heads.n_kv_heads * self.heads.value_dim
+    }
+
+    fn out_width(&self) -> usize {
+        self.heads.n_heads * self.heads.value_dim
     }
 
     /// How many query heads read one kv head.
@@ -45,14 +53,24 @@ impl<'a> Inputs<'a> {
         self.heads.n_heads / self.heads.n_kv_heads
     }
 
-    /// Rows of one head of a matrix with the queries' layout.
-    fn query_rows(&self, data: &'a [f32], head: usize, first: usize, n: usize) -> Mat<'a> {
-        rows_of_head(data, self.q_width(), self.heads.head_dim, head, first, n)
+    /// Rows of one head of the queries.
+    fn query_rows(&self, head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(self.q, self.q_width(), self.heads.head_dim, head, first, n)
     }
 
-    /// Rows of one kv head of k or v.
-    fn key_rows(&self, data: &'a [f32], kv_head: usize, first: usize, n: usize) -> Mat<'a> {
-        rows_of_head(data, self.kv_width(), self.heads.head_dim, kv_head, first, n)
+    /// Rows of one kv head of the keys.
+    fn key_rows(&self, kv_head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(self.k, self.k_width(), self.heads.head_dim, kv_head, first, n)
+    }
+
+    /// Rows of one kv head of the values.
+    fn value_rows(&self, kv_head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(self.v, self.v_width(), self.heads.value_dim, kv_head, first, n)
+    }
+
+    /// Rows of one head of a matrix with the output's layout.
+    fn out_rows(&self, data: &'a [f32], head: usize, first: usize, n: usize) -> Mat<'a> {
+        rows_of_head(data, self.out_width(), self.heads.value_dim, head, first, n)
     }
 }
 
@@ -90,7 +108,7 @@ fn within(seen: Range<usize>, first_key: usize, n_keys: usize) -> Range<usize> {
 
 /// out = softmax(causal scores) · v and the log-sum-exp of each row
 pub(super) fn forward(inputs: Inputs<'_>, segments: &[Segment], out: &mut [f32], lse: &mut [f32]) {
-    let out = Shared::new(out, inputs.q_width());
+    let out = Shared::new(out, inputs.out_width());
     let lse = Shared::new(lse, inputs.heads.n_heads);
     segments.par_iter().for_each(|segment| {
         (0..inputs.heads.n_heads).into_par_iter().for_each(|head| {
@@ -112,15 +130,16 @@ fn forward_block(
     out: Shared<'_>,
     lse: Shared<'_>,
 ) {
-    let d = inputs.heads.head_dim;
+    let e = inputs.heads.value_dim;
     let row = segment.first_query + first;
-    let q = inputs.query_rows(inputs.q, head, row, n);
+    let q = inputs.query_rows(head, row, n);
     let mut scores: Block = [0.0; BLOCK * BLOCK];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0.0f32; BLOCK]);
     let window = inputs.heads.window;
     for (index, (first_key, n_keys)) in key_blocks(segment, (first, n), window).enumerate() {
-        let k = inputs.key_rows(inputs.k, head / inputs.group(), segment.first_key + first_key, n_keys);
-        let v = inputs.key_rows(inputs.v, head / inputs.group(), segment.first_key + first_key, n_keys);
+        let (kv_head, key_row) = (head / inputs.group(), segment.first_key + first_key);
+        let k = inputs.key_rows(kv_head, key_row, n_keys);
+        let v = inputs.value_rows(kv_head, key_row, n_keys);
         multiply(
             inputs.heads.scale,
             q,
@@ -133,17 +152,17 @@ fn forward_block(
             let seen = within(visible(segment, first + i, window), first_key, n_keys);
             let correction = softmax_row(&mut scores[i * BLOCK..][..n_keys], seen, &mut max[i], &mut sum[i]);
             // SAFETY: this task alone touches these rows of this head's columns.
-            let out = unsafe { out.row(row + i, head * d, d) };
+            let out = unsafe { out.row(row + i, head * e, e) };
             rescale(out, if index == 0 { 0.0 } else { correction });
         }
         let p = Mat::new(&scores, n, n_keys, BLOCK);
         // SAFETY: as above; the row borrowed in the loop is gone.
-        let out = unsafe { out.block(row, n, head * d, d) };
+        let out = unsafe { out.block(row, n, head * e, e) };
         multiply(1.0, p, v, Write::Add, out, Threads::One);
     }
     for i in 0..n {
         // SAFETY: as above.
-        let (out, lse) = unsafe { (out.row(row + i, head * d, d), lse.row(row + i, head, 1)) };
+        let (out, lse) = unsafe { (out.row(row + i, head * e, e), lse.row(row + i, head, 1)) };
         rescale(out, 1.0 / sum[i]);
         lse[0] = max[i] + sum[i].ln();
     }
@@ -205,8 +224,8 @@ pub(super) fn backward(
 ) {
     let gradients = Gradients {
         d_q: Shared::new(d_q, inputs.q_width()),
-        d_k: Shared::new(d_k, inputs.kv_width()),
-        d_v: Shared::new(d_v, inputs.kv_width()),
+        d_k: Shared::new(d_k, inputs.k_width()),
+        d_v: Shared::new(d_v, inputs.v_width()),
     };
     segments.par_iter().for_each(|segment| {
         (0..inputs.heads.n_kv_heads).into_par_iter().for_each(|kv_head| {
@@ -226,7 +245,7 @@ fn backward_kv_head(
     let group = inputs.group();
     let heads = kv_head * group..(kv_head + 1) * group;
     clear(gradients.d_k, segment.first_key, segment.n_keys, kv_head, inputs.heads.head_dim);
-    clear(gradients.d_v, segment.first_key, segment.n_keys, kv_head, inputs.heads.head_dim);
+    clear(gradients.d_v, segment.first_key, segment.n_keys, kv_head, inputs.heads.value_dim);
     for head in heads {
         clear(gradients.d_q, segment.first_query, segment.n_queries, head, inputs.heads.head_dim);
         for queries in blocks(segment.n_queries) {
@@ -256,10 +275,10 @@ fn row_deltas(
     outputs: Outputs<'_>,
     delta: &mut [f32; BLOCK],
 ) {
-    let d = inputs.heads.head_dim;
+    let e = inputs.heads.value_dim;
     for (i, delta) in delta[..n].iter_mut().enumerate() {
-        let start = (segment.first_query + first + i) * inputs.q_width() + head * d;
-        *delta = dot(&outputs.out[start..start + d], &outputs.d_out[start..start + d]);
+        let start = (segment.first_query + first + i) * inputs.out_width() + head * e;
+        *delta = dot(&outputs.out[start..start + e], &outputs.d_out[start..start + e]);
     }
 }
 
@@ -281,13 +300,14 @@ fn backward_block(
     outputs: Outputs<'_>,
     gradients: Gradients<'_>,
 ) {
-    let (d, scale, kv_head) = (inputs.heads.head_dim, inputs.heads.scale, head / inputs.group());
+    let Heads { head_dim: d, value_dim: e, scale, .. } = inputs.heads;
+    let kv_head = head / inputs.group();
     let (row, key_row) = (segment.first_query + first, segment.first_key + first_key);
     let (mut p, mut d_s): (Block, Block) = ([0.0; BLOCK * BLOCK], [0.0; BLOCK * BLOCK]);
-    let q = inputs.query_rows(inputs.q, head, row, n);
-    let d_out = inputs.query_rows(outputs.d_out, head, row, n);
-    let k = inputs.key_rows(inputs.k, kv_head, key_row, n_keys);
-    let v = inputs.key_rows(inputs.v, kv_head, key_row, n_keys);
+    let q = inputs.query_rows(head, row, n);
+    let d_out = inputs.out_rows(outputs.d_out, head, row, n);
+    let k = inputs.key_rows(kv_head, key_row, n_keys);
+    let v = inputs.value_rows(kv_head, key_row, n_keys);
     multiply(scale, q, k.t(), Write::Set, MatMut::new(&mut p, n, n_keys, BLOCK), Threads::One);
     multiply(1.0, d_out, v.t(), Write::Set, MatMut::new(&mut d_s, n, n_keys, BLOCK), Threads::One);
     for i in 0..n {
@@ -302,7 +322,7 @@ fn backward_block(
         (
             gradients.d_q.block(row, n, head * d, d),
             gradients.d_k.block(key_row, n_keys, kv_head * d, d),
-            gradients.d_v.block(key_row, n_keys, kv_head * d, d),
+            gradients.d_v.block(key_row, n_keys, kv_head * e, e),
         )
     };
     multiply(1.0, p.t(), d_out, Write::Add, d_v, Threads::One);

@@ -445,7 +445,8 @@ impl Device for Cpu {
         lse: FloatsMut<'_>,
     ) -> Result<()> {
         let (n, n_keys) = attention_rows("attention", heads, q, k, v)?;
-        check("attention", [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
+        check("attention", [("out", out.len(), n * heads.n_heads * heads.value_dim)])?;
+        check("attention", [("lse", lse.len(), n * heads.n_heads)])?;
         check_segments("attention", segments, n, n_keys, Written::Queries)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
@@ -468,8 +469,11 @@ impl Device for Cpu {
     ) -> Result<()> {
         let op = "attention_backward";
         let (n, n_keys) = attention_rows(op, heads, q, k, v)?;
-        check(op, [("out", out.len(), q.len()), ("lse", lse.len(), n * heads.n_heads)])?;
-        check(op, [("d_out", d_out.len(), q.len()), ("d_q", d_q.len(), q.len())])?;
+        check(
+            op,
+            [("out", out.len(), n * heads.n_heads * heads.value_dim), ("d_out", d_out.len(), out.len())],
+        )?;
+        check(op, [("lse", lse.len(), n * heads.n_heads), ("d_q", d_q.len(), q.len())])?;
         check(op, [("d_k", d_k.len(), k.len()), ("d_v", d_v.len(), v.len())])?;
         check_segments(op, segments, n, n_keys, Written::QueriesAndKeys)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
@@ -747,7 +751,8 @@ fn attention_rows(
 ) -> Result<(usize, usize)> {
     let (q_width, kv_width) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
     let (n, n_keys) = (q.len() / q_width, k.len() / kv_width);
-    check(op, [("q", q.len(), n * q_width), ("k", k.len(), n_keys * kv_width), ("v", v.len(), k.len())])?;
+    let v_len = n_keys * heads.n_kv_heads * heads.value_dim;
+    check(op, [("q", q.len(), n * q_width), ("k", k.len(), n_keys * kv_width), ("v", v.len(), v_len)])?;
     check(op, [("heads", heads.n_heads % heads.n_kv_heads, 0)])?;
     Ok((n, n_keys))
 }
