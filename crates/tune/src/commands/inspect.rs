@@ -7,7 +7,7 @@ use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
 use formats::TensorSource;
-use formats::adapter::AdapterFiles;
+use formats::adapter::{AdapterFiles, AdapterTensor};
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{Array, Reader, Value};
 use formats::safetensors::{SafetensorsFile, Tensor};
@@ -180,12 +180,17 @@ fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
 
 fn adapter(path: &Path, files: &AdapterFiles) -> Vec<String> {
     let config = &files.config;
-    let parameters: usize = files.tensors.iter().map(|t| t.a.len() + t.b.len()).sum();
+    let magnitude = |t: &AdapterTensor| t.magnitude.as_ref().map_or(0, Vec::len);
+    let parameters: usize = files.tensors.iter().map(|t| t.a.len() + t.b.len() + magnitude(t)).sum();
+    let other_ranks =
+        if files.tensors.iter().any(|t| t.r != config.r) { " (others in some layers)" } else { "" };
     let mut lines = vec![
         format!(
-            "adapter  {} · {} · rank {} · alpha {}",
+            "adapter  {} · {}{}{} · rank {}{other_ranks} · alpha {}",
             path.display(),
             config.peft_type,
+            if config.use_rslora { ", rank-stabilised" } else { "" },
+            if config.use_dora { " with DoRA" } else { "" },
             config.r,
             config.lora_alpha
         ),
