@@ -8,9 +8,11 @@
 
 pub mod cpu;
 mod dense;
+mod heads;
 mod view;
 
 pub use dense::{DenseCopy, DenseCounter};
+pub use heads::{Heads, Segment};
 pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
 
 use std::ops::Range;
@@ -47,31 +49,6 @@ pub enum Rotation {
     Forward,
     /// By minus the angle: the backward pass, a rotation's transpose being its inverse.
     Backward,
-}
-
-/// Head counts of an attention, their width, and what a query sees of the keys before it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Heads {
-    /// H, query heads; query head h reads kv head h / (H / K).
-    pub n_heads: usize,
-    /// K, key and value heads; divides H.
-    pub n_kv_heads: usize,
-    /// D, width of a query and of a key.
-    pub head_dim: usize,
-    /// E, width of a value and of what a head gives; D in most models.
-    pub value_dim: usize,
-    /// Factor on every score, 1 / sqrt(D) in most models.
-    pub scale: f32,
-    /// How many keys a query sees at most, its own included; `None`: all before it.
-    pub window: Option<usize>,
-}
-
-impl Heads {
-    /// Heads that see everything before them, values as wide as keys, scores scaled by 1 / sqrt(D).
-    pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        Self { n_heads, n_kv_heads, head_dim, value_dim: head_dim, scale, window: None }
-    }
 }
 
 /// Sizes of a state-space mixer, Mamba-2's.
@@ -125,6 +102,17 @@ impl StateSpace {
     }
 }
 
+/// What a router chooses from, and what becomes of its probabilities.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    /// X, experts to choose from.
+    pub n_experts: usize,
+    /// k, experts that each token goes to, at most X.
+    pub n_used: usize,
+    /// Factor on the probabilities of the chosen, which are not normalised anew.
+    pub scale: f32,
+}
+
 /// What stands between the linear layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -132,35 +120,6 @@ pub enum Activation {
     Silu,
     /// gelu(z) ≈ z · (1 + tanh(sqrt(2/π) · (z + 0.044715 z³))) / 2. Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
     GeluTanh,
-}
-
-/// One sequence of a packed batch, as attention sees it.
-///
-/// Query i of `n_queries` sees keys 0 ..= n_keys - n_queries + i of the segment. In training both ranges are the same
-/// rows; in decoding the keys are the cache's and the queries its newest rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// First query row.
-    pub first_query: usize,
-    /// Query rows.
-    pub n_queries: usize,
-    /// First key (and value) row.
-    pub first_key: usize,
-    /// Key rows, at least `n_queries`.
-    pub n_keys: usize,
-}
-
-impl Segment {
-    /// A training sequence: queries and keys are the same rows.
-    pub fn causal(rows: Range<usize>) -> Self {
-        let n = rows.len();
-        Self { first_query: rows.start, n_queries: n, first_key: rows.start, n_keys: n }
-    }
-
-    /// A training sequence as a recurrence sees it: all begin, and leave no state behind.
-    pub fn alone(&self) -> Span {
-        Span { first: self.first_query, n: self.n_queries, place: 0, begins: true }
-    }
 }
 
 /// One sequence of a packed batch, as a recurrence sees it.
@@ -459,6 +418,72 @@ pub trait Device: Clone + Send + Sync + 'static {
         x: View<'_, Self::Buffer>,
         d_out: View<'_, Self::Buffer>,
         d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    // ---- experts ------------------------------------------------------------------------------------------------
+
+    /// Chooses the k likeliest of X experts for each token; of equal ones the first.
+    ///
+    /// p = softmax(logits), weights_j = scale · p[picks_j], p falling with j
+    ///
+    /// logits, p (N, X), picks, weights (N, k). Source: DeepSeek-AI 2024, arXiv:2405.04434, section 2.2.
+    fn route(
+        &self,
+        routing: Routing,
+        logits: View<'_, Self::Buffer>,
+        probabilities: ViewMut<'_, Self::Buffer>,
+        picks: ViewMut<'_, Self::Indices>,
+        weights: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// d_logits (=|+=) p · (g - Σ g·p), g = scale · d_weights at the picks and 0 elsewhere: the choice has no gradient.
+    fn route_backward(
+        &self,
+        routing: Routing,
+        probabilities: View<'_, Self::Buffer>,
+        picks: View<'_, Self::Indices>,
+        d_weights: View<'_, Self::Buffer>,
+        write: Write,
+        d_logits: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Sorts the picks (N, k) by expert, those of an expert by token.
+    ///
+    /// rows (N·k): the token of each place, for [`Device::gather_rows`]; places (N, k): where each pick went; counts
+    /// (X), on the host: how many places each expert has, expert after expert.
+    fn group_picks(
+        &self,
+        routing: Routing,
+        picks: View<'_, Self::Indices>,
+        rows: ViewMut<'_, Self::Indices>,
+        places: ViewMut<'_, Self::Indices>,
+        counts: &mut [usize],
+    ) -> Result<()>;
+
+    /// y_t (=|+=) Σ_j w_tj · x[places_tj], in the order of j      x (N·k, C), places, w (N, k), y (N, C)
+    ///
+    /// Without weights all are 1: the backward of gathering the rows of [`Device::group_picks`].
+    #[allow(clippy::too_many_arguments)]
+    fn combine_experts(
+        &self,
+        routing: Routing,
+        x: View<'_, Self::Buffer>,
+        places: View<'_, Self::Indices>,
+        weights: Option<View<'_, Self::Buffer>>,
+        write: Write,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// d_w_tj = Σ d_y_t · x[places_tj]; then x, which nothing needs any more, becomes its own gradient w_tj · d_y_t.
+    #[allow(clippy::too_many_arguments)]
+    fn combine_experts_backward(
+        &self,
+        routing: Routing,
+        x: ViewMut<'_, Self::Buffer>,
+        places: View<'_, Self::Indices>,
+        weights: View<'_, Self::Buffer>,
+        d_y: View<'_, Self::Buffer>,
+        d_weights: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     // ---- products -----------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ mod activation;
 mod adamw;
 mod adapter;
 mod attention;
+mod checks;
 mod convolution;
+mod experts;
 mod few_rows;
 mod isa;
 mod layer_norm;
@@ -31,10 +33,11 @@ use formats::map::Map;
 
 use super::{
     Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
-    Rotation, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
+    Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
 };
+use crate::Result;
 use crate::arena::Arena;
-use crate::{Error, Result};
+use checks::{Written, attention_rows, check, check_ids, check_routing, check_rows, check_segments, shape};
 use memory::{DenseTile, slice, slice_mut};
 use product::{Mat, MatMut, Threads, multiply};
 
@@ -51,72 +54,17 @@ struct Host {
 type Floats<'a> = View<'a, HostBuffer<f32>>;
 type FloatsMut<'a> = ViewMut<'a, HostBuffer<f32>>;
 type Ids<'a> = View<'a, HostBuffer<u32>>;
+type IdsMut<'a> = ViewMut<'a, HostBuffer<u32>>;
 
 impl Cpu {
     /// The host with at most `arena`'s bytes, of which [`TILE_FLOATS`] floats are drawn at once.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when not even these fit.
+    /// [`crate::Error::OutOfMemory`] when not even these fit.
     pub fn new(arena: Arena) -> Result<Self> {
         let tile = DenseTile::new(&arena)?;
         Ok(Self(Arc::new(Host { arena, tile })))
     }
-}
-
-fn shape(op: &'static str, what: &'static str, found: usize, expected: usize) -> Error {
-    Error::Shape { op, what, found, expected }
-}
-
-/// Compares each named size with what the others imply.
-fn check<const M: usize>(op: &'static str, sizes: [(&'static str, usize, usize); M]) -> Result<()> {
-    match sizes.into_iter().find(|(_, found, expected)| found != expected) {
-        Some((what, found, expected)) => Err(shape(op, what, found, expected)),
-        None => Ok(()),
-    }
-}
-
-fn check_rows(op: &'static str, rows: &Range<usize>, weights: &HostBlocks) -> Result<()> {
-    if rows.start > rows.end || rows.end > weights.rows() {
-        return Err(shape(op, "row range", rows.end, weights.rows()));
-    }
-    Ok(())
-}
-
-/// Refuses an index that is not below `limit`.
-fn check_ids(op: &'static str, what: &'static str, ids: &[u32], limit: usize) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= limit) {
-        Some(&id) => Err(Error::Index { op, what, found: id as usize, limit }),
-        None => Ok(()),
-    }
-}
-
-/// Which rows of a batch the tasks of an op write, and so must not share.
-#[derive(PartialEq, Eq)]
-enum Written {
-    Queries,
-    QueriesAndKeys,
-}
-
-fn check_segments(
-    op: &'static str,
-    segments: &[Segment],
-    n_queries: usize,
-    n_keys: usize,
-    written: Written,
-) -> Result<()> {
-    for segment in segments {
-        if segment.first_query + segment.n_queries > n_queries {
-            return Err(shape(op, "segment's queries", segment.first_query + segment.n_queries, n_queries));
-        }
-        if segment.first_key + segment.n_keys > n_keys || segment.n_queries > segment.n_keys {
-            return Err(shape(op, "segment's keys", segment.first_key + segment.n_keys, n_keys));
-        }
-    }
-    let apart = segments.windows(2).all(|pair| {
-        pair[0].first_query + pair[0].n_queries <= pair[1].first_query
-            && (written == Written::Queries || pair[0].first_key + pair[0].n_keys <= pair[1].first_key)
-    });
-    if apart { Ok(()) } else { Err(shape(op, "ordered disjoint segments", 0, segments.len())) }
 }
 
 impl Device for Cpu {
@@ -434,6 +382,104 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn route(
+        &self,
+        routing: Routing,
+        logits: Floats<'_>,
+        probabilities: FloatsMut<'_>,
+        picks: IdsMut<'_>,
+        weights: FloatsMut<'_>,
+    ) -> Result<()> {
+        let n = check_routing("route", routing, picks.len())?;
+        check(
+            "route",
+            [("logits", logits.len(), n * routing.n_experts), ("weights", weights.len(), picks.len())],
+        )?;
+        check("route", [("probabilities", probabilities.len(), logits.len())])?;
+        let (logits, probabilities) = (slice(logits), slice_mut(probabilities));
+        experts::route(routing, logits, probabilities, slice_mut(picks), slice_mut(weights));
+        Ok(())
+    }
+
+    fn route_backward(
+        &self,
+        routing: Routing,
+        probabilities: Floats<'_>,
+        picks: Ids<'_>,
+        d_weights: Floats<'_>,
+        write: Write,
+        d_logits: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "route_backward";
+        let n = check_routing(op, routing, picks.len())?;
+        check(op, [("probabilities", probabilities.len(), n * routing.n_experts)])?;
+        check(
+            op,
+            [("d_weights", d_weights.len(), picks.len()), ("d_logits", d_logits.len(), probabilities.len())],
+        )?;
+        check_ids(op, "expert", slice(picks), routing.n_experts)?;
+        let (probabilities, picks) = (slice(probabilities), slice(picks));
+        experts::route_backward(routing, probabilities, picks, slice(d_weights), write, slice_mut(d_logits));
+        Ok(())
+    }
+
+    fn group_picks(
+        &self,
+        routing: Routing,
+        picks: Ids<'_>,
+        rows: IdsMut<'_>,
+        places: IdsMut<'_>,
+        counts: &mut [usize],
+    ) -> Result<()> {
+        let op = "group_picks";
+        check_routing(op, routing, picks.len())?;
+        check(op, [("rows", rows.len(), picks.len()), ("places", places.len(), picks.len())])?;
+        check(op, [("counts", counts.len(), routing.n_experts)])?;
+        check_ids(op, "expert", slice(picks), routing.n_experts)?;
+        experts::group(slice(picks), routing.n_used, slice_mut(rows), slice_mut(places), counts);
+        Ok(())
+    }
+
+    fn combine_experts(
+        &self,
+        routing: Routing,
+        x: Floats<'_>,
+        places: Ids<'_>,
+        weights: Option<Floats<'_>>,
+        write: Write,
+        y: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "combine_experts";
+        let n = check_routing(op, routing, places.len())?;
+        let n_weights = weights.map_or(places.len(), |weights| weights.len());
+        check(op, [("x", x.len(), y.len() * routing.n_used), ("weights", n_weights, places.len())])?;
+        check_ids(op, "place", slice(places), places.len())?;
+        let Some(cols) = y.len().checked_div(n) else { return Ok(()) };
+        let (x, places) = ((slice(x), cols), (slice(places), routing.n_used));
+        experts::combine(x, places, weights.map(slice), write, slice_mut(y));
+        Ok(())
+    }
+
+    fn combine_experts_backward(
+        &self,
+        routing: Routing,
+        x: FloatsMut<'_>,
+        places: Ids<'_>,
+        weights: Floats<'_>,
+        d_y: Floats<'_>,
+        d_weights: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "combine_experts_backward";
+        let n = check_routing(op, routing, places.len())?;
+        check(op, [("x", x.len(), d_y.len() * routing.n_used), ("weights", weights.len(), places.len())])?;
+        check(op, [("d_weights", d_weights.len(), places.len())])?;
+        check_ids(op, "place", slice(places), places.len())?;
+        let Some(cols) = d_y.len().checked_div(n) else { return Ok(()) };
+        let (x, places) = ((slice_mut(x), cols), (slice(places), routing.n_used));
+        experts::combine_backward(x, places, slice(weights), slice(d_y), slice_mut(d_weights));
+        Ok(())
+    }
+
     fn attention(
         &self,
         heads: Heads,
@@ -739,20 +785,4 @@ impl Device for Cpu {
         );
         Ok(())
     }
-}
-
-/// Query rows and key rows of an attention whose widths fit its heads.
-fn attention_rows(
-    op: &'static str,
-    heads: Heads,
-    q: Floats<'_>,
-    k: Floats<'_>,
-    v: Floats<'_>,
-) -> Result<(usize, usize)> {
-    let (q_width, kv_width) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
-    let (n, n_keys) = (q.len() / q_width, k.len() / kv_width);
-    let v_len = n_keys * heads.n_kv_heads * heads.value_dim;
-    check(op, [("q", q.len(), n * q_width), ("k", k.len(), n_keys * kv_width), ("v", v.len(), v_len)])?;
-    check(op, [("heads", heads.n_heads % heads.n_kv_heads, 0)])?;
-    Ok((n, n_keys))
 }
