@@ -2,7 +2,7 @@
 
 mod numeric;
 
-use model::device::{Activation, Buffer, Device, Mask, Rotation, RowSquares, Write};
+use model::device::{Activation, Buffer, Device, Mask, Pairs, Rotated, Rotation, RowSquares, Write};
 use numeric::*;
 
 fn rms_norm(x: &[f64], gain: &[f32], eps: f64) -> Vec<f64> {
@@ -97,14 +97,18 @@ fn a_bias_is_added_to_each_row_and_a_factor_to_each_value() {
 }
 
 /// Rotates the first `dim` of each head's `d` dimensions.
-fn rope(x: &[f64], (heads, d, dim): (usize, usize, usize), positions: &[u32], theta: f64) -> Vec<f64> {
+fn rope(x: &[f64], rotated: Rotated, positions: &[u32], theta: f64) -> Vec<f64> {
+    let Rotated { n_heads: heads, head_dim: d, first, dim, pairs } = rotated;
     let mut y = x.to_vec();
     for (row, &position) in positions.iter().enumerate() {
         for head in 0..heads {
             for i in 0..dim / 2 {
                 let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / dim as f64);
-                let low = row * heads * d + head * d + i;
-                let high = low + dim / 2;
+                let start = (row * heads + head) * d + first;
+                let (low, high) = match pairs {
+                    Pairs::Halves => (start + i, start + i + dim / 2),
+                    Pairs::Adjacent => (start + 2 * i, start + 2 * i + 1),
+                };
                 y[low] = x[low] * angle.cos() - x[high] * angle.sin();
                 y[high] = x[high] * angle.cos() + x[low] * angle.sin();
             }
@@ -119,7 +123,10 @@ fn rope_turns_and_turns_back() {
     let (cpu, mut random) = (cpu(), Random(2));
     let (heads, d, positions) = (3, 10, [0u32, 1, 2, 0, 7]);
     let at = indices(&cpu, &positions);
-    for dim in [10, 6] {
+    let cases =
+        [(10, 0, Pairs::Halves), (6, 0, Pairs::Halves), (4, 6, Pairs::Adjacent), (10, 0, Pairs::Adjacent)];
+    for (dim, first, pairs) in cases {
+        let rotated = Rotated { n_heads: heads, head_dim: d, first, dim, pairs };
         let table = |f: fn(f64) -> f64| -> Vec<f32> {
             let angle = |p: usize, i: usize| p as f64 * THETA.powf(-2.0 * i as f64 / dim as f64);
             (0..8).flat_map(|p| (0..dim / 2).map(move |i| f(angle(p, i)) as f32)).collect()
@@ -129,10 +136,10 @@ fn rope_turns_and_turns_back() {
         let d_y = random.values(x.len());
         let turn = |values: &[f32], rotation| {
             let mut buffer = on_device(&cpu, values);
-            cpu.rope(buffer.all_mut(), heads, d, dim, at.all(), cos.all(), sin.all(), rotation).unwrap();
+            cpu.rope(buffer.all_mut(), rotated, at.all(), cos.all(), sin.all(), rotation).unwrap();
             on_host(&cpu, &buffer)
         };
-        let textbook = |x: &[f64]| rope(x, (heads, d, dim), &positions, THETA);
+        let textbook = |x: &[f64]| rope(x, rotated, &positions, THETA);
         let y = turn(&x, Rotation::Forward);
         assert_close("y", &y, &textbook(&wide(&x)), TOLERANCE);
         assert_close("back", &turn(&y, Rotation::Backward), &wide(&x), TOLERANCE);
@@ -140,7 +147,7 @@ fn rope_turns_and_turns_back() {
         assert_gradient("d_x", loss, &x, &turn(&d_y, Rotation::Backward), 60);
         let (cos, sin) = (cos.first(2 * dim / 2), sin.first(2 * dim / 2));
         let mut x = on_device(&cpu, &x);
-        let short = cpu.rope(x.all_mut(), heads, d, dim, at.all(), cos, sin, Rotation::Forward);
+        let short = cpu.rope(x.all_mut(), rotated, at.all(), cos, sin, Rotation::Forward);
         assert_eq!(short.unwrap_err().to_string(), "rope: position is 2, expected below 2");
     }
 }

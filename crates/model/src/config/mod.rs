@@ -12,7 +12,7 @@ pub use rope::{LongRope, Rope, RopeScaling, RotaryTable, Yarn};
 
 use std::ops::Range;
 
-use crate::device::{Activation, Heads, StateSpace};
+use crate::device::{Activation, Heads, Pairs, Rotated, StateSpace};
 use crate::family::{Family, Role};
 use crate::{Error, Result};
 
@@ -220,6 +220,11 @@ impl ModelConfig {
             scale: self.score_scale,
             window: self.window_of(layer_index),
         }
+    }
+
+    /// What turns of `n_heads` heads: the first dimensions of each.
+    pub fn rotated(&self, n_heads: usize) -> Rotated {
+        Rotated { n_heads, head_dim: self.head_dim, first: 0, dim: self.rope.dim, pairs: Pairs::Halves }
     }
 
     /// The rotary tables of sequences of up to `n_positions`: that of most layers, and that of windowed ones where

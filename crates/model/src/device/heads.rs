@@ -29,6 +29,30 @@ impl Heads {
     }
 }
 
+/// Which dimensions of each head turn, and with which partner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotated {
+    /// Heads of a row.
+    pub n_heads: usize,
+    /// D, width of a head.
+    pub head_dim: usize,
+    /// The first dimension that turns.
+    pub first: usize,
+    /// P, how many turn; an even number.
+    pub dim: usize,
+    /// How they are paired.
+    pub pairs: Pairs,
+}
+
+/// Which two of P dimensions turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// i and i + P/2 ("neox"), as most Hugging Face layouts have it.
+    Halves,
+    /// 2i and 2i + 1, as DeepSeek-V2's has it.
+    Adjacent,
+}
+
 /// One sequence of a packed batch, as attention sees it.
 ///
 /// Query i of `n_queries` sees keys 0 ..= n_keys - n_queries + i of the segment. In training both ranges are the same

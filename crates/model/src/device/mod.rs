@@ -12,7 +12,7 @@ mod heads;
 mod view;
 
 pub use dense::{DenseCopy, DenseCounter};
-pub use heads::{Heads, Segment};
+pub use heads::{Heads, Pairs, Rotated, Segment};
 pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
 
 use std::ops::Range;
@@ -363,18 +363,14 @@ pub trait Device: Clone + Send + Sync + 'static {
         d_x: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Rotates, in place, the pairs (i, i + P/2) of the first P dimensions of each head by ±position · frequency_i.
+    /// Rotates, in place, pair i of the P dimensions of each head that turn by ±position · frequency_i; the others stay.
     ///
-    /// x (N, n_heads·D), positions (N), cos and sin (positions, P/2): half-split ("neox") order, as in the Hugging
-    /// Face layout; P = `rotary_dim`, the dimensions from P to D stay. The caller computes the tables, any frequency
+    /// x (N, n_heads·D), positions (N), cos and sin (positions, P/2). The caller computes the tables, any frequency
     /// scaling included. Source: Su et al. 2021, arXiv:2104.09864.
-    #[allow(clippy::too_many_arguments)]
     fn rope(
         &self,
         x: ViewMut<'_, Self::Buffer>,
-        n_heads: usize,
-        head_dim: usize,
-        rotary_dim: usize,
+        rotated: Rotated,
         positions: View<'_, Self::Indices>,
         cos: View<'_, Self::Buffer>,
         sin: View<'_, Self::Buffer>,

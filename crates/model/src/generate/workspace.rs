@@ -207,8 +207,8 @@ impl<D: Device> Workspace<D> {
         let widths = [(&mut self.queries, config.n_heads), (&mut self.keys, config.n_kv_heads)];
         for (heads, n_heads) in widths {
             let heads = heads.first_mut(n * n_heads * config.head_dim);
-            let (cos, sin, rotated) = (cos.all(), sin.all(), config.rope.dim);
-            device.rope(heads, n_heads, config.head_dim, rotated, rows, cos, sin, Rotation::Forward)?;
+            let (cos, sin, rotated) = (cos.all(), sin.all(), config.rotated(n_heads));
+            device.rope(heads, rotated, rows, cos, sin, Rotation::Forward)?;
         }
         Ok(())
     }

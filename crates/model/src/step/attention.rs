@@ -87,8 +87,8 @@ impl<D: Device> Pass<'_, D> {
     ) -> Result<()> {
         let config = self.config();
         let (cos, sin) = &self.rotary[config.rotary_index(index)];
-        let (cos, sin, rotary_dim) = (cos.all(), sin.all(), config.rope.dim);
-        self.device().rope(x, n_heads, config.head_dim, rotary_dim, self.rotary_rows, cos, sin, rotation)
+        let (cos, sin, rotated) = (cos.all(), sin.all(), config.rotated(n_heads));
+        self.device().rope(x, rotated, self.rotary_rows, cos, sin, rotation)
     }
 
     /// Turns the gradient of `mid` (in `deltas.stream`) into that of x, in place, and adds up the adapter's.

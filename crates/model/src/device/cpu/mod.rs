@@ -33,7 +33,7 @@ use formats::map::Map;
 
 use super::{
     Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
-    Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
+    Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
 };
 use crate::Result;
 use crate::arena::Arena;
@@ -260,25 +260,23 @@ impl Device for Cpu {
     fn rope(
         &self,
         x: FloatsMut<'_>,
-        n_heads: usize,
-        head_dim: usize,
-        rotary_dim: usize,
+        rotated: Rotated,
         positions: Ids<'_>,
         cos: Floats<'_>,
         sin: Floats<'_>,
         rotation: Rotation,
     ) -> Result<()> {
+        let Rotated { n_heads, head_dim, first, dim, .. } = rotated;
         let width = n_heads * head_dim;
         check("rope", [("x", x.len(), positions.len() * width), ("sin", sin.len(), cos.len())])?;
-        check("rope", [("rotary dimensions", rotary_dim, rotary_dim.min(head_dim) / 2 * 2)])?;
-        check_ids("rope", "position", slice(positions), cos.len() / (rotary_dim / 2))?;
+        check("rope", [("rotary dimensions", dim, dim.min(head_dim.saturating_sub(first)) / 2 * 2)])?;
+        check_ids("rope", "position", slice(positions), cos.len() / (dim / 2))?;
         let sign = match rotation {
             Rotation::Forward => 1.0,
             Rotation::Backward => -1.0,
         };
         let table = rope::Table { cos: slice(cos), sin: slice(sin) };
-        let shape = rope::Shape { width, head_dim, rotary_dim };
-        rope::rotate(slice_mut(x), shape, slice(positions), table, sign);
+        rope::rotate(slice_mut(x), rotated, slice(positions), table, sign);
         Ok(())
     }
 
