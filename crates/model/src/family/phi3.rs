@@ -51,7 +51,8 @@ fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
     if let RopeScaling::Long(long) = &config.rope.scaling {
         values.size("rope.scaling.original_context_length", long.original_max_positions);
         values.push("rope.scaling.attn_factor", Value::F32(long.attention_factor));
-    } else {
+    } else if !matches!(config.rope.scaling, RopeScaling::Yarn(_)) {
+        // Yarn has stated its own.
         values.size("rope.scaling.original_context_length", config.max_positions);
     }
 }
