@@ -84,38 +84,32 @@ fn stopped_after_any_step_the_end_is_the_same_to_the_bit() {
     }
 }
 
-#[test]
-fn dropout_dora_and_connections_go_on_with_the_same_bits() {
+/// A run that is changed so, stopped after step 5 and resumed, against one that is not stopped.
+fn check_variant(name: &str, change: impl Fn(&mut Options)) {
     let place = Workplace::new();
-    let variant = |name: &str| {
-        let mut options = place.options(name);
-        (options.adapter.dropout, options.adapter.dora, options.train.lora_plus_ratio) = (0.2, true, 4.0);
-        options.adapter.elastic = true;
+    let variant = |run: &str| {
+        let mut options = place.options(run);
+        change(&mut options);
         options
     };
     let (whole, options) = (variant("whole"), variant("stopped"));
     assert!(train(&whole).0.unwrap().is_finished);
     train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 5)).0.unwrap();
     assert!(train(&resumed(&options)).0.unwrap().is_finished);
-    assert_eq!(result(&options), result(&whole));
-    assert_eq!(course(&options), course(&whole));
+    assert_eq!(result(&options), result(&whole), "{name}");
+    assert_eq!(course(&options), course(&whole), "{name}");
 }
 
 #[test]
-fn an_adapter_that_began_in_the_weights_goes_on_with_the_same_bits() {
-    let place = Workplace::new();
+fn variants_of_the_adapter_go_on_with_the_same_bits() {
+    check_variant("dropout, DoRA, connections", |options| {
+        (options.adapter.dropout, options.adapter.dora, options.train.lora_plus_ratio) = (0.2, true, 4.0);
+        options.adapter.elastic = true;
+    });
     for init in [Init::Pissa, Init::LoftQ] {
-        let variant = |name: &str| {
-            let mut options = place.options(&format!("{init:?}-{name}"));
+        check_variant(&format!("{init:?}"), |options| {
             (options.adapter.init, options.model.quant) = (init, Some("q4_0".into()));
-            options
-        };
-        let (whole, options) = (variant("whole"), variant("stopped"));
-        assert!(train(&whole).0.unwrap().is_finished);
-        train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 5)).0.unwrap();
-        assert!(train(&resumed(&options)).0.unwrap().is_finished);
-        assert_eq!(result(&options), result(&whole));
-        assert_eq!(course(&options), course(&whole));
+        });
     }
 }
 
