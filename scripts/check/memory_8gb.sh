@@ -38,7 +38,7 @@ base = "$base"
 train = "$work/rows.jsonl"
 max_seq_len = $tokens
 on_too_long = "truncate"
-val_split = 0.125
+val_split = 0
 train_on = "all"
 [train]
 max_steps = $steps
