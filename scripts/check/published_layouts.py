@@ -3,7 +3,7 @@
     python scripts/check/published_layouts.py SHARED [MODEL …]
 
 SHARED holds assets/models/MODEL (config.json, tensors.json) and tools/synth_checkpoint.py, which writes the
-checkpoints; those of Mamba-2, of which SHARED has no listing, are written by transformers itself, with the published
+checkpoints; those of Mamba-2 and StarCoder2, of which SHARED has no listing, are written by transformers itself, with the published
 hyper-parameters. Needs torch, transformers and numpy, and the example built: cargo build --release -p model --example
 forward_logits. f32 on both sides, 96 tokens; prints the largest error in parts of a row's largest logit, and fails
 above 1e-4.
@@ -26,8 +26,14 @@ LAYERS = {"gemma-3-1b-it": 6, "gemma-3-4b-it": 6}  # the sixth layer is the firs
 MODELS = ["SmolLM2-135M", "Qwen3-0.6B", "Qwen2.5-1.5B-Instruct", "Llama-3.2-1B-Instruct", "gemma-3-1b-it",
           "Phi-4-mini-instruct", "Mistral-7B-Instruct-v0.3", "Llama-3.1-8B-Instruct", "gemma-3-4b-it"]
 BUILT = {
-    "mamba2-130m": dict(hidden_size=768, num_heads=24, n_groups=1, vocab_size=50288, tie_word_embeddings=True),
-    "Mamba-Codestral-7B-v0.1": dict(hidden_size=4096, num_heads=128, n_groups=8, vocab_size=32768),
+    "mamba2-130m": (transformers.Mamba2ForCausalLM, dict(
+        hidden_size=768, num_heads=24, n_groups=1, vocab_size=50288, tie_word_embeddings=True)),
+    "Mamba-Codestral-7B-v0.1": (transformers.Mamba2ForCausalLM, dict(
+        hidden_size=4096, num_heads=128, n_groups=8, vocab_size=32768)),
+    "starcoder2-3b": (transformers.Starcoder2ForCausalLM, dict(
+        hidden_size=3072, intermediate_size=12288, num_attention_heads=24, num_key_value_heads=2, vocab_size=49152,
+        max_position_embeddings=16384, sliding_window=4096, rope_theta=999999.4420358813, norm_epsilon=1e-5,
+        hidden_act="gelu_pytorch_tanh", use_bias=True)),
 }
 N_TOKENS = 96
 TOLERANCE = 1e-4
@@ -53,8 +59,8 @@ def write(shared, name, layers, folder):
         subprocess.run([*synthesise, "--layers", str(layers)], check=True, stdout=subprocess.DEVNULL)
         return
     torch.manual_seed(1)
-    config = transformers.Mamba2Config(**BUILT[name], num_hidden_layers=layers)
-    model = transformers.Mamba2ForCausalLM(config)
+    kind, published = BUILT[name]
+    model = kind(kind.config_class(**published, num_hidden_layers=layers))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # What transformers begins with would leave gains, biases and the logits without a say.
