@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::memory_use::Growth;
 
 /// Where bases are kept, and which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +52,8 @@ impl<'a> BaseCache<'a> {
         self.options.dir.as_deref().map(|dir| HashIndex::open(&dir.join("hashes.json")))
     }
 
-    /// Brings a base to a device: mapped where it is kept, else quantised and kept for the next time.
+    /// Brings a base to a device: mapped where it is kept, else quantised and kept for the next time. A map is
+    /// counted in `growth`.
     ///
     /// # Errors
     /// What quantising meets. What goes wrong with the cache alone is a warning.
@@ -59,6 +61,7 @@ impl<'a> BaseCache<'a> {
         &self,
         device: &D,
         (checkpoint, config, quant): (&Checkpoint, &ModelConfig, Quant),
+        growth: &Growth,
         observer: &mut dyn Observer<Event>,
     ) -> Result<Base<D>> {
         let mut path = None;
@@ -72,7 +75,7 @@ impl<'a> BaseCache<'a> {
             return Ok(Base::load(device, config, checkpoint, quant, &mut loading(observer))?);
         };
         let path = dir.join(format!("{}.{SUFFIX}", hash::blake3_bytes(key.as_bytes())));
-        if let Some(base) = mapped(device, (config, quant), (&path, &key), observer) {
+        if let Some(base) = mapped(device, (config, quant), (&path, &key), growth, observer) {
             return Ok(base);
         }
         match self.quantise_and_keep(device, (checkpoint, config, quant), (&path, &key), observer) {
@@ -114,10 +117,12 @@ fn mapped<D: Device>(
     device: &D,
     (config, quant): (&ModelConfig, Quant),
     (path, key): (&Path, &str),
+    growth: &Growth,
     observer: &mut dyn Observer<Event>,
 ) -> Option<Base<D>> {
     let file = BlockFile::open(path, key).ok()?;
     let base = Base::from_blocks(device, config, quant, &file, &mut loading(observer)).ok()?;
+    growth.count_map(file.map());
     // When it was last used; a cache on a disk that cannot be written is of use all the same.
     let _ =
         std::fs::File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));

@@ -200,7 +200,8 @@ pub struct StepReport {
     pub target_tokens: u64,
     /// Tokens a second, over the last few steps.
     pub tokens_per_second: f64,
-    /// Highest memory of the process since the run began, less what it had before; `None` where the system does not tell.
+    /// Highest memory of the process since the run began, less what it had before, and with what is resident of a
+    /// mapped base; `None` where the system does not tell.
     pub memory_bytes: Option<u64>,
     /// Memory by the plan.
     pub planned_bytes: u64,

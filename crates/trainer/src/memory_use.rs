@@ -1,17 +1,50 @@
 //! Memory that the process really takes, as the system tells it.
 //!
-//! Only anonymous memory counts: pages of a memory-mapped checkpoint belong to the system's cache, which takes them
-//! back whenever it needs them.
+//! Anonymous memory counts, and of the files that are mapped the kept base alone: a step reads all of its blocks, so
+//! that they are as needed as memory that was allocated. Pages of a memory-mapped checkpoint are read once and belong
+//! to the system's cache, which takes them back whenever it needs them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::sync::Arc;
+
+use formats::map::Map;
 
 /// Anonymous resident memory of this process in bytes; `None` where the system does not tell.
-pub fn anonymous_bytes() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/self/status").ok()?)
+fn anonymous_bytes() -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
 }
 
-fn parse(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+/// Bytes of these maps that are resident in this process.
+fn mapped_bytes(maps: &[Arc<Map>]) -> Option<u64> {
+    if maps.is_empty() {
+        return Some(0);
+    }
+    let ranges = maps.iter().map(|map| map.bytes().as_ptr_range());
+    let ranges: Vec<_> = ranges.map(|range| range.start.addr()..range.end.addr()).collect();
+    Some(resident_bytes(&std::fs::read_to_string("/proc/self/smaps").ok()?, &ranges))
+}
+
+/// The sum over the areas of `smaps` that begin in one of these ranges of addresses.
+fn resident_bytes(smaps: &str, ranges: &[Range<usize>]) -> u64 {
+    let (mut is_ours, mut sum) = (false, 0);
+    for line in smaps.lines() {
+        if let Some(start) = area_start(line) {
+            is_ours = ranges.iter().any(|range| range.contains(&start));
+        } else if is_ours {
+            sum += kibibytes(line, "Rss:").unwrap_or(0);
+        }
+    }
+    sum
+}
+
+/// Where the area begins that a line is the head of, as in `7f0a1c000000-7f0a1c021000 r--s …`.
+fn area_start(line: &str) -> Option<usize> {
+    usize::from_str_radix(line.split_once('-')?.0, 16).ok()
+}
+
+fn kibibytes(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -19,18 +52,25 @@ fn parse(status: &str) -> Option<u64> {
 #[derive(Debug)]
 pub struct Growth {
     before_bytes: Option<u64>,
+    maps: RefCell<Vec<Arc<Map>>>,
     peak_bytes: Cell<Option<u64>>,
 }
 
 impl Growth {
     /// Takes what the process has now as the ground.
     pub fn start() -> Self {
-        Self { before_bytes: anonymous_bytes(), peak_bytes: Cell::new(None) }
+        Self { before_bytes: anonymous_bytes(), maps: RefCell::default(), peak_bytes: Cell::new(None) }
+    }
+
+    /// Counts what is resident of a map from now on.
+    pub fn count_map(&self, map: &Arc<Map>) {
+        self.maps.borrow_mut().push(map.clone());
     }
 
     /// Samples once more; the step's memory stays allocated between steps, so a sample a step finds the peak.
     pub fn sample(&self) -> Option<u64> {
-        let now = anonymous_bytes()?.saturating_sub(self.before_bytes?);
+        let anonymous = anonymous_bytes()?.saturating_sub(self.before_bytes?);
+        let now = anonymous + mapped_bytes(&self.maps.borrow())?;
         self.peak_bytes.set(self.peak_bytes.get().max(Some(now)));
         self.peak_bytes.get()
     }
@@ -47,8 +87,40 @@ mod tests {
 
     #[test]
     fn fields_are_kibibytes() {
-        assert_eq!(parse("Name:\tx\nRssAnon:\t    2048 kB\nRssFile:\t 1 kB\n"), Some(2 << 20));
-        assert_eq!(parse("RssAnon: x kB\n"), None);
+        let status = "Name:\tx\nRssAnon:\t    2048 kB\nRssFile:\t 1 kB\n";
+        assert_eq!(kibibytes(status, "RssAnon:"), Some(2 << 20));
+        assert_eq!(kibibytes("RssAnon: x kB\n", "RssAnon:"), None);
+    }
+
+    #[test]
+    fn of_all_areas_only_the_maps_that_were_named_count() {
+        let smaps = "1000-3000 r--s 00000000 fe:00 7 /cache/x.blocks\nSize: 8 kB\nRss: 4 kB\nPss: 4 kB\n\
+                     VmFlags: rd mr\n3000-4000 rw-p 00000000 00:00 0\nRss: 64 kB\n\
+                     7000-8000 r--s 00000000 fe:00 8 /cache/y-z.blocks (deleted)\nRss: 16 kB\n";
+        let one = 0x1000..0x2ff0;
+        assert_eq!(resident_bytes(smaps, std::slice::from_ref(&one)), 4 << 10);
+        assert_eq!(resident_bytes(smaps, &[one, 0x7000..0x7001]), 20 << 10);
+        assert_eq!(resident_bytes(smaps, &[]), 0);
+    }
+
+    #[test]
+    fn a_map_counts_by_what_was_read_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, vec![1; 64 << 20]).unwrap();
+        let map = Arc::new(Map::open(&path).unwrap());
+        let read = |bytes: &[u8]| bytes.iter().step_by(4096).map(|&byte| u64::from(byte)).sum::<u64>();
+        let Some(before) = mapped_bytes(std::slice::from_ref(&map)).filter(|_| anonymous_bytes().is_some())
+        else {
+            println!("skipped: this system does not tell its memory");
+            return;
+        };
+        assert_eq!(read(&map.bytes()[..32 << 20]), 32 << 8);
+        let half = mapped_bytes(std::slice::from_ref(&map)).unwrap();
+        assert_eq!(read(map.bytes()), 64 << 8);
+        // The system maps a little around what was read.
+        assert!(before < 4 << 20 && (32 << 20..36 << 20).contains(&half), "{before}, {half}");
+        assert_eq!(mapped_bytes(std::slice::from_ref(&map)).unwrap(), 64 << 20);
     }
 
     #[test]

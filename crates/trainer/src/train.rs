@@ -236,10 +236,10 @@ impl Run<'_> {
 
     fn load_base(&mut self, beginning: Option<&Beginning>) -> Result<Base<model::Cpu>> {
         let device = self.setting.plan.device()?;
-        let Setting { options, base_files: files, .. } = self.setting;
-        let cache = BaseCache::new(&options.cache);
+        let Setting { options, base_files: files, growth, .. } = self.setting;
+        let cache = (&BaseCache::new(&options.cache), growth);
         let beginning = beginning.map(|beginning| (beginning, &self.lora));
-        files.weights.load(&device, &files.config, &cache, beginning, self.observer)
+        files.weights.load(&device, &files.config, cache, beginning, self.observer)
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.

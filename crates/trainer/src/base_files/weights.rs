@@ -10,6 +10,7 @@ use crate::base_cache::{BaseCache, loading};
 use crate::beginning::Beginning;
 use crate::error::Result;
 use crate::event::Event;
+use crate::memory_use::Growth;
 
 /// The weights of a base, memory-mapped.
 pub enum BaseWeights {
@@ -44,14 +45,14 @@ impl BaseWeights {
         &self,
         device: &D,
         config: &ModelConfig,
-        cache: &BaseCache<'_>,
+        (cache, growth): (&BaseCache<'_>, &Growth),
         beginning: Option<(&Beginning, &LoraOptions)>,
         observer: &mut dyn Observer<Event>,
     ) -> Result<Base<D>> {
         match (self, beginning) {
             (BaseWeights::Gguf(reader), _) => Ok(Base::from_gguf(device, reader, &mut loading(observer))?),
             (BaseWeights::Folder { checkpoint, quant }, None) => {
-                cache.load(device, (checkpoint, config, *quant), observer)
+                cache.load(device, (checkpoint, config, *quant), growth, observer)
             }
             // Such weights are of one run alone: keeping them would serve no other.
             (BaseWeights::Folder { checkpoint, quant }, Some((beginning, lora))) => {

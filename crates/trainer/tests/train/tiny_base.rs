@@ -7,8 +7,14 @@ use serde_json::{Map, Value, json};
 use trainer::options::{AdapterOptions, DataOptions, EvalOptions, ModelOptions, Options, TrainOptions};
 use trainer::{Event, Length, Outcome};
 
-const HIDDEN: usize = 64;
-const INTERMEDIATE: usize = 96;
+/// How large the weights are.
+#[derive(Clone, Copy)]
+pub struct Widths {
+    pub hidden: usize,
+    pub intermediate: usize,
+}
+
+pub const TINY: Widths = Widths { hidden: 64, intermediate: 96 };
 const N_LAYERS: usize = 2;
 const N_HEADS: usize = 4;
 const N_KV_HEADS: usize = 2;
@@ -27,8 +33,12 @@ pub struct Workplace {
 
 impl Workplace {
     pub fn new() -> Self {
+        Self::with_base(TINY)
+    }
+
+    pub fn with_base(widths: Widths) -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap() };
-        write_base(&place.base(), 1.0);
+        write_base_of(&place.base(), widths, 1.0);
         place.write_data("train.jsonl", &rows(0..40));
         place.write_data("test.jsonl", &rows(100..106));
         place
@@ -90,15 +100,19 @@ pub fn train(options: &Options) -> (trainer::Result<Outcome>, Vec<Event>) {
     (outcome, events)
 }
 
-/// A Qwen3 with random weights, all of them times `scale`.
+/// A tiny Qwen3 with random weights, all of them times `scale`.
 pub fn write_base(dir: &Path, scale: f32) {
+    write_base_of(dir, TINY, scale);
+}
+
+fn write_base_of(dir: &Path, widths: Widths, scale: f32) {
     std::fs::create_dir_all(dir).unwrap();
     let config = json!({
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": widths.hidden,
+        "intermediate_size": widths.intermediate,
         "num_hidden_layers": N_LAYERS,
         "num_attention_heads": N_HEADS,
         "num_key_value_heads": N_KV_HEADS,
@@ -123,7 +137,7 @@ pub fn write_base(dir: &Path, scale: f32) {
         "chat_template": CHATML,
     });
     write_json(&dir.join("tokenizer_config.json"), &tokenizer_config);
-    write_weights(dir, scale);
+    write_weights(dir, widths, scale);
 }
 
 fn write_json(path: &Path, value: &Value) {
@@ -173,26 +187,26 @@ fn byte_names() -> Vec<char> {
     (0..256).map(name).collect()
 }
 
-fn write_weights(dir: &Path, scale: f32) {
+fn write_weights(dir: &Path, Widths { hidden, intermediate }: Widths, scale: f32) {
     let (q, kv) = (N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM);
-    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, HIDDEN])];
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, hidden])];
     for layer in 0..N_LAYERS {
         let mut push = |name: &str, shape: &[usize]| {
             shapes.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
         };
-        push("input_layernorm", &[HIDDEN]);
-        push("self_attn.q_proj", &[q, HIDDEN]);
-        push("self_attn.k_proj", &[kv, HIDDEN]);
-        push("self_attn.v_proj", &[kv, HIDDEN]);
-        push("self_attn.o_proj", &[HIDDEN, q]);
+        push("input_layernorm", &[hidden]);
+        push("self_attn.q_proj", &[q, hidden]);
+        push("self_attn.k_proj", &[kv, hidden]);
+        push("self_attn.v_proj", &[kv, hidden]);
+        push("self_attn.o_proj", &[hidden, q]);
         push("self_attn.q_norm", &[HEAD_DIM]);
         push("self_attn.k_norm", &[HEAD_DIM]);
-        push("post_attention_layernorm", &[HIDDEN]);
-        push("mlp.gate_proj", &[INTERMEDIATE, HIDDEN]);
-        push("mlp.up_proj", &[INTERMEDIATE, HIDDEN]);
-        push("mlp.down_proj", &[HIDDEN, INTERMEDIATE]);
+        push("post_attention_layernorm", &[hidden]);
+        push("mlp.gate_proj", &[intermediate, hidden]);
+        push("mlp.up_proj", &[intermediate, hidden]);
+        push("mlp.down_proj", &[hidden, intermediate]);
     }
-    shapes.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
+    shapes.push(("model.norm.weight".to_owned(), vec![hidden]));
     let mut random = 1_u64;
     let weights: Vec<Vec<f32>> = shapes.iter().map(|(_, shape)| values(shape, scale, &mut random)).collect();
     let tensors: Vec<_> = shapes
