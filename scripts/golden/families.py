@@ -58,6 +58,17 @@ MAMBA = dict(
     use_bias=False, use_conv_bias=True, residual_in_fp32=True, vocab_size=500, torch_dtype="float32",
 )
 
+DEEPSEEK = PLAIN | dict(
+    architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", attention_bias=False, attention_dropout=0.0,
+    aux_loss_alpha=0.001, first_k_dense_replace=1, kv_lora_rank=48, max_position_embeddings=2560, moe_intermediate_size=40,
+    moe_layer_freq=1, n_group=1, n_routed_experts=10, n_shared_experts=2, norm_topk_prob=False, num_experts_per_tok=3,
+    num_attention_heads=4, num_hidden_layers=3, num_key_value_heads=4, q_lora_rank=None, qk_nope_head_dim=24,
+    qk_rope_head_dim=16, rms_norm_eps=1e-6, routed_scaling_factor=1.0, scoring_func="softmax", seq_aux=True,
+    topk_group=1, topk_method="greedy", v_head_dim=20,
+    rope_scaling=dict(type="yarn", factor=40, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707,
+                      original_max_position_embeddings=64),
+)
+
 FAMILIES = {
     "llama3": PLAIN | dict(architectures=["LlamaForCausalLM"], model_type="llama", rope_scaling=LLAMA3),
     "smollm2": PLAIN | dict(architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=True,
@@ -89,6 +100,10 @@ FAMILIES = {
     # Mamba-Codestral's keys, several groups, chunks that a sequence crosses.
     "codestral": MAMBA | dict(n_groups=2, tie_word_embeddings=False, norm_before_gate=True, rms_norm=True,
                               time_step_limit=[0.0, {"__float__": "Infinity"}], intermediate_size=192),
+    # DeepSeek-V2-Lite's keys: a dense layer, then routed ones, of which transformers holds all experts in two tensors.
+    "deepseek2": DEEPSEEK,
+    "deepseek2_plain": DEEPSEEK | dict(rope_scaling=None, n_shared_experts=1, routed_scaling_factor=1.5,
+                                       first_k_dense_replace=0, num_hidden_layers=2),
     "starcoder2": PLAIN | dict(architectures=["Starcoder2ForCausalLM"], model_type="starcoder2", use_bias=True,
                                hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5, sliding_window=20,
                                tie_word_embeddings=True),
@@ -104,6 +119,18 @@ def published(family, name):
     return "language_model." + name if family == "gemma3_4b" else name
 
 
+def fused_or_not(name, shape):
+    """The weight of this name, or of all experts: transformers stacks what a checkpoint holds one by one."""
+    stem, _, last = name.rpartition(".")
+    if last == "gate_up_proj":
+        half = (shape[1] // 2, shape[2])
+        pair = lambda e: [base_weight(f"{stem}.{e}.{part}.weight", half) for part in ("gate_proj", "up_proj")]
+        return np.stack([np.concatenate(pair(e)) for e in range(shape[0])])
+    if stem.endswith(".experts") and last == "down_proj":
+        return np.stack([base_weight(f"{stem}.{e}.down_proj.weight", shape[1:]) for e in range(shape[0])])
+    return base_weight(name, shape)
+
+
 def build(family):
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/config.json", "w") as file:
@@ -115,7 +142,10 @@ def build(family):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(base_weight(published(family, name), tuple(parameter.shape))))
+            parameter.copy_(torch.from_numpy(fused_or_not(published(family, name), tuple(parameter.shape))))
+    if config.model_type == "deepseek_v2":
+        # PEFT would take the names of the MLPs' layers for those of the routed experts.
+        config.model_type = "deepseek_v2, dense layers alone"
     lora = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, task_type="CAUSAL_LM",
                            target_modules=TARGETS.get(config.model_type, "all-linear"))
     model = peft.get_peft_model(model, lora)

@@ -128,11 +128,16 @@ pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> Bloc
     let is_head = spec.role == Role::Output || (spec.role == Role::Embedding && config.tied);
     let layer = spec.layer.unwrap_or(0);
     let wanted = match spec.role {
-        role if role.is_vector() => return BlockType::F32,
+        role if role.is_vector() || role == Role::Router => return BlockType::F32,
         _ if !is_quantised(ordinary) => ordinary,
         _ if is_head && !spec.cols.is_multiple_of(head_block(ordinary)) => BlockType::Q8_0,
         _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
-        Role::V | Role::Qkv | Role::Down if is_mixture && gets_more_bits(layer, config.n_layers) => more_bits,
+        Role::V | Role::Qkv | Role::Down | Role::ExpertDown
+            if is_mixture && gets_more_bits(layer, config.n_layers) =>
+        {
+            more_bits
+        }
+        Role::O if quant == Quant::Q4KM && has_eight_experts(config) => BlockType::Q5K,
         Role::V | Role::Qkv if ordinary == BlockType::Q4K && is_70b(config) => BlockType::Q5K,
         _ => ordinary,
     };
@@ -149,6 +154,11 @@ fn gets_more_bits(layer: usize, n_layers: usize) -> bool {
 fn is_70b(config: &ModelConfig) -> bool {
     let has_such = matches!(config.family, Family::Llama | Family::Qwen2);
     has_such && config.n_layers == 80 && config.n_heads != config.n_kv_heads
+}
+
+/// The attention is a small part of such a model.
+fn has_eight_experts(config: &ModelConfig) -> bool {
+    config.experts.is_some_and(|experts| experts.routing.n_experts == 8)
 }
 
 /// What a head's rows must be a multiple of to get more bits.

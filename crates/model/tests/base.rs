@@ -53,7 +53,7 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned).unwrap();
     for (spec, ty) in specs.iter().zip(types) {
         let mut floats = Vec::new();
-        source.read(&spec.hf, &mut floats).unwrap();
+        spec.read_rows(&source, 0..spec.rows, &mut floats).unwrap();
         spec.held.of(&mut floats);
         let mut blocks = vec![0; spec.rows * ty.row_bytes(spec.cols).unwrap()];
         block::encode(ty, &interleaved(config, spec, floats), spec.cols, None, &mut blocks).unwrap();

@@ -102,6 +102,16 @@ fn mamba_codestral_with_several_groups() {
 }
 
 #[test]
+fn deepseek2_with_yarn() {
+    check("deepseek2");
+}
+
+#[test]
+fn deepseek2_without_a_dense_layer() {
+    check("deepseek2_plain");
+}
+
+#[test]
 fn starcoder2() {
     check("starcoder2");
 }

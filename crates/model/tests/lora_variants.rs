@@ -29,10 +29,10 @@ struct Golden {
 
 /// Every linear layer is an exception: that of its shape, or none.
 fn options(golden: &Golden, config: &ModelConfig) -> LoraOptions {
-    let linears = family::tensors(config).into_iter().filter(|spec| spec.role.is_linear());
-    let exceptions = linears.map(|spec| {
-        let (rank, alpha) = golden.shapes.get(spec.module()).copied().unwrap_or((0, 1.0));
-        Exception { layer: spec.layer.unwrap(), role: spec.role, rank, alpha }
+    let linears = family::linears(config).into_iter();
+    let exceptions = linears.map(|linear| {
+        let (rank, alpha) = golden.shapes.get(&linear.module).copied().unwrap_or((0, 1.0));
+        Exception { layer: linear.layer, role: linear.role, rank, alpha }
     });
     LoraOptions {
         dora: golden.dora,

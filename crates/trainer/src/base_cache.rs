@@ -29,7 +29,7 @@ pub struct CacheOptions {
 }
 
 /// How the blocks are encoded and laid out: another number for bytes that an older program would not have written.
-const CODEC_VERSION: u32 = 1;
+const CODEC_VERSION: u32 = 2;
 
 /// Bases that are kept; the one that was not used for longest goes first.
 const MOST_KEPT: usize = 4;

@@ -76,11 +76,12 @@ impl<D: Device> Base<D> {
         mut y: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
         let tensors = &self.layers[layer];
-        let (weights, rows) = tensors.linear(&self.config, role);
+        let (weights, rows) = tensors.linear(&self.config, layer, role);
         self.device.linear(x, weights, rows, write, y.reborrow())?;
         if let Some(Update { adapter, norms, u }) = update {
-            let projection = self.config.projection(role);
-            adapter.add_update(layer, &projection, n, u, y.reborrow())?;
+            let projection = self.config.projection(layer, role);
+            let sum = y.reborrow().matrix(n, projection.rows.len());
+            adapter.add_update(layer, &projection, n, u, sum)?;
             if let Some(factors) = norms.and_then(|norms| norms.factors(adapter, layer, &projection)) {
                 debug_assert_eq!(write, Write::Set, "the factors of DoRA are for the product alone");
                 self.device.scale_columns(factors, y.reborrow())?;

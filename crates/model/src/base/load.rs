@@ -65,7 +65,7 @@ impl<D: Device> Base<D> {
         let keep = RefCell::new(keep);
         let matrix = |spec: &TensorSpec| {
             let ty = policy::block_type(quant, config, spec);
-            let mut matrix = device.alloc_weights(&spec.hf, ty, spec.rows, spec.cols)?;
+            let mut matrix = device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
             pack(device, source, spec, ty, &mut matrix, *keep.borrow_mut())?;
             Ok(matrix)
         };
@@ -93,17 +93,17 @@ impl<D: Device> Base<D> {
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Self> {
         let find = |spec: &TensorSpec, block_type| {
-            let (found, range) = file.tensor(&spec.hf)?;
+            let (found, range) = file.tensor(&spec.gguf)?;
             if *found == planned(spec, block_type) {
                 return Ok(range);
             }
             let (name, found, expected) =
-                (spec.hf.clone(), vec![found.rows, found.cols], spec.shape(Naming::Hf));
+                (spec.gguf.clone(), vec![found.rows, found.cols], vec![spec.rows, spec.cols]);
             Err(Error::TensorShape { name, found, expected })
         };
         let matrix = |spec: &TensorSpec| {
             let ty = policy::block_type(quant, config, spec);
-            device.map_weights(&spec.hf, ty, spec.rows, spec.cols, file.map(), find(spec, ty)?)
+            device.map_weights(&spec.gguf, ty, spec.rows, spec.cols, file.map(), find(spec, ty)?)
         };
         let vector = |spec: &TensorSpec| {
             let bytes = &file.map().bytes()[find(spec, BlockType::F32)?];
@@ -141,7 +141,7 @@ pub fn kept_tensors(config: &ModelConfig, quant: Quant) -> Vec<Planned> {
 }
 
 fn planned(spec: &TensorSpec, block_type: BlockType) -> Planned {
-    Planned { name: spec.hf.clone(), block_type, rows: spec.rows, cols: spec.cols }
+    Planned { name: spec.gguf.clone(), block_type, rows: spec.rows, cols: spec.cols }
 }
 
 /// Reads rows as f32, packs them, uploads the blocks.
@@ -159,7 +159,7 @@ fn pack<D: Device>(
     let (mut floats, mut blocks) = (Vec::new(), vec![0; chunk * row_bytes]);
     for first in (0..spec.rows).step_by(chunk) {
         let n_rows = chunk.min(spec.rows - first);
-        source.read_rows(&spec.hf, first..first + n_rows, &mut floats)?;
+        spec.read_rows(source, first..first + n_rows, &mut floats)?;
         check_finite(spec, first, &floats)?;
         let blocks = &mut blocks[..n_rows * row_bytes];
         block::encode_par(ty, &floats, spec.cols, None, blocks)?;

@@ -1,10 +1,12 @@
 //! The frozen base: every weight as ggml blocks on a device, gains and biases as f32.
 
+mod experts;
 mod layers;
 mod load;
 mod mixer;
 mod tensors;
 
+pub(crate) use experts::{ExpertDeltas, ExpertLens, ExpertRoom};
 pub(crate) use layers::Update;
 pub use load::{LoadEvent, kept_tensors};
 pub(crate) use mixer::Mixed;

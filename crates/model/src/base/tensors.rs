@@ -39,8 +39,8 @@ impl<D: Device> Tensors<D> {
     ///
     /// # Panics
     /// When the family has no such layer.
-    pub fn linear(&self, config: &ModelConfig, role: Role) -> (&D::Weights, Range<usize>) {
-        let projection = config.projection(role);
+    pub fn linear(&self, config: &ModelConfig, layer: usize, role: Role) -> (&D::Weights, Range<usize>) {
+        let projection = config.projection(layer, role);
         let matrix =
             self.matrix(projection.stored).expect("loading refuses a base that lacks a tensor of its family");
         (matrix, projection.rows)

@@ -7,7 +7,7 @@ use formats::gguf::{Metadata, Value};
 
 use super::rope::{GGUF_FACTORS, GGUF_LONG_FACTORS, GGUF_SHORT_FACTORS};
 use super::{LongRope, ModelConfig, NormKind, Rope, RopeScaling, Yarn};
-use crate::family::Family;
+use crate::family::{Family, Role};
 use crate::{Error, Result};
 
 const ORIGIN: &str = "GGUF metadata";
@@ -29,18 +29,20 @@ pub fn gguf_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
     values.size("embedding_length", config.hidden);
     values.size("feed_forward_length", config.intermediate);
     values.size("attention.head_count", config.n_heads);
-    values.size("attention.head_count_kv", config.n_kv_heads);
+    // Latent attention is written as it is decoded: with one head of keys and values.
+    values.size("attention.head_count_kv", if config.latent.is_some() { 1 } else { config.n_kv_heads });
     match &config.rope.scaling {
         RopeScaling::Linear { factor } => {
             values.push("rope.scaling.type", Value::from("linear"));
             values.push("rope.scaling.factor", Value::F32(*factor as f32));
         }
-        RopeScaling::Yarn(yarn) => values.yarn(yarn),
+        RopeScaling::Yarn(yarn) => values.yarn(yarn, config.latent.is_some()),
         _ => {}
     }
     values.push("rope.freq_base", Value::F32(config.rope.theta as f32));
     values.push(norm_key(config.norm), Value::F32(config.norm_eps));
-    if config.head_dim_is_stated || config.head_dim * config.n_heads != config.hidden {
+    let is_unusual = config.head_dim_is_stated || config.head_dim * config.n_heads != config.hidden;
+    if is_unusual && config.latent.is_none() {
         values.size("attention.key_length", config.head_dim);
         values.size("attention.value_length", config.head_dim);
     }
@@ -68,12 +70,15 @@ impl GgufValues {
     }
 
     /// Adds the keys of yarn; those that llama.cpp would assume anyway are left out, as its converter does.
-    fn yarn(&mut self, yarn: &Yarn) {
+    ///
+    /// With latent attention the family's own key tells what scores are multiplied by, and nothing else is.
+    fn yarn(&mut self, yarn: &Yarn, is_latent: bool) {
         self.push("rope.scaling.type", Value::from("yarn"));
         self.push("rope.scaling.factor", Value::F32(yarn.factor as f32));
         self.size("rope.scaling.original_context_length", yarn.original_max_positions);
         // llama.cpp multiplies the magnitude that follows from the factor by this key.
         let attention = yarn.attention_factor / Yarn::magnitude(yarn.factor, 1.0) as f32;
+        let attention = if is_latent { 1.0 } else { attention };
         let stated = [
             ("rope.scaling.attn_factor", attention, 1.0),
             ("rope.scaling.yarn_beta_fast", yarn.beta_fast as f32, Yarn::BETA_FAST as f32),
@@ -106,7 +111,9 @@ impl ModelConfig {
         let n_kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads);
         let stated = keys.optional_size("attention.key_length")?;
         let head_dim = stated.unwrap_or(hidden / n_heads.max(1));
-        keys.refuse_other("attention.value_length", head_dim, &format!("the head width {head_dim}"))?;
+        if !family.has(Role::KvB) {
+            keys.refuse_other("attention.value_length", head_dim, &format!("the head width {head_dim}"))?;
+        }
         let theta = keys.optional_number("rope.freq_base")?.unwrap_or(DEFAULT_THETA);
         let dim = keys.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
         let max_positions = keys.size("context_length")?;
@@ -192,15 +199,30 @@ impl GgufKeys<'_> {
 
     pub(crate) fn refuse_other(&self, key: &str, supported: usize, name: &str) -> Result<()> {
         let found = self.optional_size(key)?.unwrap_or(supported);
-        if found == supported {
-            return Ok(());
-        }
-        Err(Error::UnsupportedFeature {
+        if found == supported { Ok(()) } else { Err(self.unsupported(key, name)) }
+    }
+
+    /// A flag, false where it is absent.
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        matches!(self.get(key), Some(Value::Bool(true)))
+    }
+
+    pub(crate) fn unsupported(&self, key: &str, supported: &str) -> Error {
+        Error::UnsupportedFeature {
             origin: ORIGIN.to_owned(),
             key: self.name(key),
-            found: found.to_string(),
-            supported: name.to_owned(),
-        })
+            found: self.shown(key),
+            supported: supported.to_owned(),
+        }
+    }
+
+    fn shown(&self, key: &str) -> String {
+        match self.get(key) {
+            None => "missing".to_owned(),
+            Some(Value::U32(n)) => n.to_string(),
+            Some(Value::Bool(flag)) => flag.to_string(),
+            Some(other) => format!("{other:?}"),
+        }
     }
 
     fn scaling(&self, tensors: &dyn TensorSource, dim: usize, max_positions: usize) -> Result<RopeScaling> {

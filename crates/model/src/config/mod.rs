@@ -4,15 +4,17 @@
 
 mod gguf;
 mod hf;
+mod latent;
 mod rope;
 
 pub use gguf::gguf_metadata;
 pub(crate) use gguf::{GgufKeys, GgufValues};
+pub use latent::{Latent, LatentHeads};
 pub use rope::{LongRope, Rope, RopeScaling, RotaryTable, Yarn};
 
 use std::ops::Range;
 
-use crate::device::{Activation, Heads, Pairs, Rotated, StateSpace};
+use crate::device::{Activation, Heads, Pairs, Rotated, Routing, StateSpace};
 use crate::family::{Family, Role};
 use crate::{Error, Result};
 
@@ -48,6 +50,19 @@ pub struct Projection {
     pub stored: Role,
     /// Its rows.
     pub rows: Range<usize>,
+}
+
+/// An MLP of which each token passes a few parts, and some shared ones always.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Experts {
+    /// How a token's experts are chosen.
+    pub routing: Routing,
+    /// Width of a routed expert (F).
+    pub width: usize,
+    /// Shared experts, which are one MLP of so many times that width.
+    pub n_shared: usize,
+    /// The first layers, which have a plain MLP instead.
+    pub n_dense_layers: usize,
 }
 
 /// Hyper-parameters of a decoder.
@@ -89,6 +104,10 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// The state-space mixer that layers are, instead of attention and MLP.
     pub mixer: Option<StateSpace>,
+    /// What keys and values are made from, where that is not the layer's input.
+    pub latent: Option<Latent>,
+    /// Routed experts beside the MLP of most layers.
+    pub experts: Option<Experts>,
     /// What names of a checkpoint's tensors begin with, where the language model is a part of it.
     pub text_prefix: &'static str,
     /// Whether the head is the embedding.
@@ -119,6 +138,8 @@ impl ModelConfig {
             embedding_scale: 1.0,
             activation: Activation::Silu,
             mixer: None,
+            latent: None,
+            experts: None,
             text_prefix: "",
             tied: false,
             max_positions: 0,
@@ -135,10 +156,43 @@ impl ModelConfig {
         self.n_kv_heads * self.head_dim
     }
 
-    /// Rows and columns of a tensor; a vector has one row.
-    pub fn shape(&self, role: Role) -> (usize, usize) {
-        let (c, f, d, q, kv) =
-            (self.hidden, self.intermediate, self.head_dim, self.q_width(), self.kv_width());
+    /// Width of a value (E).
+    pub fn value_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.value_dim)
+    }
+
+    /// K·E
+    pub fn value_width(&self) -> usize {
+        self.n_kv_heads * self.value_dim()
+    }
+
+    /// H·E, what the attention gives.
+    pub fn attended_width(&self) -> usize {
+        self.n_heads * self.value_dim()
+    }
+
+    /// Whether a layer's MLP has routed experts beside it.
+    pub fn is_routed(&self, layer: usize) -> bool {
+        self.experts.is_some_and(|experts| layer >= experts.n_dense_layers)
+    }
+
+    /// Width of the MLP that every token of a layer passes: the shared experts' where there are routed ones.
+    pub fn mlp_width(&self, layer: usize) -> usize {
+        match self.experts {
+            Some(experts) if self.is_routed(layer) => experts.n_shared * experts.width,
+            _ => self.intermediate,
+        }
+    }
+
+    /// The widest of these.
+    pub fn widest_mlp(&self) -> usize {
+        (0..self.n_layers).map(|layer| self.mlp_width(layer)).max().unwrap_or(0)
+    }
+
+    /// Rows and columns of a tensor, or of a module of which tensors are parts; a vector has one row.
+    pub fn shape(&self, role: Role, layer: Option<usize>) -> (usize, usize) {
+        let (c, d, q, kv) = (self.hidden, self.head_dim, self.q_width(), self.kv_width());
+        let f = layer.map_or(self.intermediate, |layer| self.mlp_width(layer));
         match role {
             Role::Embedding | Role::Output => (self.vocab_size, c),
             Role::AttnNorm | Role::PostAttnNorm | Role::FfnNorm | Role::PostFfnNorm | Role::OutputNorm => {
@@ -147,9 +201,10 @@ impl ModelConfig {
             Role::AttnNormBias | Role::FfnNormBias | Role::OutputNormBias => (1, c),
             Role::QNorm | Role::KNorm => (1, d),
             Role::Q => (q, c),
-            Role::K | Role::V => (kv, c),
+            Role::K => (kv, c),
+            Role::V => (self.value_width(), c),
             Role::Qkv => (q + 2 * kv, c),
-            Role::O => (c, q),
+            Role::O => (c, self.attended_width()),
             Role::Gate | Role::Up => (f, c),
             Role::GateUp => (2 * f, c),
             Role::Down => (c, f),
@@ -157,7 +212,21 @@ impl ModelConfig {
             Role::KBias | Role::VBias => (1, kv),
             Role::OBias | Role::DownBias => (1, c),
             Role::UpBias => (1, f),
+            Role::KvA | Role::KvLatent | Role::KvRotated | Role::KvNorm => self.latent_shape(role),
+            Role::KvB | Role::LatentKeys | Role::LatentValues => self.latent_shape(role),
+            Role::Router | Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => self.expert_shape(role),
             role => self.mixer_shape(role),
+        }
+    }
+
+    /// [`ModelConfig::shape`] of what only routed experts have.
+    fn expert_shape(&self, role: Role) -> (usize, usize) {
+        let Some(experts) = self.experts else { return (0, 0) };
+        let x = experts.routing.n_experts;
+        match role {
+            Role::Router => (x, self.hidden),
+            Role::ExpertDown => (x * self.hidden, experts.width),
+            _ => (x * experts.width, self.hidden),
         }
     }
 
@@ -180,8 +249,9 @@ impl ModelConfig {
     }
 
     /// Where the weights of a linear layer lie, fused or not.
-    pub fn projection(&self, role: Role) -> Projection {
-        let (q, kv, f) = (self.q_width(), self.kv_width(), self.intermediate);
+    pub fn projection(&self, layer: usize, role: Role) -> Projection {
+        let (q, kv, f) = (self.q_width(), self.kv_width(), self.mlp_width(layer));
+        let latent = self.latent.map_or(0, |latent| latent.rank);
         let mixer = self.mixer.unwrap_or_default();
         let (gate, step) = (mixer.inner(), mixer.inner() + mixer.mixed());
         let (stored, rows) = match role {
@@ -193,7 +263,9 @@ impl ModelConfig {
             Role::SsmGate => (Role::SsmIn, 0..gate),
             Role::SsmMixed => (Role::SsmIn, gate..step),
             Role::SsmStep => (Role::SsmIn, step..step + mixer.n_heads),
-            other => (other, 0..self.shape(other).0),
+            Role::KvLatent => (Role::KvA, 0..latent),
+            Role::KvRotated => (Role::KvA, latent..latent + self.rope.dim),
+            other => (other, 0..self.shape(other, Some(layer)).0),
         };
         Projection { stored, rows }
     }
@@ -216,15 +288,37 @@ impl ModelConfig {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
-            value_dim: self.head_dim,
+            value_dim: self.value_dim(),
             scale: self.score_scale,
             window: self.window_of(layer_index),
         }
     }
 
-    /// What turns of `n_heads` heads: the first dimensions of each.
+    /// The heads of a layer's attention over what decoding keeps: of latent attention one head of keys and values, the
+    /// latent itself, to which the queries are brought.
+    pub fn cached_heads(&self, layer_index: usize) -> Heads {
+        let heads = self.heads(layer_index);
+        match self.latent {
+            Some(Latent { rank, .. }) => {
+                Heads { n_kv_heads: 1, head_dim: rank + self.rope.dim, value_dim: rank, ..heads }
+            }
+            None => heads,
+        }
+    }
+
+    /// What turns of `n_heads` heads: the first dimensions of each, or with latent attention the last, adjacent ones
+    /// together.
     pub fn rotated(&self, n_heads: usize) -> Rotated {
-        Rotated { n_heads, head_dim: self.head_dim, first: 0, dim: self.rope.dim, pairs: Pairs::Halves }
+        let (first, pairs) = match self.latent {
+            Some(_) => (self.unrotated_dim(), Pairs::Adjacent),
+            None => (0, Pairs::Halves),
+        };
+        Rotated { n_heads, head_dim: self.head_dim, first, dim: self.rope.dim, pairs }
+    }
+
+    /// What turns of the part that all heads' keys share: all of it.
+    pub fn rotated_key(&self) -> Rotated {
+        Rotated { head_dim: self.rope.dim, first: 0, ..self.rotated(1) }
     }
 
     /// The rotary tables of sequences of up to `n_positions`: that of most layers, and that of windowed ones where
@@ -294,6 +388,20 @@ impl ModelConfig {
             let expected = format!("an even number of dimensions, 2 to head_dim {}", self.head_dim);
             return invalid("partial_rotary_factor", format!("{rotated} dimensions"), &expected);
         }
+        if self.latent.is_some() && rotated == self.head_dim {
+            return invalid("qk_nope_head_dim", "0".to_owned(), "a positive number");
+        }
+        if let Some(experts) = &self.experts
+            && experts.routing.n_used > experts.routing.n_experts
+        {
+            let expected = format!("1 to n_routed_experts {}", experts.routing.n_experts);
+            return invalid("num_experts_per_tok", experts.routing.n_used.to_string(), &expected);
+        }
+        if let Some(experts) = &self.experts
+            && !(experts.routing.scale.is_finite() && experts.routing.scale > 0.0)
+        {
+            return invalid("routed_scaling_factor", experts.routing.scale.to_string(), "a positive number");
+        }
         for rope in self.ropes() {
             if !(rope.theta.is_finite() && rope.theta > 0.0) {
                 return invalid("rope_theta", rope.theta.to_string(), "a positive number");
@@ -327,6 +435,17 @@ impl ModelConfig {
                 ("num_key_value_heads", self.n_kv_heads, 1 << 14),
                 ("head_dim", self.head_dim, 1 << 14),
             ]),
+        }
+        if let Some(latent) = &self.latent {
+            sizes.extend([("kv_lora_rank", latent.rank, 1 << 14), ("v_head_dim", latent.value_dim, 1 << 14)]);
+        }
+        if let Some(experts) = &self.experts {
+            sizes.extend([
+                ("n_routed_experts", experts.routing.n_experts, 1 << 12),
+                ("num_experts_per_tok", experts.routing.n_used, 1 << 12),
+                ("moe_intermediate_size", experts.width, 1 << 20),
+                ("n_shared_experts", experts.n_shared, 1 << 10),
+            ]);
         }
         sizes
     }

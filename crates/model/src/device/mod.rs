@@ -306,6 +306,14 @@ pub trait Device: Clone + Send + Sync + 'static {
         out: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
+    /// y (=|+=) x, columns of rows that may be longer      x, y (N, C)
+    fn copy_columns(
+        &self,
+        x: Matrix<'_, Self::Buffer>,
+        write: Write,
+        y: MatrixMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
     /// y += x, elementwise; its backward is the identity on both.
     fn add(&self, x: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
 

@@ -15,18 +15,34 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::MissingTensor`], [`Error::SurplusTensor`], [`Error::TensorShape`].
 pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) -> Result<()> {
-    let mut expected = tensors(config);
-    let missing: Vec<&str> =
-        expected.iter().map(|spec| spec.name(naming)).filter(|name| source.shape(name).is_none()).collect();
+    let mut expected = expected(&tensors(config), naming);
+    let missing: Vec<&String> =
+        expected.iter().map(|(name, _)| name).filter(|name| source.shape(name).is_none()).collect();
     if let Some(name) = missing.first() {
         let (n_missing, n_expected) = (missing.len(), expected.len());
-        return Err(Error::MissingTensor { name: (*name).to_owned(), n_missing, n_expected });
+        return Err(Error::MissingTensor { name: (*name).clone(), n_missing, n_expected });
     }
     if config.tied {
-        expected.push(TensorSpec::new(config, &HEAD, None));
+        let head = TensorSpec::new(config, &HEAD, None);
+        expected.push((head.name(naming).to_owned(), head.shape(naming)));
     }
     check_shapes(&expected, source, naming)?;
-    check_surplus(config, &expected, source, naming)
+    check_surplus(config, &expected, source)
+}
+
+/// Names and shapes that a source has, some of them of one tensor's parts.
+fn expected(specs: &[TensorSpec], naming: Naming) -> Vec<(String, Vec<usize>)> {
+    let names = |spec: &TensorSpec| match naming {
+        Naming::Hf => spec.hf_names(),
+        Naming::Gguf => vec![spec.gguf.clone()],
+    };
+    let of = |spec: &TensorSpec| {
+        names(spec).into_iter().map(|name| (name, spec.shape(naming))).collect::<Vec<_>>()
+    };
+    let mut expected: Vec<_> = specs.iter().flat_map(of).collect();
+    // Two parts of one tensor stand side by side.
+    expected.dedup();
+    expected
 }
 
 /// Checks that every weight of a checkpoint is of a type that can be read, without reading any.
@@ -34,8 +50,8 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
 /// # Errors
 /// [`formats::Error::UnknownType`], for 8-bit floats say.
 pub fn check_types(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
-    for spec in tensors(config) {
-        source.read_rows(&spec.hf, 0..0, &mut Vec::new())?;
+    for name in tensors(config).iter().flat_map(TensorSpec::hf_names) {
+        source.read_rows(&name, 0..0, &mut Vec::new())?;
     }
     Ok(())
 }
@@ -68,19 +84,13 @@ pub fn check_tied_head(config: &ModelConfig, source: &dyn TensorSource) -> Resul
 /// Rows that are compared at once.
 const COMPARED_ROWS: usize = 1024;
 
-fn check_shapes(expected: &[TensorSpec], source: &dyn TensorSource, naming: Naming) -> Result<()> {
-    for spec in expected {
-        let name = spec.name(naming);
+fn check_shapes(expected: &[(String, Vec<usize>)], source: &dyn TensorSource, naming: Naming) -> Result<()> {
+    for (name, shape) in expected {
         match source.shape(name) {
             // A file that no quantiser has written may hold a matrix of one row where others hold a vector.
-            Some(found)
-                if naming == Naming::Gguf && found.strip_prefix(&[1]) == Some(&spec.shape(naming)) => {}
-            Some(found) if found != spec.shape(naming) => {
-                return Err(Error::TensorShape {
-                    name: name.to_owned(),
-                    found,
-                    expected: spec.shape(naming),
-                });
+            Some(found) if naming == Naming::Gguf && found.strip_prefix(&[1]) == Some(shape) => {}
+            Some(found) if found != *shape => {
+                return Err(Error::TensorShape { name: name.clone(), found, expected: shape.clone() });
             }
             _ => {}
         }
@@ -90,11 +100,10 @@ fn check_shapes(expected: &[TensorSpec], source: &dyn TensorSource, naming: Nami
 
 fn check_surplus(
     config: &ModelConfig,
-    expected: &[TensorSpec],
+    expected: &[(String, Vec<usize>)],
     source: &dyn TensorSource,
-    naming: Naming,
 ) -> Result<()> {
-    let known: std::collections::HashSet<&str> = expected.iter().map(|spec| spec.name(naming)).collect();
+    let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     let is_surplus = |name: &String| {
         !known.contains(name.as_str()) && !is_rotary_table(name) && !is_of_another_medium(config, name)
     };

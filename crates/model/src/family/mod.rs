@@ -5,6 +5,8 @@
 //! file with its one table.
 
 mod check;
+mod checkpoint;
+mod deepseek2;
 mod gemma3;
 mod llama;
 mod mamba2;
@@ -17,8 +19,9 @@ mod table;
 mod tensor;
 
 pub use check::{check, check_tied_head, check_types};
+pub use checkpoint::Change;
 pub use role::{LINEAR_ROLES, Role};
-pub use tensor::{Held, Naming, TensorSpec, sort_for_gguf, tensors};
+pub use tensor::{Held, KvSplit, Linear, Naming, Taken, TensorSpec, linears, sort_for_gguf, tensors};
 
 use formats::config::HfConfig;
 
@@ -43,11 +46,13 @@ pub enum Family {
     StarCoder2,
     /// Mamba-2, Mamba-Codestral: state-space mixers, no attention.
     Mamba2,
+    /// DeepSeek-V2-Lite, DeepSeek-Coder-V2-Lite: latent attention, routed experts.
+    DeepSeek2,
 }
 
 impl Family {
     /// All families, for messages and tests.
-    pub const ALL: [Family; 7] = [
+    pub const ALL: [Family; 8] = [
         Family::Llama,
         Family::Qwen2,
         Family::Qwen3,
@@ -55,6 +60,7 @@ impl Family {
         Family::Gemma3,
         Family::StarCoder2,
         Family::Mamba2,
+        Family::DeepSeek2,
     ];
 
     fn table(self) -> &'static Table {
@@ -66,6 +72,7 @@ impl Family {
             Family::Gemma3 => &gemma3::TABLE,
             Family::StarCoder2 => &starcoder2::TABLE,
             Family::Mamba2 => &mamba2::TABLE,
+            Family::DeepSeek2 => &deepseek2::TABLE,
         }
     }
 
@@ -88,15 +95,21 @@ impl Family {
         self.table().gguf_architecture
     }
 
-    /// Whether a layer has a tensor of this role.
+    /// Whether a layer has a tensor of this role, or a module of which tensors are parts.
     pub fn has(self, role: Role) -> bool {
-        self.table().layer.iter().any(|row| row.role == role)
+        self.table().layer.iter().any(|row| row.role == role || row.role.of_module() == role)
     }
 
     /// The linear layers that an adapter may widen, with the names that PEFT's `target_modules` gives them: `q_proj`.
     pub fn targets(self) -> impl Iterator<Item = (Role, &'static str)> {
-        let linears = self.table().layer.iter().filter(|row| row.role.is_linear());
-        linears.map(|row| (row.role, row.hf.rsplit('.').next().unwrap_or(row.hf)))
+        let mut targets: Vec<(Role, &'static str)> = Vec::new();
+        for row in self.table().layer {
+            let target = (row.role.of_module(), row.hf.rsplit('.').next().unwrap_or(row.hf));
+            if target.0.is_linear() && !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        targets.into_iter()
     }
 
     pub(crate) fn read_hf(self, hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {

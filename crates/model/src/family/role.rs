@@ -82,14 +82,43 @@ pub enum Role {
     /// Output projection of a state-space mixer (C, I). Not among [`LINEAR_ROLES`]: PEFT refuses to adapt it, since
     /// the mixer's fused kernels read its weights past an adapter, and an adapter is to load there.
     SsmOut,
+    /// Input projection of latent attention: what keys and values are made from, and the rotated part that all heads'
+    /// keys share (L + P, C).
+    ///
+    /// Letters as in [`crate::config::Latent`].
+    KvA,
+    /// Those of its rows that make the latent (L, C).
+    KvLatent,
+    /// Those that make the shared rotated part of the keys (P, C).
+    KvRotated,
+    /// Norm of the latent (L).
+    KvNorm,
+    /// Keys and values of all heads from the latent, head by head: its unrotated keys, then its values (H·(U + E), L).
+    ///
+    /// A module of a checkpoint, and what an adapter widens; held as [`Role::LatentKeys`] and [`Role::LatentValues`].
+    KvB,
+    /// The unrotated keys' part of it, each head's transposed (H·L, U), so that queries can be brought to the latent.
+    LatentKeys,
+    /// The values' part of it (H·E, L).
+    LatentValues,
+    /// Which experts a token goes to (X, C), in 32 bits.
+    Router,
+    /// Gate projections of all routed experts (X·F, C).
+    ExpertGate,
+    /// Up projections of all routed experts (X·F, C).
+    ExpertUp,
+    /// Down projections of all routed experts (X·C, F).
+    ExpertDown,
 }
 
 /// The linear layers that decoder layers have in one family or another, in the order of the forward pass.
-pub const LINEAR_ROLES: [Role; 10] = [
+pub const LINEAR_ROLES: [Role; 12] = [
     Role::Q,
     Role::K,
     Role::V,
     Role::Qkv,
+    Role::KvA,
+    Role::KvB,
     Role::O,
     Role::Gate,
     Role::Up,
@@ -106,7 +135,20 @@ impl Role {
 
     /// Whether this is a gain, a bias or the like: small, held in 32 bits, never quantised.
     pub fn is_vector(self) -> bool {
-        !self.is_linear() && !matches!(self, Role::Embedding | Role::Output | Role::SsmOut)
+        use Role::{
+            Embedding, ExpertDown, ExpertGate, ExpertUp, LatentKeys, LatentValues, Output, Router, SsmOut,
+        };
+        !self.is_linear()
+            && !matches!(self, Embedding | Output | SsmOut | Router)
+            && !matches!(self, LatentKeys | LatentValues | ExpertGate | ExpertUp | ExpertDown)
+    }
+
+    /// The checkpoint's module that a tensor is all or a part of.
+    pub fn of_module(self) -> Role {
+        match self {
+            Role::LatentKeys | Role::LatentValues => Role::KvB,
+            other => other,
+        }
     }
 
     pub(super) fn is_bias(self) -> bool {

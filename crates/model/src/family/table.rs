@@ -16,15 +16,49 @@ pub(super) struct Row {
     pub gguf: &'static str,
     /// Whether both names are whole: no `.weight` or `.bias` follows.
     pub is_whole: bool,
+    /// The layers that have it.
+    pub layers: Layers,
+}
+
+/// Which layers of a model have a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layers {
+    /// Every one.
+    All,
+    /// Those without routed experts.
+    Dense,
+    /// Those with routed experts.
+    Routed,
 }
 
 pub(super) const fn row(role: Role, hf: &'static str, gguf: &'static str) -> Row {
-    Row { role, hf, gguf, is_whole: false }
+    Row { role, hf, gguf, is_whole: false, layers: Layers::All }
 }
 
 /// A tensor that is no `weight` or `bias` of a module.
 pub(super) const fn whole(role: Role, hf: &'static str, gguf: &'static str) -> Row {
-    Row { role, hf, gguf, is_whole: true }
+    Row { is_whole: true, ..row(role, hf, gguf) }
+}
+
+/// A tensor of the layers without routed experts.
+pub(super) const fn dense(role: Role, hf: &'static str, gguf: &'static str) -> Row {
+    Row { layers: Layers::Dense, ..row(role, hf, gguf) }
+}
+
+/// A tensor of the layers with routed experts; `*` in its name stands for the number of each.
+pub(super) const fn routed(role: Role, hf: &'static str, gguf: &'static str) -> Row {
+    Row { layers: Layers::Routed, ..row(role, hf, gguf) }
+}
+
+impl Row {
+    /// Whether a layer of the model has it.
+    pub(super) fn is_in(&self, config: &ModelConfig, layer: usize) -> bool {
+        match self.layers {
+            Layers::All => true,
+            Layers::Dense => !config.is_routed(layer),
+            Layers::Routed => config.is_routed(layer),
+        }
+    }
 }
 
 /// Everything that sets a family apart.

@@ -21,8 +21,34 @@ pub struct TensorSpec {
     pub layer: Option<usize>,
     /// The number of heads whose rows are interleaved in a GGUF; `None` where both layouts agree.
     pub permute: Option<usize>,
+    /// How its rows are found in a checkpoint.
+    pub taken: Taken,
     /// What memory and GGUF hold of the checkpoint's values.
     pub held: Held,
+}
+
+/// How the rows of a tensor are found in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// They are those of one tensor.
+    Whole,
+    /// They are those of so many tensors, one after the other, whose numbers stand where the name has a `*`.
+    Stacked(usize),
+    /// Each head's keys in a [`Role::KvB`], transposed.
+    Keys(KvSplit),
+    /// Each head's values in a [`Role::KvB`].
+    Values(KvSplit),
+}
+
+/// How the rows of a [`Role::KvB`] are shared out within each head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSplit {
+    /// H
+    pub n_heads: usize,
+    /// Rows of the keys, which come first.
+    pub keys: usize,
+    /// Rows of the values.
+    pub values: usize,
 }
 
 /// What memory and GGUF hold of a checkpoint's value v.
@@ -56,6 +82,18 @@ pub enum Naming {
     Gguf,
 }
 
+impl KvSplit {
+    /// Rows of the module.
+    fn rows(&self) -> usize {
+        self.n_heads * self.of_head()
+    }
+
+    /// Rows of one head.
+    pub(super) fn of_head(&self) -> usize {
+        self.keys + self.values
+    }
+}
+
 impl TensorSpec {
     /// Number of weights.
     pub fn n_weights(&self) -> usize {
@@ -67,11 +105,6 @@ impl TensorSpec {
         self.hf.strip_suffix(".weight").unwrap_or(&self.hf)
     }
 
-    /// The last part of the module's name, which PEFT's `target_modules` lists: `q_proj`.
-    pub fn target_module(&self) -> &str {
-        self.module().rsplit('.').next().unwrap_or(&self.hf)
-    }
-
     /// The name in one of the two worlds.
     pub fn name(&self, naming: Naming) -> &str {
         match naming {
@@ -80,8 +113,18 @@ impl TensorSpec {
         }
     }
 
-    /// The shape in PyTorch's order.
+    /// The shape in PyTorch's order; in a checkpoint, of each of the tensors that it is made of.
     pub fn shape(&self, naming: Naming) -> Vec<usize> {
+        match (self.taken, naming) {
+            (Taken::Stacked(n), Naming::Hf) => return vec![self.rows / n, self.cols],
+            (Taken::Stacked(n), Naming::Gguf) => return vec![n, self.rows / n, self.cols],
+            (Taken::Keys(split), Naming::Hf) => return vec![split.rows(), self.rows / split.n_heads],
+            (Taken::Values(split), Naming::Hf) => return vec![split.rows(), self.cols],
+            (Taken::Keys(split) | Taken::Values(split), Naming::Gguf) => {
+                return vec![split.n_heads, self.rows / split.n_heads, self.cols];
+            }
+            (Taken::Whole, _) => {}
+        }
         match (self.role, naming) {
             (Role::SsmConv, Naming::Hf) => vec![self.rows, 1, self.cols],
             (Role::SsmDecay | Role::SsmSkip | Role::SsmNorm, Naming::Hf) => vec![self.n_weights()],
@@ -106,8 +149,8 @@ impl TensorSpec {
     }
 
     pub(super) fn new(config: &ModelConfig, row: &Row, layer: Option<usize>) -> TensorSpec {
-        let Row { role, hf, gguf, is_whole } = *row;
-        let (rows, cols) = config.shape(role);
+        let Row { role, hf, gguf, is_whole, .. } = *row;
+        let (rows, cols) = config.shape(role, layer);
         let table = config.family.table();
         let suffix = match is_whole {
             true => "",
@@ -133,12 +176,28 @@ impl TensorSpec {
             _ => Held::Itself,
         };
         let hf = format!("{}{hf}", config.text_prefix);
-        TensorSpec { hf, gguf, rows, cols, role, layer, permute, held }
+        TensorSpec { hf, gguf, rows, cols, role, layer, permute, taken: taken(config, role), held }
     }
 
     pub(super) fn embedding(config: &ModelConfig) -> TensorSpec {
         let row = table::row(Role::Embedding, config.family.table().embedding, "token_embd");
         TensorSpec::new(config, &row, None)
+    }
+}
+
+fn taken(config: &ModelConfig, role: Role) -> Taken {
+    let split = config.latent.map(|latent| KvSplit {
+        n_heads: config.n_heads,
+        keys: config.head_dim - config.rope.dim,
+        values: latent.value_dim,
+    });
+    match (role, split, config.experts) {
+        (Role::LatentKeys, Some(split), _) => Taken::Keys(split),
+        (Role::LatentValues, Some(split), _) => Taken::Values(split),
+        (Role::ExpertGate | Role::ExpertUp | Role::ExpertDown, _, Some(experts)) => {
+            Taken::Stacked(experts.routing.n_experts)
+        }
+        _ => Taken::Whole,
     }
 }
 
@@ -149,13 +208,43 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let table = config.family.table();
     let mut specs = vec![TensorSpec::embedding(config)];
     for layer in 0..config.n_layers {
-        specs.extend(table.layer.iter().map(|row| TensorSpec::new(config, row, Some(layer))));
+        let rows = table.layer.iter().filter(|row| row.is_in(config, layer));
+        specs.extend(rows.map(|row| TensorSpec::new(config, row, Some(layer))));
     }
     specs.extend(table.last.iter().map(|row| TensorSpec::new(config, row, None)));
     if !config.tied {
         specs.push(TensorSpec::new(config, &HEAD, None));
     }
     specs
+}
+
+/// A linear layer of a checkpoint, as PEFT sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linear {
+    /// The module's name: `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// Index of its layer.
+    pub layer: usize,
+    /// What it does.
+    pub role: Role,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+}
+
+/// All linear layers that an adapter may widen, in the order of the forward pass.
+pub fn linears(config: &ModelConfig) -> Vec<Linear> {
+    let mut linears: Vec<Linear> = Vec::new();
+    for spec in tensors(config) {
+        let (Some(layer), role) = (spec.layer, spec.role.of_module()) else { continue };
+        let is_another_part = linears.last().is_some_and(|last| last.module == spec.module());
+        if role.is_linear() && !is_another_part {
+            let ((rows, cols), module) = (config.shape(role, spec.layer), spec.module().to_owned());
+            linears.push(Linear { module, layer, role, rows, cols });
+        }
+    }
+    linears
 }
 
 /// Sorts into the order of llama.cpp's quantiser: tensors outside the layers first, then by layer, then by name.

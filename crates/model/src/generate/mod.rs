@@ -3,6 +3,7 @@
 //! Several sequences decode side by side: one forward pass reads, of every sequence, what is new in it, be it one
 //! token or a chunk of a prompt. A sequence that ends gives its place to the next prompt.
 
+mod latent;
 mod mixer;
 mod sampler;
 mod schedule;

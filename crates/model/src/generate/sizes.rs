@@ -3,7 +3,8 @@
 //! Letters: M rows of one forward pass (tokens of any of the sequences), S sequences, T tokens each may hold.
 
 use super::Capacity;
-use crate::config::ModelConfig;
+use crate::base::ExpertLens;
+use crate::config::{LatentHeads, ModelConfig};
 use crate::family::Role;
 
 /// Most rows of one forward pass: a prompt is read in chunks of this many tokens.
@@ -48,7 +49,7 @@ impl Sizes {
     pub fn cache_bytes(&self, config: &ModelConfig) -> u64 {
         let of_layer = match &config.mixer {
             Some(mixer) => self.n_sequences() * (mixer.window_len() + mixer.state_len()),
-            None => 2 * self.cache_rows * config.kv_width(),
+            None => self.cache_rows * cached_widths(config).into_iter().sum::<usize>(),
         };
         4 * (config.n_layers * of_layer) as u64
     }
@@ -60,12 +61,19 @@ impl Sizes {
     }
 }
 
+/// Columns of the keys and of the values that the cache holds of a token.
+pub(super) fn cached_widths(config: &ModelConfig) -> [usize; 2] {
+    let heads = config.cached_heads(0);
+    [heads.n_kv_heads * heads.head_dim, heads.n_kv_heads * heads.value_dim]
+}
+
 /// The buffers beside the cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
     Stream,
     Normed,
     Queries,
+    /// What goes into the cache: of latent attention the latent and the rotated part beside it.
     Keys,
     Values,
     Attended,
@@ -80,6 +88,15 @@ pub(super) enum Part {
     Mixed,
     /// Steps of a mixer's heads.
     Steps,
+    /// See [`super::latent::LatentRoom`].
+    LatentWide,
+    LatentRotated,
+    LatentQueries,
+    LatentAttended,
+    LatentNarrow,
+    LatentLowRank,
+    /// Of routed experts.
+    Experts,
     Picked,
     Logits,
     Folds,
@@ -91,23 +108,42 @@ pub(super) enum Part {
 impl Part {
     /// Each with how many buffers there are of it.
     #[rustfmt::skip]
-    const ALL: [(Part, usize); 20] = [
+    const ALL: [(Part, usize); 27] = [
         (Part::Stream, 1), (Part::Normed, 1), (Part::Queries, 1), (Part::Keys, 1), (Part::Values, 1),
         (Part::Attended, 1), (Part::LogSums, 1), (Part::Projected, 1), (Part::Gate, 1), (Part::Up, 1),
-        (Part::Gated, 1), (Part::Inner, 4), (Part::Mixed, 2), (Part::Steps, 1), (Part::Picked, 1), (Part::Logits, 1),
+        (Part::Gated, 1), (Part::Inner, 4), (Part::Mixed, 2), (Part::Steps, 1), (Part::LatentWide, 1), (Part::LatentRotated, 1),
+        (Part::LatentQueries, 1), (Part::LatentAttended, 1), (Part::LatentNarrow, 1), (Part::LatentLowRank, 1),
+        (Part::Experts, 1), (Part::Picked, 1), (Part::Logits, 1),
         (Part::Folds, 1), (Part::Branch, 1), (Part::Rotary, 1), (Part::Indices, 1),
     ];
 
     /// Elements of the buffer.
     pub fn len(self, sizes: &Sizes, config: &ModelConfig) -> usize {
         let mixer = config.mixer.unwrap_or_default();
+        let latent = config.latent.map(|_| config.latent_heads());
+        let of_latent = |width: fn(LatentHeads) -> usize| latent.map_or(0, width);
+        let [keys, values] = cached_widths(config);
         let per_row = match self {
             Part::Stream | Part::Normed => config.hidden,
-            Part::Queries | Part::Attended => config.q_width(),
-            Part::Keys | Part::Values => config.kv_width(),
+            // The un-normed heads pass through the buffer that attention fills later.
+            Part::Queries => config.q_width(),
+            Part::Attended => config.q_width().max(config.attended_width()),
+            Part::Keys => keys,
+            Part::Values => values,
             Part::LogSums => config.n_heads,
             Part::Projected => sizes.lora_width,
-            Part::Gate | Part::Up | Part::Gated => config.intermediate,
+            Part::Gate | Part::Up | Part::Gated => config.widest_mlp(),
+            Part::LatentWide => of_latent(|heads| heads.rank),
+            Part::LatentRotated => of_latent(|heads| heads.rotated),
+            Part::LatentQueries => of_latent(|heads| heads.n_heads * (heads.rank + heads.rotated)),
+            Part::LatentAttended => of_latent(|heads| heads.n_heads * heads.rank),
+            Part::LatentNarrow => of_latent(|heads| heads.unrotated.max(heads.value)),
+            Part::LatentLowRank if latent.is_some() => sizes.lora_width,
+            Part::LatentLowRank => 0,
+            Part::Experts => {
+                let lens = ExpertLens::new(config, sizes.rows, sizes.rows);
+                return lens.floats.into_iter().chain(lens.indices).sum();
+            }
             Part::Inner => mixer.inner(),
             Part::Mixed => mixer.mixed(),
             Part::Steps => mixer.n_heads,

@@ -3,14 +3,15 @@
 //! The same layers as in training, without what a backward needs and with a cache instead of a packed batch. All
 //! memory is drawn once; a token allocates nothing on the device.
 
+use super::latent::LatentRoom;
 use super::mixer::Mixers;
-use super::sizes::{Part, Sizes};
+use super::sizes::{Part, Sizes, cached_widths};
 use crate::Result;
-use crate::base::{Base, Update};
-use crate::config::ModelConfig;
-use crate::device::{Buffer, Device, Rotation, Segment, View, ViewMut, Write};
+use crate::base::{Base, ExpertLens, ExpertRoom, Update};
+use crate::config::{ModelConfig, Projection};
+use crate::device::{Buffer, Device, Rotated, Rotation, Segment, View, ViewMut, Write};
 use crate::family::Role;
-use crate::lora::{Adapter, Group, RowNorms};
+use crate::lora::{Adapter, Factors, Group, RowNorms};
 
 /// One token to be read: what, and where it goes.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +21,7 @@ pub(super) struct Row {
     pub cache_row: u32,
 }
 
-/// Keys and values of one layer, each (S·T, K·D).
+/// Keys and values of one layer, (S·T, K·D) and (S·T, K·E).
 struct Cache<B> {
     keys: B,
     values: B,
@@ -47,6 +48,8 @@ pub(super) struct Workspace<D: Device> {
     folds: [D::Buffer; 3],
     branch: Option<D::Buffer>,
     mixers: Option<Mixers<D::Buffer>>,
+    latent: Option<LatentRoom<D::Buffer>>,
+    experts: Option<ExpertRoom<D::Buffer, D::Indices>>,
     rotary: Vec<(D::Buffer, D::Buffer)>,
     tokens: D::Indices,
     rotary_rows: D::Indices,
@@ -64,11 +67,9 @@ impl<D: Device> Workspace<D> {
         let indices = |len| device.alloc_indices("decoding indices", len);
         let fold = || device.alloc("decoding workspace", sizes.logit_rows);
         let picked = || device.alloc("decoding workspace", sizes.logit_rows * config.hidden);
-        let cache_len = sizes.cache_rows * config.kv_width();
+        let [keys, values] = cached_widths(config).map(|width| sizes.cache_rows * width);
         let cache = |_| -> Result<_> {
-            let (keys, values) =
-                (device.alloc("key cache", cache_len)?, device.alloc("value cache", cache_len)?);
-            Ok(Cache { keys, values })
+            Ok(Cache { keys: device.alloc("key cache", keys)?, values: device.alloc("value cache", values)? })
         };
         let tables = config.rotary_tables(sizes.positions);
         let table = |len| device.alloc("rotary tables", len);
@@ -95,6 +96,8 @@ impl<D: Device> Workspace<D> {
             folds: [fold()?, fold()?, fold()?],
             branch: config.family.has(Role::PostFfnNorm).then(|| part(Part::Branch)).transpose()?,
             mixers: Mixers::new(device, config, &sizes)?,
+            latent: LatentRoom::new(device, config, &sizes)?,
+            experts: expert_room(device, config, &sizes)?,
             rotary: tables
                 .iter()
                 .map(|t| Ok((table(t.cos.len())?, table(t.sin.len())?)))
@@ -135,7 +138,11 @@ impl<D: Device> Workspace<D> {
                 self.mix(pass, index)?;
                 continue;
             }
-            self.attend(pass, index, segments)?;
+            if self.latent.is_some() {
+                self.attend_latent(pass, index, segments)?;
+            } else {
+                self.attend(pass, index, segments)?;
+            }
             self.feed_forward(pass, index)?;
         }
         Ok(())
@@ -194,32 +201,81 @@ impl<D: Device> Workspace<D> {
         let (keys, values) = (cache.keys.all(), cache.values.all());
         let log_sums = self.log_sums.first_mut(n * config.n_heads);
         device.attention(config.heads(index), segments, queries, keys, values, out, log_sums)?;
-        pass.project(index, Group::O, self.attended.first(n * q_width), &mut self.projected)?;
-        let input = self.attended.first(n * q_width);
-        let branch =
-            Branch { normed: &mut self.normed, joined: self.branch.as_mut(), stream: &mut self.stream };
-        branch.join(pass, index, (Role::O, Role::PostAttnNorm), input, self.projected.all())
+        self.join_attention(pass, index)
     }
 
     fn rotate(&mut self, config: &ModelConfig, index: usize, n: usize) -> Result<()> {
+        let queries = (&mut self.queries, config.rotated(config.n_heads));
+        let keys = match &mut self.latent {
+            Some(latent) => (&mut latent.rotated, config.rotated_key()),
+            None => (&mut self.keys, config.rotated(config.n_kv_heads)),
+        };
         let (cos, sin) = &self.rotary[config.rotary_index(index)];
         let (device, rows) = (&self.device, self.rotary_rows.first(n));
-        let widths = [(&mut self.queries, config.n_heads), (&mut self.keys, config.n_kv_heads)];
-        for (heads, n_heads) in widths {
-            let heads = heads.first_mut(n * n_heads * config.head_dim);
-            let (cos, sin, rotated) = (cos.all(), sin.all(), config.rotated(n_heads));
-            device.rope(heads, rotated, rows, cos, sin, Rotation::Forward)?;
+        for (heads, rotated) in [queries, keys] {
+            let Rotated { n_heads, head_dim, .. } = rotated;
+            let heads = heads.first_mut(n * n_heads * head_dim);
+            device.rope(heads, rotated, rows, cos.all(), sin.all(), Rotation::Forward)?;
         }
         Ok(())
+    }
+
+    /// stream += Wo · attention(norm(stream)) over cached latents
+    fn attend_latent(&mut self, pass: Pass<'_, D>, index: usize, segments: &[Segment]) -> Result<()> {
+        let Pass { base, n, .. } = pass;
+        let (config, heads) = (&base.config, base.config.latent_heads());
+        let (c, q_width, l, p) = (config.hidden, config.q_width(), heads.rank, heads.rotated);
+        let Some(latent) = &mut self.latent else { return Ok(()) };
+        base.norm(Some(index), Role::AttnNorm, self.stream.first(n * c), self.normed.first_mut(n * c))?;
+        let input = self.normed.first(n * c);
+        pass.project(index, Group::Qkv, input, &mut self.projected)?;
+        let u = self.projected.all();
+        pass.linear(index, Role::Q, input, u, Write::Set, self.queries.first_mut(n * q_width))?;
+        pass.linear(index, Role::KvLatent, input, u, Write::Set, latent.wide.first_mut(n * l))?;
+        pass.linear(index, Role::KvRotated, input, u, Write::Set, latent.rotated.first_mut(n * p))?;
+        let compressed = latent.wide.first(n * l);
+        base.norm(Some(index), Role::KvNorm, compressed, self.values.first_mut(n * l))?;
+        self.rotate(config, index, n)?;
+
+        let (device, width) = (&self.device, l + p);
+        let Some(latent) = &mut self.latent else { return Ok(()) };
+        let to = self.keys.first_mut(n * width).matrix(n, width).columns(0..l);
+        device.copy_columns(self.values.first(n * l).matrix(n, l), Write::Set, to)?;
+        let to = self.keys.first_mut(n * width).matrix(n, width).columns(l..width);
+        device.copy_columns(latent.rotated.first(n * p).matrix(n, p), Write::Set, to)?;
+        let (cache, at) = (&mut self.cache[index], self.cache_rows.first(n));
+        device.scatter_rows(self.keys.first(n * width), width, at, cache.keys.all_mut())?;
+        device.scatter_rows(self.values.first(n * l), l, at, cache.values.all_mut())?;
+        latent.absorb(pass, index, self.queries.first(n * q_width))?;
+        let queries = latent.queries.first(n * heads.n_heads * width);
+        let (keys, values) = (cache.keys.all(), cache.values.all());
+        let out = latent.attended.first_mut(n * heads.n_heads * l);
+        let log_sums = self.log_sums.first_mut(n * config.n_heads);
+        device.attention(config.cached_heads(index), segments, queries, keys, values, out, log_sums)?;
+        latent.expand(pass, index, &mut self.attended)?;
+        self.join_attention(pass, index)
+    }
+
+    /// stream += Wo · what the heads gave
+    fn join_attention(&mut self, pass: Pass<'_, D>, index: usize) -> Result<()> {
+        let len = pass.n * pass.base.config.attended_width();
+        pass.project(index, Group::O, self.attended.first(len), &mut self.projected)?;
+        let input = self.attended.first(len);
+        let branch =
+            Branch { normed: &mut self.normed, joined: self.branch.as_mut(), stream: &mut self.stream };
+        branch.join(pass, index, (Role::O, Role::PostAttnNorm), input, self.projected.all())
     }
 
     /// stream += Wdown · (act(Wgate · h) · (Wup · h)), h = norm(stream), with what the family has of it
     fn feed_forward(&mut self, pass: Pass<'_, D>, index: usize) -> Result<()> {
         let Pass { base, n, .. } = pass;
         let (config, device) = (&base.config, &self.device);
-        let (c, f) = (config.hidden, config.intermediate);
+        let (c, f) = (config.hidden, config.mlp_width(index));
         base.norm(Some(index), Role::FfnNorm, self.stream.first(n * c), self.normed.first_mut(n * c))?;
         let input = self.normed.first(n * c);
+        if let Some(experts) = self.experts.as_mut().filter(|_| config.is_routed(index)) {
+            base.run_experts(index, n, input, 0, experts)?;
+        }
         pass.project(index, Group::GateUp, input, &mut self.projected)?;
         let u = self.projected.all();
         pass.linear(index, Role::Up, input, u, Write::Set, self.up.first_mut(n * f))?;
@@ -234,7 +290,11 @@ impl<D: Device> Workspace<D> {
         let input = self.gated.first(n * f);
         let branch =
             Branch { normed: &mut self.normed, joined: self.branch.as_mut(), stream: &mut self.stream };
-        branch.join(pass, index, (Role::Down, Role::PostFfnNorm), input, self.projected.all())
+        branch.join(pass, index, (Role::Down, Role::PostFfnNorm), input, self.projected.all())?;
+        match self.experts.as_ref().filter(|_| config.is_routed(index)) {
+            Some(experts) => base.join_experts(n, 0, experts, self.stream.first_mut(n * c)),
+            None => Ok(()),
+        }
     }
 
     /// Logits (|rows|, V) of some rows of the pass before.
@@ -293,6 +353,22 @@ impl<D: Device> Workspace<D> {
     }
 }
 
+/// Room for the routed experts of all rows.
+fn expert_room<D: Device>(
+    device: &D,
+    config: &ModelConfig,
+    sizes: &Sizes,
+) -> Result<Option<ExpertRoom<D::Buffer, D::Indices>>> {
+    if config.experts.is_none() {
+        return Ok(None);
+    }
+    let lens = ExpertLens::new(config, sizes.rows, sizes.rows);
+    let floats = lens.floats.into_iter().map(|len| device.alloc("decoding workspace", len));
+    let indices = lens.indices.into_iter().map(|len| device.alloc_indices("decoding indices", len));
+    let (floats, indices) = (floats.collect::<Result<Vec<_>>>()?, indices.collect::<Result<Vec<_>>>()?);
+    Ok(Some(ExpertRoom::new(config, sizes.rows, sizes.rows, floats, indices)))
+}
+
 /// What the layers of one pass have in common: base, adapter, and `n` rows.
 pub(super) struct Pass<'a, D: Device> {
     pub base: &'a Base<D>,
@@ -323,7 +399,7 @@ impl<D: Device> Clone for Pass<'_, D> {
 
 impl<D: Device> Copy for Pass<'_, D> {}
 
-impl<D: Device> Pass<'_, D> {
+impl<'a, D: Device> Pass<'a, D> {
     /// u = x·Aᵀ of a group
     pub fn project(
         self,
@@ -335,6 +411,17 @@ impl<D: Device> Pass<'_, D> {
         let Some(adapter) = self.adapted.adapter else { return Ok(()) };
         let width = adapter.width(index, group);
         adapter.project(index, group, self.n, x, u.first_mut(self.n * width))
+    }
+
+    /// A matrix of a layer that is not run as it stands.
+    pub fn weights(self, index: usize, role: Role) -> &'a D::Weights {
+        let matrix = self.base.layers[index].matrix(role);
+        matrix.expect("loading refuses a base that lacks a tensor of its family")
+    }
+
+    /// The adapter's factors of some rows of a layer.
+    pub fn factors(self, index: usize, projection: &Projection) -> Option<Factors<'a, D::Buffer>> {
+        self.adapted.adapter?.factors(index, projection)
     }
 
     pub fn linear(

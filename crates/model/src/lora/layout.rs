@@ -12,7 +12,7 @@ use crate::family::Role;
 /// Linear layers that share their input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// q, k, v: read the attention norm's output.
+    /// q, k, v, or q and what a latent is made by: read the attention norm's output.
     Qkv,
     /// o: reads the attention's output.
     O,
@@ -22,11 +22,13 @@ pub enum Group {
     Down,
     /// in: reads the norm before a state-space mixer.
     SsmIn,
+    /// Keys and values from a latent: reads its norm's output.
+    KvB,
 }
 
 impl Group {
     /// All groups in the order of the forward pass.
-    pub const ALL: [Group; 5] = [Group::Qkv, Group::O, Group::GateUp, Group::Down, Group::SsmIn];
+    pub const ALL: [Group; 6] = [Group::Qkv, Group::O, Group::GateUp, Group::Down, Group::SsmIn, Group::KvB];
 
     /// The group of a linear layer.
     ///
@@ -34,11 +36,12 @@ impl Group {
     /// When the role is no linear layer.
     pub fn of(role: Role) -> Group {
         match role {
-            Role::Q | Role::K | Role::V | Role::Qkv => Group::Qkv,
+            Role::Q | Role::K | Role::V | Role::Qkv | Role::KvA => Group::Qkv,
             Role::O => Group::O,
             Role::Gate | Role::Up | Role::GateUp => Group::GateUp,
             Role::Down => Group::Down,
             Role::SsmIn => Group::SsmIn,
+            Role::KvB => Group::KvB,
             other => panic!("{other:?} is no linear layer"),
         }
     }
@@ -46,11 +49,12 @@ impl Group {
     /// The linear layers that the group has in one family or another.
     pub fn roles(self) -> &'static [Role] {
         match self {
-            Group::Qkv => &[Role::Q, Role::K, Role::V, Role::Qkv],
+            Group::Qkv => &[Role::Q, Role::K, Role::V, Role::Qkv, Role::KvA],
             Group::O => &[Role::O],
             Group::GateUp => &[Role::Gate, Role::Up, Role::GateUp],
             Group::Down => &[Role::Down],
             Group::SsmIn => &[Role::SsmIn],
+            Group::KvB => &[Role::KvB],
         }
     }
 }
@@ -204,7 +208,7 @@ impl Layout {
             let input = if groups.members.is_empty() { 0 } else { groups.cols };
             let copy = [(options.dropout > 0.0, input), (options.dora, outputs)];
             let copy = copy.into_iter().filter(|(is_made, _)| *is_made).map(|(_, width)| width);
-            let is_attention = [Group::Qkv, Group::O, Group::SsmIn].contains(&Group::ALL[index]);
+            let is_attention = [Group::Qkv, Group::O, Group::SsmIn, Group::KvB].contains(&Group::ALL[index]);
             let to = if is_attention { &mut widths.attention_copy } else { &mut widths.mlp_copy };
             *to = copy.fold(*to, usize::max);
         }
@@ -212,13 +216,13 @@ impl Layout {
     }
 
     fn place(&mut self, config: &ModelConfig, options: &LoraOptions, layer: usize, group: Group) -> Stack {
-        let cols = config.shape(group.roles()[0]).1;
+        let cols = config.shape(group.roles()[0], Some(layer)).1;
         let adapted = group.roles().iter().filter(|role| config.family.has(**role));
         let adapted = adapted.filter_map(|&role| Some((role, options.shape(layer, role)?)));
         let start = self.len;
         let (mut members, mut width) = (Vec::new(), 0);
         for (role, (rank, scale)) in adapted {
-            let (rows, columns) = (config.shape(role).0, width..width + rank);
+            let (rows, columns) = (config.shape(role, Some(layer)).0, width..width + rank);
             let a = start + columns.start * cols..start + columns.end * cols;
             let outputs = self.n_outputs..self.n_outputs + rows;
             (width, self.n_outputs) = (columns.end, outputs.end);

@@ -12,10 +12,30 @@
 use super::{Adapter, Gradients, Group};
 use crate::Result;
 use crate::config::Projection;
-use crate::device::{Buffer, Device, Operand, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Matrix, MatrixMut, Operand, View, ViewMut, Write};
 use Operand::{Plain, Transposed};
 
+/// The factors of some rows of a linear layer.
+pub(crate) struct Factors<'a, B> {
+    /// A (R, C_in)
+    pub a: Matrix<'a, B>,
+    /// B[rows] (|rows|, R)
+    pub b: Matrix<'a, B>,
+    /// s
+    pub scale: f32,
+}
+
 impl<D: Device> Adapter<D> {
+    /// The factors themselves, for a layer that is not run from its input to its output; `None` when it is not adapted.
+    pub(crate) fn factors(&self, layer: usize, projection: &Projection) -> Option<Factors<'_, D::Buffer>> {
+        let stack = self.layout.stack(layer, Group::of(projection.stored));
+        let member = stack.member(projection.stored)?;
+        let (rank, scale) = (member.rank, member.scale);
+        let a = self.weights.part(member.a.clone()).matrix(rank, stack.cols);
+        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(projection.rows.len(), rank);
+        Some(Factors { a, b, scale })
+    }
+
     /// Width of the group's x·Aᵀ; 0 when nothing in the group is adapted.
     pub fn width(&self, layer: usize, group: Group) -> usize {
         self.layout.stack(layer, group).width
@@ -54,14 +74,13 @@ impl<D: Device> Adapter<D> {
         projection: &Projection,
         n: usize,
         u: View<'_, D::Buffer>,
-        y: ViewMut<'_, D::Buffer>,
+        y: MatrixMut<'_, D::Buffer>,
     ) -> Result<()> {
         let stack = self.layout.stack(layer, Group::of(projection.stored));
         let Some(member) = stack.member(projection.stored) else { return Ok(()) };
         let n_rows = projection.rows.len();
         let b = self.weights.part(member.b_rows(&projection.rows)).matrix(n_rows, member.rank);
         let u = u.matrix(n, stack.width).columns(member.columns.clone());
-        let y = y.matrix(n, n_rows);
         self.device.matmul(member.scale, u, Plain, b, Transposed, Write::Add, y)
     }
 
@@ -97,7 +116,7 @@ impl<D: Device> Adapter<D> {
         projection: &Projection,
         n: usize,
         u: View<'_, D::Buffer>,
-        d_y: View<'_, D::Buffer>,
+        d_y: Matrix<'_, D::Buffer>,
         d_u: ViewMut<'_, D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
@@ -109,7 +128,6 @@ impl<D: Device> Adapter<D> {
         let d_b = gradients.flat.part_mut(b_rows).matrix(n_rows, rank);
         let u = u.matrix(n, stack.width).columns(member.columns.clone());
         let d_u = d_u.matrix(n, stack.width).columns(member.columns.clone());
-        let d_y = d_y.matrix(n, n_rows);
         let write = if projection.rows.start == 0 { Write::Set } else { Write::Add };
         self.device.matmul(scale, d_y, Transposed, u, Plain, Write::Add, d_b)?;
         self.device.matmul(scale, d_y, Plain, b, Plain, write, d_u)

@@ -17,6 +17,7 @@ mod update;
 
 pub use dropout::Dropout;
 pub use layout::{Group, Layout, Member, Stack, Widths};
+pub(crate) use linear::Factors;
 pub use row_norms::{RowNorms, row_norms_bytes};
 pub use update::Update;
 
@@ -156,6 +157,11 @@ impl<D: Device> Adapter<D> {
     pub fn zeros(device: &D, config: &ModelConfig, options: &LoraOptions) -> Result<Self> {
         options.check()?;
         let layout = Layout::new(config, options);
+        if options.dora && layout.members().any(|(_, _, member)| member.role == Role::KvB) {
+            // The rows that DoRA measures are columns of one of the two matrices that it is held as.
+            let expected = "no `kv_b_proj` among the targets";
+            return Err(invalid("DoRA", "with keys and values from a latent", expected));
+        }
         if options.elastic {
             layout.members().try_for_each(|(_, cols, member)| elastic::check(member, cols))?;
         }

@@ -80,6 +80,6 @@ impl<D: Device> Adapter<D> {
 }
 
 fn module_names(config: &ModelConfig) -> HashMap<(usize, Role), String> {
-    let specs = family::tensors(config).into_iter();
-    specs.filter_map(|spec| Some(((spec.layer?, spec.role), spec.module().to_owned()))).collect()
+    let linears = family::linears(config).into_iter();
+    linears.map(|linear| ((linear.layer, linear.role), linear.module)).collect()
 }

@@ -4,7 +4,7 @@
 //! family has them
 
 use super::pass::{LinearBackward, Pass, rows, rows_mut};
-use super::workspace::{Activations, Deltas};
+use super::workspace::{Deltas, Kept};
 use crate::Result;
 use crate::device::{Buffer, Device, Rotation, View, ViewMut, Write};
 use crate::family::Role;
@@ -12,38 +12,27 @@ use crate::lora::{Gradients, Group};
 
 impl<D: Device> Pass<'_, D> {
     /// Everything of the attention half of a layer, kept in `to`.
-    pub fn attention_forward(
-        &self,
-        index: usize,
-        x: View<'_, D::Buffer>,
-        to: &mut Activations<D::Buffer>,
-    ) -> Result<()> {
+    pub fn attention_forward(&self, index: usize, x: View<'_, D::Buffer>, to: &mut Kept<D>) -> Result<()> {
         let (device, config, n) = (self.device(), self.config(), self.n);
         let (c, q_width, kv_width) = (config.hidden, self.q_width(), self.kv_width());
+        let (v_width, attn_width) = (self.value_width(), self.attended_width());
         to.holds_attention = None;
         self.base.norm(Some(index), Role::AttnNorm, x, rows_mut(&mut to.attn_in, c, 0, n))?;
         let h = rows(&to.attn_in, c, 0, n);
         let u_width = self.u_width(index, Group::Qkv);
         self.project(index, Group::Qkv, self.all_rows(), h, rows_mut(&mut to.u_qkv, u_width, 0, n))?;
-        let u = rows(&to.u_qkv, u_width, 0, n);
+        if config.latent.is_some() {
+            self.latent_forward(index, to)?;
+        } else {
+            self.heads_forward(index, to)?;
+        }
 
-        let (q, raw) =
-            (rows_mut(&mut to.q, q_width, 0, n), to.q_raw.as_mut().map(|b| rows_mut(b, q_width, 0, n)));
-        self.project_heads(index, (Role::Q, Role::QNorm), h, u, raw, q)?;
-        let (k, raw) =
-            (rows_mut(&mut to.k, kv_width, 0, n), to.k_raw.as_mut().map(|b| rows_mut(b, kv_width, 0, n)));
-        self.project_heads(index, (Role::K, Role::KNorm), h, u, raw, k)?;
-        self.linear(index, Role::V, n, h, u, Write::Set, rows_mut(&mut to.v, kv_width, 0, n))?;
-        self.rotate(index, rows_mut(&mut to.q, q_width, 0, n), config.n_heads, Rotation::Forward)?;
-        self.rotate(index, rows_mut(&mut to.k, kv_width, 0, n), config.n_kv_heads, Rotation::Forward)?;
-
-        let (q, k, v) =
-            (rows(&to.q, q_width, 0, n), rows(&to.k, kv_width, 0, n), rows(&to.v, kv_width, 0, n));
+        let (q, k, v) = (rows(&to.q, q_width, 0, n), rows(&to.k, kv_width, 0, n), rows(&to.v, v_width, 0, n));
         let (attn, lse) =
-            (rows_mut(&mut to.attn, q_width, 0, n), rows_mut(&mut to.lse, config.n_heads, 0, n));
+            (rows_mut(&mut to.attn, attn_width, 0, n), rows_mut(&mut to.lse, config.n_heads, 0, n));
         device.attention(config.heads(index), self.segments, q, k, v, attn, lse)?;
 
-        let attn = rows(&to.attn, q_width, 0, n);
+        let attn = rows(&to.attn, attn_width, 0, n);
         let u_width = self.u_width(index, Group::O);
         self.project(index, Group::O, self.all_rows(), attn, rows_mut(&mut to.u_o, u_width, 0, n))?;
         let u = rows(&to.u_o, u_width, 0, n);
@@ -58,6 +47,23 @@ impl<D: Device> Pass<'_, D> {
         }
         to.holds_attention = Some(index);
         Ok(())
+    }
+
+    /// Rotated queries and keys, and values, each projected from what the layer's norm gave.
+    fn heads_forward(&self, index: usize, to: &mut Kept<D>) -> Result<()> {
+        let (config, n) = (self.config(), self.n);
+        let (c, q_width, kv_width) = (config.hidden, self.q_width(), self.kv_width());
+        let (h, u_width) = (rows(&to.attn_in, c, 0, n), self.u_width(index, Group::Qkv));
+        let u = rows(&to.u_qkv, u_width, 0, n);
+        let (q, raw) =
+            (rows_mut(&mut to.q, q_width, 0, n), to.q_raw.as_mut().map(|b| rows_mut(b, q_width, 0, n)));
+        self.project_heads(index, (Role::Q, Role::QNorm), h, u, raw, q)?;
+        let (k, raw) =
+            (rows_mut(&mut to.k, kv_width, 0, n), to.k_raw.as_mut().map(|b| rows_mut(b, kv_width, 0, n)));
+        self.project_heads(index, (Role::K, Role::KNorm), h, u, raw, k)?;
+        self.linear(index, Role::V, n, h, u, Write::Set, rows_mut(&mut to.v, kv_width, 0, n))?;
+        self.rotate(index, rows_mut(&mut to.q, q_width, 0, n), config.n_heads, Rotation::Forward)?;
+        self.rotate(index, rows_mut(&mut to.k, kv_width, 0, n), config.n_kv_heads, Rotation::Forward)
     }
 
     /// Queries or keys: projected, and normed head by head where the family does.
@@ -78,7 +84,7 @@ impl<D: Device> Pass<'_, D> {
         self.base.norm(Some(index), norm, raw.into_view(), out)
     }
 
-    fn rotate(
+    pub fn rotate(
         &self,
         index: usize,
         x: ViewMut<'_, D::Buffer>,
@@ -98,22 +104,23 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         x: View<'_, D::Buffer>,
-        from: &Activations<D::Buffer>,
+        from: &Kept<D>,
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let (device, config, n) = (self.device(), self.config(), self.n);
         let (c, q_width, kv_width) = (config.hidden, self.q_width(), self.kv_width());
+        let (v_width, attn_width) = (self.value_width(), self.attended_width());
         self.output_backward(index, from, deltas, gradients)?;
 
         let (q, k, v) =
-            (rows(&from.q, q_width, 0, n), rows(&from.k, kv_width, 0, n), rows(&from.v, kv_width, 0, n));
-        let (attn, lse) = (rows(&from.attn, q_width, 0, n), rows(&from.lse, config.n_heads, 0, n));
-        let d_attn = rows(&deltas.attn, q_width, 0, n);
+            (rows(&from.q, q_width, 0, n), rows(&from.k, kv_width, 0, n), rows(&from.v, v_width, 0, n));
+        let (attn, lse) = (rows(&from.attn, attn_width, 0, n), rows(&from.lse, config.n_heads, 0, n));
+        let d_attn = rows(&deltas.attn, attn_width, 0, n);
         let (d_q, d_k, d_v) = (
             rows_mut(&mut deltas.q, q_width, 0, n),
             rows_mut(&mut deltas.k, kv_width, 0, n),
-            rows_mut(&mut deltas.v, kv_width, 0, n),
+            rows_mut(&mut deltas.v, v_width, 0, n),
         );
         device.attention_backward(
             config.heads(index),
@@ -128,20 +135,33 @@ impl<D: Device> Pass<'_, D> {
             d_k,
             d_v,
         )?;
-        self.rotate(index, rows_mut(&mut deltas.q, q_width, 0, n), config.n_heads, Rotation::Backward)?;
-        self.rotate(index, rows_mut(&mut deltas.k, kv_width, 0, n), config.n_kv_heads, Rotation::Backward)?;
-
-        // The attention's own gradient is used up: its buffer takes that of the queries before their norm.
-        let (raw, to) = (from.q_raw.as_ref(), Some(&mut deltas.attn));
-        let d_q = self.heads_backward((index, Role::QNorm), raw, &deltas.q, to, q_width)?;
-        let (raw, to) = (from.k_raw.as_ref(), deltas.k_raw.as_mut());
-        let d_k = self.heads_backward((index, Role::KNorm), raw, &deltas.k, to, kv_width)?;
-        let d_v = rows(&deltas.v, kv_width, 0, n);
-
+        if config.latent.is_some() {
+            self.latent_backward(index, from, deltas, gradients)?;
+        } else {
+            let (q, k) = (rows_mut(&mut deltas.q, q_width, 0, n), rows_mut(&mut deltas.k, kv_width, 0, n));
+            self.rotate(index, q, config.n_heads, Rotation::Backward)?;
+            self.rotate(index, k, config.n_kv_heads, Rotation::Backward)?;
+        }
         let wants_input = index > 0;
         let (h, u_width) = (rows(&from.attn_in, c, 0, n), self.u_width(index, Group::Qkv));
         let u = rows(&from.u_qkv, u_width, 0, n);
-        let sources = [(Role::Q, d_q, Write::Set), (Role::K, d_k, Write::Add), (Role::V, d_v, Write::Add)];
+        let sources = if let Some(inside) = &deltas.latent {
+            let [l, p] =
+                [Role::KvLatent, Role::KvRotated].map(|role| config.projection(index, role).rows.len());
+            [
+                (Role::Q, rows(&deltas.q, q_width, 0, n), Write::Set),
+                (Role::KvLatent, rows(&inside.compressed, l, 0, n), Write::Add),
+                (Role::KvRotated, rows(&inside.rotated, p, 0, n), Write::Add),
+            ]
+        } else {
+            // The attention's own gradient is used up: its buffer takes that of the queries before their norm.
+            let (raw, to) = (from.q_raw.as_ref(), Some(&mut deltas.attn));
+            let d_q = self.heads_backward((index, Role::QNorm), raw, &deltas.q, to, q_width)?;
+            let (raw, to) = (from.k_raw.as_ref(), deltas.k_raw.as_mut());
+            let d_k = self.heads_backward((index, Role::KNorm), raw, &deltas.k, to, kv_width)?;
+            let d_v = rows(&deltas.v, v_width, 0, n);
+            [(Role::Q, d_q, Write::Set), (Role::K, d_k, Write::Add), (Role::V, d_v, Write::Add)]
+        };
         for (role, d_y, write) in sources {
             let linear = LinearBackward { x: h, u, d_y, d_u: rows_mut(&mut deltas.u, u_width, 0, n) };
             let d_h = wants_input.then(|| (write, rows_mut(&mut deltas.normed, c, 0, n)));
@@ -168,11 +188,11 @@ impl<D: Device> Pass<'_, D> {
     fn output_backward(
         &self,
         index: usize,
-        from: &Activations<D::Buffer>,
+        from: &Kept<D>,
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let (n, c, q_width) = (self.n, self.config().hidden, self.q_width());
+        let (n, c, attn_width) = (self.n, self.config().hidden, self.attended_width());
         let u_width = self.u_width(index, Group::O);
         let mut d_out = rows(&deltas.stream, c, 0, n);
         if let Some(out) = &from.attn_out {
@@ -188,15 +208,15 @@ impl<D: Device> Pass<'_, D> {
             d_out = rows(&deltas.normed, c, 0, n);
         }
         let linear = LinearBackward {
-            x: rows(&from.attn, q_width, 0, n),
+            x: rows(&from.attn, attn_width, 0, n),
             u: rows(&from.u_o, u_width, 0, n),
             d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, n),
         };
-        let d_attn = Some((Write::Set, rows_mut(&mut deltas.attn, q_width, 0, n)));
+        let d_attn = Some((Write::Set, rows_mut(&mut deltas.attn, attn_width, 0, n)));
         self.linear_backward(index, Role::O, n, linear, d_attn, gradients)?;
-        let (x, d_u) = (rows(&from.attn, q_width, 0, n), rows(&deltas.u, u_width, 0, n));
-        let d_attn = Some(rows_mut(&mut deltas.attn, q_width, 0, n));
+        let (x, d_u) = (rows(&from.attn, attn_width, 0, n), rows(&deltas.u, u_width, 0, n));
+        let d_attn = Some(rows_mut(&mut deltas.attn, attn_width, 0, n));
         self.project_backward(index, Group::O, self.all_rows(), x, d_u, d_attn, gradients)
     }
 

@@ -3,7 +3,7 @@
 //! out = x + Wout · norm(silu(z) · scan(conv(xBC), dt)), (z, xBC, dt) = Win · norm(x)
 
 use super::pass::{LinearBackward, Pass, rows, rows_mut};
-use super::workspace::{Activations, Deltas, MixerRoom};
+use super::workspace::{Deltas, Kept, MixerRoom};
 use crate::Result;
 use crate::base::Mixed;
 use crate::device::{Activation, Buffer, Device, View, ViewMut, Write};
@@ -16,7 +16,7 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         x: View<'_, D::Buffer>,
-        to: &mut Activations<D::Buffer>,
+        to: &mut Kept<D>,
         room: &mut MixerRoom<D::Buffer>,
     ) -> Result<()> {
         let (n, c, mixer) = (self.n, self.config().hidden, self.base.mixer());
@@ -53,7 +53,7 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         x: View<'_, D::Buffer>,
-        from: &Activations<D::Buffer>,
+        from: &Kept<D>,
         room: &mut MixerRoom<D::Buffer>,
         mut out: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
@@ -76,7 +76,7 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         x: View<'_, D::Buffer>,
-        from: &Activations<D::Buffer>,
+        from: &Kept<D>,
         deltas: &mut Deltas<D::Buffer>,
         room: &mut MixerRoom<D::Buffer>,
         gradients: &mut Gradients<D>,
@@ -115,7 +115,7 @@ impl<D: Device> Pass<'_, D> {
     fn mixed_backward(
         &self,
         index: usize,
-        from: &Activations<D::Buffer>,
+        from: &Kept<D>,
         deltas: &mut Deltas<D::Buffer>,
         room: &mut MixerRoom<D::Buffer>,
     ) -> Result<()> {
@@ -123,7 +123,7 @@ impl<D: Device> Pass<'_, D> {
         let (c, inner, mixed, h) = (self.config().hidden, mixer.inner(), mixer.mixed(), mixer.n_heads);
         let kept = from.mixer.as_ref().expect("a step over mixers has room for them");
         let inside = deltas.mixer.as_mut().expect("a step over mixers has room for them");
-        let (weights, all) = self.base.layers[index].linear(self.config(), Role::SsmOut);
+        let (weights, all) = self.base.layers[index].linear(self.config(), index, Role::SsmOut);
         let d_normed = rows_mut(&mut inside.inner, inner, 0, n);
         device.linear_backward(rows(&deltas.stream, c, 0, n), weights, all, Write::Set, d_normed)?;
         let d_normed = rows(&inside.inner, inner, 0, n);

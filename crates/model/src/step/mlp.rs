@@ -6,8 +6,9 @@
 use std::ops::Range;
 
 use super::pass::{LinearBackward, Pass, Rows, rows, rows_mut};
-use super::workspace::{Activations, Deltas, MlpActivations};
+use super::workspace::{Activations, Deltas, Kept, MlpActivations};
 use crate::Result;
+use crate::base::ExpertDeltas;
 use crate::device::{Buffer, Device, View, Write};
 use crate::family::Role;
 use crate::lora::{Gradients, Group};
@@ -23,40 +24,47 @@ fn tile_rows(tile: &Range<usize>) -> Rows {
 
 impl<D: Device> Pass<'_, D> {
     /// The stream after a layer, from the stream after its attention.
-    pub fn mlp_forward(
-        &self,
-        index: usize,
-        activations: &mut Activations<D::Buffer>,
-        out: &mut D::Buffer,
-    ) -> Result<()> {
-        let (c, f, n) = (self.config().hidden, self.config().intermediate, self.n);
+    pub fn mlp_forward(&self, index: usize, activations: &mut Kept<D>, out: &mut D::Buffer) -> Result<()> {
+        let (c, f, n) = (self.config().hidden, self.config().mlp_width(index), self.n);
         let Activations { mid, mlp, holds_mlp, .. } = activations;
         *holds_mlp = None;
-        for tile in tiles(n, mlp.tile_tokens) {
-            let m = tile.len();
+        let holds_all = n <= mlp.tile_tokens;
+        for tile in tiles(n, self.tile_tokens(index, mlp)) {
+            let (m, at) = (tile.len(), if holds_all { tile.start } else { 0 });
             let mid = rows(mid, c, tile.start, m);
-            self.inner_forward(index, tile_rows(&tile), mid, mlp, 0)?;
+            self.inner_forward(index, tile_rows(&tile), mid, mlp, at)?;
             let mut out = rows_mut(out, c, tile.start, m);
             if let Some(raw) = &mlp.out {
-                self.base.norm(Some(index), Role::PostFfnNorm, rows(raw, c, 0, m), out.reborrow())?;
-                self.device().add(mid, out)?;
+                self.base.norm(Some(index), Role::PostFfnNorm, rows(raw, c, at, m), out.reborrow())?;
+                self.device().add(mid, out.reborrow())?;
             } else {
                 self.device().copy(mid, out.reborrow())?;
-                let (act, u) = (rows(&mlp.act, f, 0, m), self.u_down(index, mlp, 0, m));
-                self.linear(index, Role::Down, m, act, u, Write::Add, out)?;
+                let (act, u) = (rows(&mlp.act, f, at, m), self.u_down(index, mlp, at, m));
+                self.linear(index, Role::Down, m, act, u, Write::Add, out.reborrow())?;
+            }
+            if let Some(experts) = mlp.experts.as_ref().filter(|_| self.config().is_routed(index)) {
+                self.base.join_experts(m, at, experts, out)?;
             }
         }
-        if n <= mlp.tile_tokens {
+        if holds_all {
             *holds_mlp = Some(index);
         }
         Ok(())
+    }
+
+    /// Tokens of a tile: all that are kept, or those that routed experts share out at once.
+    fn tile_tokens(&self, index: usize, mlp: &MlpActivations<D::Buffer, D::Indices>) -> usize {
+        match mlp.experts.as_ref().filter(|_| self.config().is_routed(index)) {
+            Some(experts) => experts.tile_tokens,
+            None => mlp.tile_tokens,
+        }
     }
 
     /// x·Aᵀ of Wdown for `m` rows from row `at`.
     fn u_down<'b>(
         &self,
         index: usize,
-        mlp: &'b MlpActivations<D::Buffer>,
+        mlp: &'b MlpActivations<D::Buffer, D::Indices>,
         at: usize,
         m: usize,
     ) -> View<'b, D::Buffer> {
@@ -69,11 +77,11 @@ impl<D: Device> Pass<'_, D> {
         index: usize,
         tile: Rows,
         mid: View<'_, D::Buffer>,
-        to: &mut MlpActivations<D::Buffer>,
+        to: &mut MlpActivations<D::Buffer, D::Indices>,
         at: usize,
     ) -> Result<()> {
         let (device, config) = (self.device(), self.config());
-        let (c, f, m) = (config.hidden, config.intermediate, tile.n);
+        let (c, f, m) = (config.hidden, config.mlp_width(index), tile.n);
         self.base.norm(Some(index), Role::FfnNorm, mid, rows_mut(&mut to.mlp_in, c, at, m))?;
         let h = rows(&to.mlp_in, c, at, m);
         let u_width = self.u_width(index, Group::GateUp);
@@ -89,6 +97,9 @@ impl<D: Device> Pass<'_, D> {
         }
         let (act, u_width) = (rows(&to.act, f, at, m), self.u_width(index, Group::Down));
         self.project(index, Group::Down, tile, act, rows_mut(&mut to.u_down, u_width, at, m))?;
+        if let Some(experts) = to.experts.as_mut().filter(|_| config.is_routed(index)) {
+            self.base.run_experts(index, m, rows(&to.mlp_in, c, at, m), at, experts)?;
+        }
         if let Some(out) = &mut to.out {
             let u = rows(&to.u_down, u_width, at, m);
             self.linear(index, Role::Down, m, act, u, Write::Set, rows_mut(out, c, at, m))?;
@@ -102,14 +113,14 @@ impl<D: Device> Pass<'_, D> {
     pub fn mlp_backward(
         &self,
         index: usize,
-        activations: &mut Activations<D::Buffer>,
+        activations: &mut Kept<D>,
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let c = self.config().hidden;
         let Activations { mid, mlp, holds_mlp, .. } = activations;
         let is_held = holds_mlp.take() == Some(index);
-        let tile_tokens = deltas.up.len() / self.config().intermediate;
+        let tile_tokens = deltas.up.len() / self.config().widest_mlp();
         for tile in tiles(self.n, tile_tokens) {
             let mid = rows(mid, c, tile.start, tile.len());
             let at = if is_held { tile.start } else { 0 };
@@ -127,12 +138,12 @@ impl<D: Device> Pass<'_, D> {
         index: usize,
         tile: Range<usize>,
         mid: View<'_, D::Buffer>,
-        (from, at): (&MlpActivations<D::Buffer>, usize),
+        (from, at): (&mut MlpActivations<D::Buffer, D::Indices>, usize),
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let (device, config) = (self.device(), self.config());
-        let (c, f, m) = (config.hidden, config.intermediate, tile.len());
+        let (c, f, m) = (config.hidden, config.mlp_width(index), tile.len());
         self.down_backward(index, &tile, (from, at), deltas, gradients)?;
 
         let (up, d_act) = (rows(&from.up, f, at, m), rows(&deltas.act, f, 0, m));
@@ -160,6 +171,15 @@ impl<D: Device> Pass<'_, D> {
         let d_u = rows(&deltas.u, u_width, 0, m);
         let d_h = Some(rows_mut(&mut deltas.normed, c, 0, m));
         self.project_backward(index, Group::GateUp, tile_rows(&tile), h, d_u, d_h, gradients)?;
+        if let (Some(experts), Some(gate)) = (from.experts.as_mut(), deltas.gate.as_mut())
+            && config.is_routed(index)
+        {
+            // The MLP's own gradients are used up: their buffers take those of one expert after the other.
+            let inside = ExpertDeltas { act: &mut deltas.act, gate, up: &mut deltas.up };
+            let (d_out, d_h) =
+                (rows(&deltas.stream, c, tile.start, m), rows_mut(&mut deltas.normed, c, 0, m));
+            self.base.experts_backward(index, (m, at), experts, inside, d_out, d_h)?;
+        }
         let (d_h, d_mid) = (rows(&deltas.normed, c, 0, m), rows_mut(&mut deltas.stream, c, tile.start, m));
         self.base.norm_backward(Some(index), Role::FfnNorm, mid, d_h, Write::Add, d_mid)
     }
@@ -169,11 +189,11 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         tile: &Range<usize>,
-        (from, at): (&MlpActivations<D::Buffer>, usize),
+        (from, at): (&MlpActivations<D::Buffer, D::Indices>, usize),
         deltas: &mut Deltas<D::Buffer>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let (c, f, m) = (self.config().hidden, self.config().intermediate, tile.len());
+        let (c, f, m) = (self.config().hidden, self.config().mlp_width(index), tile.len());
         let u_width = self.u_width(index, Group::Down);
         let mut d_out = rows(&deltas.stream, c, tile.start, m);
         if let Some(out) = &from.out {

@@ -7,6 +7,7 @@
 
 mod attention;
 mod batch;
+mod latent;
 mod mixer;
 mod mlp;
 mod pass;

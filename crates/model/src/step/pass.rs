@@ -68,6 +68,14 @@ impl<'a, D: Device> Pass<'a, D> {
         self.config().kv_width()
     }
 
+    pub fn value_width(&self) -> usize {
+        self.config().value_width()
+    }
+
+    pub fn attended_width(&self) -> usize {
+        self.config().attended_width()
+    }
+
     /// Width of a group's x·Aᵀ, 0 without an adapter.
     pub fn u_width(&self, index: usize, group: Group) -> usize {
         self.adapter.map_or(0, |adapter| adapter.width(index, group))
@@ -136,7 +144,7 @@ impl<'a, D: Device> Pass<'a, D> {
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let LinearBackward { x, u, d_y, d_u } = linear;
-        let projection = self.config().projection(role);
+        let projection = self.config().projection(index, role);
         let mut copy = self.copy.borrow_mut();
         let mut d_y = d_y;
         if let (Some(adapter), Some(norms)) = (self.adapter, self.norms)
@@ -144,9 +152,10 @@ impl<'a, D: Device> Pass<'a, D> {
             && let Some(inverse) = norms.inverse(adapter, index, &projection)
         {
             let (device, len) = (self.device(), d_y.len());
-            let (weights, rows) = self.base.layers[index].linear(self.config(), role);
+            let (weights, rows) = self.base.layers[index].linear(self.config(), index, role);
             device.linear(x, weights, rows, Write::Set, copy.first_mut(len))?;
-            adapter.add_update(index, &projection, n, u, copy.first_mut(len))?;
+            let sum = copy.first_mut(len).matrix(n, projection.rows.len());
+            adapter.add_update(index, &projection, n, u, sum)?;
             device.scale_columns(inverse, copy.first_mut(len))?;
             adapter.magnitude_backward(index, &projection, d_y, copy.first(len), gradients)?;
             device.copy(d_y, copy.first_mut(len))?;
@@ -154,11 +163,14 @@ impl<'a, D: Device> Pass<'a, D> {
             d_y = copy.first(len);
         }
         if let Some((write, d_x)) = d_x {
-            let (weights, rows) = self.base.layers[index].linear(self.config(), role);
+            let (weights, rows) = self.base.layers[index].linear(self.config(), index, role);
             self.device().linear_backward(d_y, weights, rows, write, d_x)?;
         }
         match self.adapter {
-            Some(adapter) => adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients),
+            Some(adapter) => {
+                let d_y = d_y.matrix(n, projection.rows.len());
+                adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients)
+            }
             None => Ok(()),
         }
     }
@@ -201,7 +213,7 @@ pub(super) fn rows_mut<B: Buffer>(buffer: &mut B, cols: usize, first: usize, n: 
     buffer.part_mut(first * cols..(first + n) * cols)
 }
 
-impl<B> Activations<B> {
+impl<B, I> Activations<B, I> {
     /// Forgets what it holds.
     pub(super) fn forget(&mut self) {
         (self.holds_attention, self.holds_mlp) = (None, None);

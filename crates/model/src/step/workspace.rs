@@ -3,12 +3,14 @@
 use super::plan::StepPlan;
 use super::streams::Streams;
 use crate::Result;
+use crate::base::{ExpertLens, ExpertRoom};
 use crate::config::ModelConfig;
+use crate::device::Device;
 use crate::family::Role;
 use crate::lora::{Group, Layout, LoraOptions, Widths};
 
 /// What a layer's forward leaves for its backward. T rows of the batch, M of them in the MLP's part.
-pub(super) struct Activations<B> {
+pub(super) struct Activations<B, I> {
     /// Output of the norm before attention (T, C).
     pub attn_in: B,
     /// Projected queries before their norm (T, H·D), in families that have one.
@@ -19,9 +21,9 @@ pub(super) struct Activations<B> {
     pub q: B,
     /// Rotated keys (T, K·D).
     pub k: B,
-    /// Values (T, K·D).
+    /// Values (T, K·E).
     pub v: B,
-    /// Output of the attention (T, H·D).
+    /// Output of the attention (T, H·E).
     pub attn: B,
     /// Log-sum-exp of its scores (T, H).
     pub lse: B,
@@ -33,14 +35,41 @@ pub(super) struct Activations<B> {
     pub u_qkv: B,
     /// x·Aᵀ of o (T, R).
     pub u_o: B,
+    /// Of latent attention, whose x·Aᵀ of q is that of what makes the latent too.
+    pub latent: Option<LatentActivations<B>>,
     /// Of the MLP.
-    pub mlp: MlpActivations<B>,
+    pub mlp: MlpActivations<B, I>,
     /// Of a layer that is a mixer; what attention and MLP have is empty then, but for `attn_in`.
     pub mixer: Option<MixerActivations<B>>,
     /// The layer whose attention, or mixer, these are of.
     pub holds_attention: Option<usize>,
     /// The layer whose MLP these are of; a layer that took more than one tile leaves none.
     pub holds_mlp: Option<usize>,
+}
+
+/// What a layer of a device's model leaves for its backward.
+pub(super) type Kept<D> = Activations<<D as Device>::Buffer, <D as Device>::Indices>;
+
+/// What latent attention leaves for its backward. Letters as in [`crate::config::Latent`].
+pub(super) struct LatentActivations<B> {
+    /// The latent before its norm (T, L).
+    pub compressed: B,
+    /// (T, L)
+    pub latent: B,
+    /// The rotated part of the keys that all heads share (T, P).
+    pub rotated: B,
+    /// x·Aᵀ of keys and values (T, R).
+    pub u: B,
+}
+
+/// Gradients of latent attention's activations.
+pub(super) struct LatentDeltas<B> {
+    /// (T, L)
+    pub latent: B,
+    /// (T, L)
+    pub compressed: B,
+    /// (T, P)
+    pub rotated: B,
 }
 
 /// What a mixer's forward leaves for its backward. Letters as in [`crate::device::StateSpace`].
@@ -88,7 +117,7 @@ pub(super) struct MixerDeltas<B> {
 }
 
 /// What the MLP's forward leaves for its backward, for one tile of M tokens.
-pub(super) struct MlpActivations<B> {
+pub(super) struct MlpActivations<B, I> {
     /// Output of the norm before the MLP (M, C).
     pub mlp_in: B,
     /// (M, F), where the MLP has a gate.
@@ -103,6 +132,8 @@ pub(super) struct MlpActivations<B> {
     pub u_gate_up: B,
     /// x·Aᵀ of down (M, R).
     pub u_down: B,
+    /// Of routed experts.
+    pub experts: Option<ExpertRoom<B, I>>,
     /// M
     pub tile_tokens: usize,
 }
@@ -113,13 +144,13 @@ pub(super) struct Deltas<B> {
     pub stream: B,
     /// Of a norm's output (T, C), and of what goes into a norm before it joins the stream.
     pub normed: B,
-    /// Of the attention's output, then of the queries before their norm (T, H·D).
+    /// Of the attention's output (T, H·E), then of the queries before their norm (T, H·D).
     pub attn: B,
     /// (T, H·D)
     pub q: B,
     /// (T, K·D)
     pub k: B,
-    /// (T, K·D)
+    /// (T, K·E)
     pub v: B,
     /// Of the keys before their norm (T, K·D).
     pub k_raw: Option<B>,
@@ -131,6 +162,8 @@ pub(super) struct Deltas<B> {
     pub gate: Option<B>,
     /// (M, F)
     pub up: B,
+    /// Of latent attention.
+    pub latent: Option<LatentDeltas<B>>,
     /// Of a layer that is a mixer.
     pub mixer: Option<MixerDeltas<B>>,
 }
@@ -165,11 +198,12 @@ pub(crate) struct LossTiles<B, I> {
 pub(super) struct Workspace<B, I> {
     pub streams: Streams<B, I>,
     /// Of the kept layers, then, unless all are kept, one that the others share.
-    pub activations: Vec<Activations<B>>,
+    pub activations: Vec<Activations<B, I>>,
     /// Where layers are mixers.
     pub mixer: Option<MixerRoom<B>>,
     pub deltas: Deltas<B>,
-    /// A copy of a linear layer's input or output, where dropout or DoRA make one; empty otherwise.
+    /// A copy of a linear layer's input or output, where dropout or DoRA make one, or of one head's keys of latent
+    /// attention; empty otherwise.
     pub copy: B,
     pub loss: LossTiles<B, I>,
     pub tokens: I,
@@ -265,13 +299,14 @@ impl<B, I> Workspace<B, I> {
 
 /// The largest copy: of a linear layer of the attention for all rows, or of the MLP for the rows of a tile.
 fn copy_floats(sizes: Sizes<'_>) -> usize {
-    let Sizes { config: _, widths, plan } = sizes;
+    let Sizes { config, widths, plan } = sizes;
     let mlp_rows = if plan.kept_layers > 0 { plan.max_tokens } else { plan.mlp_tile_tokens };
-    (plan.max_tokens * widths.attention_copy).max(mlp_rows * widths.mlp_copy)
+    let head = config.latent.map_or(0, |_| config.unrotated_dim());
+    (plan.max_tokens * widths.attention_copy.max(head)).max(mlp_rows * widths.mlp_copy)
 }
 
-impl<B> Activations<B> {
-    fn build<I>(
+impl<B, I> Activations<B, I> {
+    fn build(
         sizes: Sizes<'_>,
         tile_tokens: usize,
         allocator: &mut dyn Allocate<Floats = B, Indices = I>,
@@ -279,7 +314,9 @@ impl<B> Activations<B> {
         let Sizes { config, widths, plan } = sizes;
         let mixer = MixerActivations::build(sizes, allocator)?;
         let (t, m) = if mixer.is_some() { (0, 0) } else { (plan.max_tokens, tile_tokens) };
-        let (c, f, q, kv) = (config.hidden, config.intermediate, config.q_width(), config.kv_width());
+        let (c, f, q, kv) = (config.hidden, config.widest_mlp(), config.q_width(), config.kv_width());
+        let latent = LatentActivations::build(sizes, allocator)?;
+        let experts = build_experts(config, m, plan.mlp_tile_tokens, allocator)?;
         let family = config.family;
         let mut floats = |len| allocator.floats(Room::Activations, len);
         Ok(Activations {
@@ -288,8 +325,8 @@ impl<B> Activations<B> {
             k_raw: family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
             q: floats(t * q)?,
             k: floats(t * kv)?,
-            v: floats(t * kv)?,
-            attn: floats(t * q)?,
+            v: floats(t * config.value_width())?,
+            attn: floats(t * config.attended_width())?,
             lse: floats(t * config.n_heads)?,
             attn_out: family.has(Role::PostAttnNorm).then(|| floats(t * c)).transpose()?,
             mid: floats(t * c)?,
@@ -303,13 +340,64 @@ impl<B> Activations<B> {
                 out: family.has(Role::PostFfnNorm).then(|| floats(m * c)).transpose()?,
                 u_gate_up: floats(m * widths.of(Group::GateUp))?,
                 u_down: floats(m * widths.of(Group::Down))?,
+                experts,
                 tile_tokens: m,
             },
+            latent,
             mixer,
             holds_attention: None,
             holds_mlp: None,
         })
     }
+}
+
+impl<B> LatentActivations<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Option<Self>> {
+        let (Some(latent), t) = (sizes.config.latent, sizes.plan.max_tokens) else { return Ok(None) };
+        let mut floats = |columns| allocator.floats(Room::Activations, t * columns);
+        Ok(Some(LatentActivations {
+            compressed: floats(latent.rank)?,
+            latent: floats(latent.rank)?,
+            rotated: floats(sizes.config.rope.dim)?,
+            u: floats(sizes.widths.of(Group::KvB))?,
+        }))
+    }
+}
+
+impl<B> LatentDeltas<B> {
+    fn build<I>(
+        sizes: Sizes<'_>,
+        allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+    ) -> Result<Option<Self>> {
+        let (Some(latent), t) = (sizes.config.latent, sizes.plan.max_tokens) else { return Ok(None) };
+        let mut floats = |columns| allocator.floats(Room::Deltas, t * columns);
+        Ok(Some(LatentDeltas {
+            latent: floats(latent.rank)?,
+            compressed: floats(latent.rank)?,
+            rotated: floats(sizes.config.rope.dim)?,
+        }))
+    }
+}
+
+/// Room for the routed experts of `n_tokens`, a tile at a time.
+fn build_experts<B, I>(
+    config: &ModelConfig,
+    n_tokens: usize,
+    tile_tokens: usize,
+    allocator: &mut dyn Allocate<Floats = B, Indices = I>,
+) -> Result<Option<ExpertRoom<B, I>>> {
+    if config.experts.is_none() {
+        return Ok(None);
+    }
+    let lens = ExpertLens::new(config, n_tokens, tile_tokens);
+    let floats = lens.floats.into_iter().map(|len| allocator.floats(Room::Activations, len));
+    let floats = floats.collect::<Result<Vec<_>>>()?;
+    let indices = lens.indices.into_iter().map(|len| allocator.indices(Room::Activations, len));
+    let indices = indices.collect::<Result<Vec<_>>>()?;
+    Ok(Some(ExpertRoom::new(config, n_tokens, tile_tokens, floats, indices)))
 }
 
 impl<B> MixerActivations<B> {
@@ -368,21 +456,23 @@ impl<B> Deltas<B> {
     fn build<I>(sizes: Sizes<'_>, allocator: &mut dyn Allocate<Floats = B, Indices = I>) -> Result<Self> {
         let Sizes { config, widths, plan } = sizes;
         let (c, t) = (config.hidden, plan.max_tokens);
-        let (q, kv, mlp) = (config.q_width(), config.kv_width(), plan.mlp_tile_tokens * config.intermediate);
+        let (q, kv, mlp) = (config.q_width(), config.kv_width(), plan.mlp_tile_tokens * config.widest_mlp());
+        let latent = LatentDeltas::build(sizes, allocator)?;
         let mixer = MixerDeltas::build(sizes, allocator)?;
         let mut floats = |len| allocator.floats(Room::Deltas, len);
         Ok(Deltas {
             stream: floats(t * c)?,
             normed: floats(t * c)?,
-            attn: floats(t * q)?,
+            attn: floats(t * q.max(config.attended_width()))?,
             q: floats(t * q)?,
             k: floats(t * kv)?,
-            v: floats(t * kv)?,
+            v: floats(t * config.value_width())?,
             k_raw: config.family.has(Role::KNorm).then(|| floats(t * kv)).transpose()?,
             u: floats(t * widths.widest())?,
             act: floats(mlp)?,
             gate: config.is_gated().then(|| floats(mlp)).transpose()?,
             up: floats(mlp)?,
+            latent,
             mixer,
         })
     }

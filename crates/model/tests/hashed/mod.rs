@@ -106,9 +106,12 @@ pub struct HashedCheckpoint {
 
 impl HashedCheckpoint {
     pub fn new(config: &ModelConfig) -> Self {
-        let shapes =
-            family::tensors(config).iter().map(|spec| (spec.hf.clone(), spec.shape(Naming::Hf))).collect();
-        HashedCheckpoint { shapes }
+        let specs = family::tensors(config);
+        let named = |spec: &family::TensorSpec| {
+            let shape = spec.shape(Naming::Hf);
+            spec.hf_names().into_iter().map(move |name| (name, shape.clone()))
+        };
+        HashedCheckpoint { shapes: specs.iter().flat_map(named).collect() }
     }
 }
 
@@ -146,16 +149,15 @@ impl TensorSource for HashedCheckpoint {
 
 /// An adapter whose A and B are both far from zero, and whose lengths of DoRA are far from the rows' own.
 pub fn adapter(config: &ModelConfig, options: &LoraOptions) -> Vec<AdapterTensor> {
-    let specs = family::tensors(config).into_iter().filter(|spec| spec.role.is_linear());
-    let tensor = |spec: family::TensorSpec| {
-        let name = |factor: &str| format!("base_model.model.{}.lora_{factor}.weight", spec.module());
-        let (r, _) = options.shape(spec.layer?, spec.role)?;
-        let (in_features, out_features) = (spec.cols, spec.rows);
+    let tensor = |linear: family::Linear| {
+        let name = |factor: &str| format!("base_model.model.{}.lora_{factor}.weight", linear.module);
+        let (r, _) = options.shape(linear.layer, linear.role)?;
+        let (in_features, out_features) = (linear.cols, linear.rows);
         let a_scale = (1.0 / (in_features as f64).sqrt()) as f32;
         let magnitude =
             options.dora.then(|| values(&name("magnitude"), 0..out_features, 0.25, 1.0).collect());
         Some(AdapterTensor {
-            module: spec.module().to_owned(),
+            module: linear.module.clone(),
             a: values(&name("A"), 0..r * in_features, a_scale, 0.0).collect(),
             b: values(&name("B"), 0..out_features * r, 1.0 / 32.0, 0.0).collect(),
             magnitude,
@@ -164,5 +166,5 @@ pub fn adapter(config: &ModelConfig, options: &LoraOptions) -> Vec<AdapterTensor
             out_features,
         })
     };
-    specs.filter_map(tensor).collect()
+    family::linears(config).into_iter().filter_map(tensor).collect()
 }

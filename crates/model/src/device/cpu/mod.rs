@@ -183,6 +183,17 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn copy_columns(
+        &self,
+        x: Matrix<'_, Self::Buffer>,
+        write: Write,
+        y: MatrixMut<'_, Self::Buffer>,
+    ) -> Result<()> {
+        check("copy_columns", [("rows of y", y.rows, x.rows), ("columns of y", y.cols, x.cols)])?;
+        rows::copy_columns((slice(x.view), x.stride), write, (slice_mut(y.view), y.stride), x.cols);
+        Ok(())
+    }
+
     fn add(&self, x: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
         check("add", [("y", y.len(), x.len())])?;
         rows::add(slice(x), slice_mut(y));

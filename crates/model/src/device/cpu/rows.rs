@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::memory::HostBlocks;
 use crate::Result;
-use crate::device::BlockMatrix;
+use crate::device::{BlockMatrix, Write};
 
 /// Floats that one task moves or computes: enough to be worth a task, few enough to share out.
 pub(super) const TASK_FLOATS: usize = 16 * 1024;
@@ -34,6 +34,22 @@ pub(super) fn gather(x: &[f32], cols: usize, rows: &[u32], out: &mut [f32]) {
 pub(super) fn scatter(x: &[f32], cols: usize, rows: &[u32], out: &mut [f32]) {
     for (x, &row) in x.chunks_exact(cols).zip(rows) {
         out[row as usize * cols..][..cols].copy_from_slice(x);
+    }
+}
+
+/// y (=|+=) the first `cols` of each row      x and y with the length of their rows
+pub(super) fn copy_columns(
+    (x, x_stride): (&[f32], usize),
+    write: Write,
+    (y, y_stride): (&mut [f32], usize),
+    cols: usize,
+) {
+    for (x, y) in x.chunks(x_stride).zip(y.chunks_mut(y_stride)) {
+        let (x, y) = (&x[..cols], &mut y[..cols]);
+        match write {
+            Write::Set => y.copy_from_slice(x),
+            Write::Add => y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+        }
     }
 }
 
