@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
+use formats::block;
 use formats::gguf::{Metadata, Writer};
-use formats::{TensorSource, block};
 use hashed::HashedCheckpoint;
 use model::family::Naming;
 use model::policy::{self, Quant};
@@ -39,7 +39,7 @@ fn write(config: &ModelConfig, path: &Path) -> Result<(), Box<dyn Error>> {
     let mut writer = Writer::begin(BufWriter::new(File::create(path)?), &metadata, &planned)?;
     let mut floats = Vec::new();
     for (spec, ty) in specs.iter().zip(types) {
-        source.read(&spec.hf, &mut floats)?;
+        spec.read(&source, &mut floats)?;
         let mut blocks = vec![0; spec.rows * ty.row_bytes(spec.cols)?];
         block::encode_par(ty, &floats, spec.cols, None, &mut blocks)?;
         writer.write_tensor(&blocks)?;

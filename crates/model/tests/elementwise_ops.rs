@@ -218,6 +218,27 @@ fn rows_are_gathered_scattered_and_added() {
 }
 
 /// Mean-free cross-entropy: Σ scale · (ln Σ exp(logits) - logit of the target).
+#[test]
+fn columns_are_copied_and_added() {
+    let (cpu, mut random) = (cpu(), Random(12));
+    let (n, x_width, y_width) = (5, 7, 9);
+    let (x, y) = (random.values(n * x_width), random.values(n * y_width));
+    let x_d = on_device(&cpu, &x);
+    for (write, kept) in [(Write::Set, 0.0), (Write::Add, 1.0)] {
+        let mut y_d = on_device(&cpu, &y);
+        let from = x_d.all().matrix(n, x_width).columns(4..7);
+        cpu.copy_columns(from, write, y_d.all_mut().matrix(n, y_width).columns(2..5)).unwrap();
+        let expected = (0..n * y_width).map(|i| match i % y_width {
+            column @ 2..5 => f64::from(x[i / y_width * x_width + column + 2]) + kept * f64::from(y[i]),
+            _ => f64::from(y[i]),
+        });
+        assert_close("y", &on_host(&cpu, &y_d), &expected.collect::<Vec<_>>(), TOLERANCE);
+        let from = x_d.all().matrix(n, x_width).columns(3..7);
+        let refused = cpu.copy_columns(from, write, y_d.all_mut().matrix(n, y_width).columns(2..5));
+        assert!(refused.is_err(), "four columns into three");
+    }
+}
+
 fn cross_entropy(logits: &[f64], targets: &[u32], scale: f64) -> f64 {
     let width = logits.len() / targets.len();
     let nll = |(row, &target): (&[f64], &u32)| {

@@ -9,7 +9,7 @@ use formats::TensorSource;
 use formats::config::HfConfig;
 use formats::gguf::Metadata;
 use model::config::{ModelConfig, RopeScaling, gguf_metadata};
-use model::family::{self, Naming};
+use model::family::{self, Naming, TensorSpec};
 use shared::shared;
 
 type Table = HashMap<String, Vec<usize>>;
@@ -20,12 +20,12 @@ struct Shapes(Table);
 
 impl Shapes {
     fn of(config: &ModelConfig, naming: Naming) -> Shapes {
-        Shapes(
-            family::tensors(config)
-                .iter()
-                .map(|spec| (spec.name(naming).to_owned(), spec.shape(naming)))
-                .collect(),
-        )
+        let names = |spec: &TensorSpec| match naming {
+            Naming::Hf => spec.hf_names(),
+            Naming::Gguf => vec![spec.gguf.clone()],
+        };
+        let named = |spec: TensorSpec| names(&spec).into_iter().map(move |name| (name, spec.shape(naming)));
+        Shapes(family::tensors(config).into_iter().flat_map(named).collect())
     }
 }
 
@@ -205,6 +205,162 @@ fn what_a_mixer_does_not_compute_is_refused() {
     );
 }
 
+/// DeepSeek-V2-Lite's `config.json`.
+const DEEPSEEK_V2_LITE: &str = r#"{"architectures": ["DeepseekV2ForCausalLM"], "attention_bias": false,
+    "attention_dropout": 0.0, "aux_loss_alpha": 0.001, "bos_token_id": 100000, "eos_token_id": 100001,
+    "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 10944, "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v2",
+    "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+    "norm_topk_prob": false, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
+    "num_key_value_heads": 16, "pretraining_tp": 1, "q_lora_rank": null, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40,
+    "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "seq_aux": true,
+    "tie_word_embeddings": false, "topk_group": 1, "topk_method": "greedy", "v_head_dim": 128,
+    "vocab_size": 102400}"#;
+
+#[test]
+fn deepseek_v2_lite_has_its_published_tensors() {
+    let config = ModelConfig::from_hf(&hf_config(DEEPSEEK_V2_LITE)).unwrap();
+    // What its page states.
+    assert_eq!(config.n_weights(), 15_706_484_224);
+    let magnitude = 1.0 + 0.0707 * 40f32.ln();
+    assert!((config.score_scale * 192f32.sqrt() / magnitude.powi(2) - 1.0).abs() < 1e-6);
+    let specs = family::tensors(&config);
+    let shapes = |naming| {
+        let of_layers = specs.iter().filter(|spec| [None, Some(0), Some(26)].contains(&spec.layer));
+        of_layers.map(|spec| format!("{} {:?}\n", spec.name(naming), spec.shape(naming))).collect::<String>()
+    };
+    expect_test::expect![[r#"
+        model.embed_tokens.weight [102400, 2048]
+        model.layers.0.input_layernorm.weight [2048]
+        model.layers.0.self_attn.q_proj.weight [3072, 2048]
+        model.layers.0.self_attn.kv_a_proj_with_mqa.weight [576, 2048]
+        model.layers.0.self_attn.kv_a_layernorm.weight [512]
+        model.layers.0.self_attn.kv_b_proj.weight [4096, 512]
+        model.layers.0.self_attn.kv_b_proj.weight [4096, 512]
+        model.layers.0.self_attn.o_proj.weight [2048, 2048]
+        model.layers.0.post_attention_layernorm.weight [2048]
+        model.layers.0.mlp.gate_proj.weight [10944, 2048]
+        model.layers.0.mlp.up_proj.weight [10944, 2048]
+        model.layers.0.mlp.down_proj.weight [2048, 10944]
+        model.layers.26.input_layernorm.weight [2048]
+        model.layers.26.self_attn.q_proj.weight [3072, 2048]
+        model.layers.26.self_attn.kv_a_proj_with_mqa.weight [576, 2048]
+        model.layers.26.self_attn.kv_a_layernorm.weight [512]
+        model.layers.26.self_attn.kv_b_proj.weight [4096, 512]
+        model.layers.26.self_attn.kv_b_proj.weight [4096, 512]
+        model.layers.26.self_attn.o_proj.weight [2048, 2048]
+        model.layers.26.post_attention_layernorm.weight [2048]
+        model.layers.26.mlp.gate.weight [64, 2048]
+        model.layers.26.mlp.experts.*.gate_proj.weight [1408, 2048]
+        model.layers.26.mlp.experts.*.up_proj.weight [1408, 2048]
+        model.layers.26.mlp.experts.*.down_proj.weight [2048, 1408]
+        model.layers.26.mlp.shared_experts.gate_proj.weight [2816, 2048]
+        model.layers.26.mlp.shared_experts.up_proj.weight [2816, 2048]
+        model.layers.26.mlp.shared_experts.down_proj.weight [2048, 2816]
+        model.norm.weight [2048]
+        lm_head.weight [102400, 2048]
+    "#]]
+    .assert_eq(&shapes(Naming::Hf));
+    // What llama.cpp's `load_arch_tensors` asks for, outermost dimension first.
+    expect_test::expect![[r#"
+        token_embd.weight [102400, 2048]
+        blk.0.attn_norm.weight [2048]
+        blk.0.attn_q.weight [3072, 2048]
+        blk.0.attn_kv_a_mqa.weight [576, 2048]
+        blk.0.attn_kv_a_norm.weight [512]
+        blk.0.attn_k_b.weight [16, 512, 128]
+        blk.0.attn_v_b.weight [16, 128, 512]
+        blk.0.attn_output.weight [2048, 2048]
+        blk.0.ffn_norm.weight [2048]
+        blk.0.ffn_gate.weight [10944, 2048]
+        blk.0.ffn_up.weight [10944, 2048]
+        blk.0.ffn_down.weight [2048, 10944]
+        blk.26.attn_norm.weight [2048]
+        blk.26.attn_q.weight [3072, 2048]
+        blk.26.attn_kv_a_mqa.weight [576, 2048]
+        blk.26.attn_kv_a_norm.weight [512]
+        blk.26.attn_k_b.weight [16, 512, 128]
+        blk.26.attn_v_b.weight [16, 128, 512]
+        blk.26.attn_output.weight [2048, 2048]
+        blk.26.ffn_norm.weight [2048]
+        blk.26.ffn_gate_inp.weight [64, 2048]
+        blk.26.ffn_gate_exps.weight [64, 1408, 2048]
+        blk.26.ffn_up_exps.weight [64, 1408, 2048]
+        blk.26.ffn_down_exps.weight [64, 2048, 1408]
+        blk.26.ffn_gate_shexp.weight [2816, 2048]
+        blk.26.ffn_up_shexp.weight [2816, 2048]
+        blk.26.ffn_down_shexp.weight [2048, 2816]
+        output_norm.weight [2048]
+        output.weight [102400, 2048]
+    "#]]
+    .assert_eq(&shapes(Naming::Gguf));
+    let experts = specs.iter().find(|spec| spec.gguf == "blk.26.ffn_up_exps.weight").unwrap().hf_names();
+    assert_eq!((experts.len(), experts[63].as_str()), (64, "model.layers.26.mlp.experts.63.up_proj.weight"));
+    let missing = |name: &str| {
+        let mut shapes = Shapes::of(&config, Naming::Hf);
+        assert!(shapes.0.remove(name).is_some(), "{name}");
+        family::check(&config, &shapes, Naming::Hf).unwrap_err().to_string()
+    };
+    expect_test::expect![
+        "tensor `model.layers.3.mlp.experts.7.up_proj.weight` is missing (1 of 5291 tensors are)"
+    ]
+    .assert_eq(&missing("model.layers.3.mlp.experts.7.up_proj.weight"));
+    expect_test::expect![
+        "tensor `model.layers.3.self_attn.kv_b_proj.weight` is missing (1 of 5291 tensors are)"
+    ]
+    .assert_eq(&missing("model.layers.3.self_attn.kv_b_proj.weight"));
+}
+
+#[test]
+fn what_a_deepseek_of_other_parts_asks_for_is_refused() {
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(DEEPSEEK_V2_LITE.contains(from), "{from}");
+        let error = ModelConfig::from_hf(&hf_config(&DEEPSEEK_V2_LITE.replace(from, to))).unwrap_err();
+        assert_eq!(error.to_string(), format!("config.json: {expected}"));
+    };
+    check(
+        "\"q_lora_rank\": null",
+        "\"q_lora_rank\": 1536",
+        "`q_lora_rank` is 1536, supported: null, as in DeepSeek-V2-Lite",
+    );
+    check(
+        "\"norm_topk_prob\": false",
+        "\"norm_topk_prob\": true",
+        "`norm_topk_prob` is true, supported: false",
+    );
+    check("greedy", "group_limited_greedy", "`topk_method` is \"group_limited_greedy\", supported: greedy");
+    check("softmax", "sigmoid", "`scoring_func` is \"sigmoid\", supported: softmax");
+    check("\"moe_layer_freq\": 1", "\"moe_layer_freq\": 2", "`moe_layer_freq` is 2, supported: 1");
+    check("1e-06", "1e-05", "`rms_norm_eps` is 0.00001, supported: 0.000001");
+    check(
+        "\"mscale\": 0.707",
+        "\"mscale\": 1.0",
+        "`rope_scaling.mscale` is 1 beside an mscale_all_dim of 0.707, supported: the same positive number for both",
+    );
+    check(
+        "\"num_experts_per_tok\": 6",
+        "\"num_experts_per_tok\": 65",
+        "`num_experts_per_tok` is 65, expected 1 to n_routed_experts 64",
+    );
+    check(
+        "\"n_shared_experts\": 2",
+        "\"n_shared_experts\": 0",
+        "`n_shared_experts` is 0, expected 1 to 1024",
+    );
+    check(
+        "\"qk_nope_head_dim\": 128",
+        "\"qk_nope_head_dim\": 0",
+        "`qk_nope_head_dim` is 0, expected a positive number",
+    );
+    check(
+        "\"kv_lora_rank\": 512",
+        "\"kv_lora_rank\": \"x\"",
+        "`kv_lora_rank` is \"x\", expected a whole number",
+    );
+}
+
 #[test]
 fn gguf_metadata_reads_back() {
     let scaled = tiny_with(r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 32}"#);
@@ -214,7 +370,8 @@ fn gguf_metadata_reads_back() {
         r#"{"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128,
         "beta_fast": 16, "mscale": 0.5, "mscale_all_dim": 0.5}}"#,
     );
-    for json in [TINY_LLAMA, &scaled, &qwen, &codestral, &yarn] {
+    let two_layers = DEEPSEEK_V2_LITE.replace("\"num_hidden_layers\": 27", "\"num_hidden_layers\": 2");
+    for json in [TINY_LLAMA, &scaled, &qwen, &codestral, &yarn, DEEPSEEK_V2_LITE, &two_layers] {
         let config = ModelConfig::from_hf(&hf_config(json)).unwrap();
         let mut metadata: Metadata = gguf_metadata(&config).into_iter().collect();
         metadata.push("general.architecture", config.family.gguf_architecture());
@@ -268,7 +425,7 @@ fn wrong_configurations_name_file_key_and_what_would_be_right() {
     };
     check(
         r#"{"architectures": ["GemmaForCausalLM"]}"#,
-        "config.json: architecture `GemmaForCausalLM` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM, Mamba2ForCausalLM)",
+        "config.json: architecture `GemmaForCausalLM` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM, Mamba2ForCausalLM, DeepseekV2ForCausalLM)",
     );
     check(r#"{"attention_bias": true}"#, "config.json: `attention_bias` is true, supported: false");
     check(

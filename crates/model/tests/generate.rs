@@ -66,7 +66,7 @@ fn qwen() -> Arc<Base<Cpu>> {
 
 #[test]
 fn the_cache_gives_what_the_training_step_gives() {
-    for config in [small(hashed::qwen3()), small(hashed::llama()), hashed::mamba2()] {
+    for config in [small(hashed::qwen3()), small(hashed::llama()), hashed::mamba2(), hashed::deepseek2()] {
         let base = base(&config);
         let adapter = adapter(&base);
         // More tokens than a chunk of a prompt has.
@@ -91,7 +91,7 @@ fn the_cache_gives_what_the_training_step_gives() {
 
 #[test]
 fn greedy_tokens_are_the_likeliest_of_a_pass_without_a_cache() {
-    for base in [qwen(), base(&hashed::mamba2())] {
+    for base in [qwen(), base(&hashed::mamba2()), base(&hashed::deepseek2())] {
         check_greedy(&base);
     }
 }
@@ -112,7 +112,7 @@ fn check_greedy(base: &Arc<Base<Cpu>>) {
 
 #[test]
 fn side_by_side_as_alone() {
-    for base in [qwen(), base(&hashed::mamba2())] {
+    for base in [qwen(), base(&hashed::mamba2()), base(&hashed::deepseek2())] {
         check_side_by_side(&base);
     }
 }

@@ -48,6 +48,8 @@ fn a_run_draws_exactly_the_plan() {
     for (config, kept_layers, lora) in [
         (hashed::mamba2(), 0, plain.clone()),
         (hashed::mamba2(), 1, dropout.clone()),
+        (hashed::deepseek2(), 0, plain.clone()),
+        (hashed::deepseek2(), 2, LoraOptions { dropout: 0.1, ..plain.clone() }),
         (qwen3.clone(), 0, plain.clone()),
         (untied.clone(), 2, plain),
         (qwen3, 0, dora),

@@ -71,7 +71,7 @@ impl<D: Device> Base<D> {
         };
         let vector = |spec: &TensorSpec| {
             let mut floats = Vec::new();
-            source.read(&spec.hf, &mut floats)?;
+            spec.read(source, &mut floats)?;
             check_finite(spec, 0, &floats)?;
             spec.held.of(&mut floats);
             let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();

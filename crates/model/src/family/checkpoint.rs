@@ -23,6 +23,18 @@ impl TensorSpec {
         self.hf.replacen('*', &number.to_string(), 1)
     }
 
+    /// Clears `out` and fills it with the whole tensor as it is held, but for [`TensorSpec::held`].
+    ///
+    /// # Errors
+    /// What reading meets.
+    pub fn read(&self, source: &dyn TensorSource, out: &mut Vec<f32>) -> Result<()> {
+        match self.taken {
+            // Some have other rows in a checkpoint: whole, they are the same numbers in the same order.
+            Taken::Whole => Ok(source.read(&self.hf, out)?),
+            _ => self.read_rows(source, 0..self.rows, out),
+        }
+    }
+
     /// Clears `out` and fills it with rows as they are held, but for [`TensorSpec::held`].
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use std::ops::Range;
 use formats::TensorSource;
 use formats::adapter::AdapterTensor;
 use formats::source::rows_and_cols;
-use model::config::{ModelConfig, Rope, RopeScaling};
-use model::device::StateSpace;
+use model::config::{Experts, Latent, ModelConfig, Rope, RopeScaling, Yarn};
+use model::device::{Routing, StateSpace};
 use model::family::{self, Family, Naming};
 use model::lora::LoraOptions;
 
@@ -90,6 +90,36 @@ pub fn mamba2() -> ModelConfig {
         tied: true,
         max_positions: 1 << 20,
         ..plain
+    }
+}
+
+/// A small DeepSeek-V2-Lite: one dense layer, two with routed experts, a context that yarn stretched.
+pub fn deepseek2() -> ModelConfig {
+    let yarn = Yarn {
+        factor: 8.0,
+        beta_fast: Yarn::BETA_FAST,
+        beta_slow: Yarn::BETA_SLOW,
+        original_max_positions: 64,
+        attention_factor: 1.0,
+    };
+    ModelConfig {
+        vocab_size: 512,
+        hidden: 256,
+        intermediate: 320,
+        n_layers: 3,
+        n_heads: 4,
+        n_kv_heads: 4,
+        rope: Rope { theta: 10_000.0, dim: 16, scaling: RopeScaling::Yarn(yarn) },
+        score_scale: (1.0 + 0.0707 * 8f32.ln()).powi(2) / 48f32.sqrt(),
+        latent: Some(Latent { rank: 128, value_dim: 24, log_multiplier: 0.0707 }),
+        experts: Some(Experts {
+            routing: Routing { n_experts: 6, n_used: 2, scale: 1.0 },
+            width: 64,
+            n_shared: 2,
+            n_dense_layers: 1,
+        }),
+        max_positions: 512,
+        ..ModelConfig::plain(Family::DeepSeek2, 48)
     }
 }
 
