@@ -5,7 +5,7 @@ use std::path::Path;
 
 use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
 use formats::{TensorSource, hash};
-use model::family::TensorSpec;
+use model::family::Linear;
 use model::lora::Update;
 
 use crate::{Error, Result};
@@ -23,10 +23,10 @@ pub(crate) struct Adapter {
 /// Reads an adapter and fits it to the linears of a base.
 ///
 /// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
-pub(crate) fn read(dir: &Path, specs: &[TensorSpec], base: &dyn TensorSource) -> Result<Adapter> {
+pub(crate) fn read(dir: &Path, linears: &[Linear], base: &dyn TensorSource) -> Result<Adapter> {
     let files = formats::adapter::read_adapter(dir)?;
     for pair in &files.tensors {
-        check_pair(dir, pair, specs)?;
+        check_pair(dir, pair, linears)?;
     }
     check_base(dir, &files, base)?;
     let shapes = files.config.shapes(&dir.join("adapter_config.json"))?;
@@ -38,14 +38,13 @@ pub(crate) fn read(dir: &Path, specs: &[TensorSpec], base: &dyn TensorSource) ->
     Ok(Adapter { updates: updates.collect(), recorded: files.tune, blake3 })
 }
 
-fn check_pair(dir: &Path, pair: &AdapterTensor, specs: &[TensorSpec]) -> Result<()> {
-    let spec = specs.iter().find(|spec| spec.module() == pair.module && !spec.role.is_vector());
-    let Some(spec) = spec else {
+fn check_pair(dir: &Path, pair: &AdapterTensor, linears: &[Linear]) -> Result<()> {
+    let Some(linear) = linears.iter().find(|linear| linear.module == pair.module) else {
         return Err(Error::NoSuchModule { path: dir.to_owned(), module: pair.module.clone() });
     };
     let shapes = [
-        ("lora_A", vec![pair.r, pair.in_features], vec![pair.r, spec.cols]),
-        ("lora_B", vec![pair.out_features, pair.r], vec![spec.rows, pair.r]),
+        ("lora_A", vec![pair.r, pair.in_features], vec![pair.r, linear.cols]),
+        ("lora_B", vec![pair.out_features, pair.r], vec![linear.rows, pair.r]),
     ];
     for (part, actual, expected) in shapes {
         if actual != expected {

@@ -87,9 +87,10 @@ impl Plan {
         family::check(&config, &base, Naming::Hf)?;
         family::check_types(&config, &base)?;
         family::check_tied_head(&config, &base)?;
-        let mut specs = family::tensors(&config);
+        let (mut specs, linears) = (family::tensors(&config), family::linears(&config));
         family::sort_for_gguf(&mut specs);
-        let adapter = request.adapter.as_deref().map(|dir| adapter::read(dir, &specs, &base)).transpose()?;
+        let adapter =
+            request.adapter.as_deref().map(|dir| adapter::read(dir, &linears, &base)).transpose()?;
         check_template(request, adapter.as_ref(), template.as_ref())?;
         let provenance = provenance(request, adapter.as_ref());
         let sources = sources(request, &base, adapter.as_ref(), &tokenizer, template.as_ref())?;
@@ -167,13 +168,13 @@ fn planned_tensors(
     adapter: Option<Adapter>,
 ) -> Vec<PlannedTensor> {
     let types = policy::block_types(request.quant, config, &specs);
-    let mut updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
+    let updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
     let weights = specs.into_iter().zip(types).map(|(spec, ty)| PlannedTensor {
         name: spec.gguf.clone(),
         ty,
         rows: spec.rows,
         cols: spec.cols,
-        content: Content::Weight { update: updates.remove(spec.module()), spec },
+        content: Content::Weight { update: updates.get(spec.module()).cloned(), spec },
     });
     let mut tensors: Vec<PlannedTensor> = weights.collect();
     for (name, factors) in config.rope.gguf_tensors() {

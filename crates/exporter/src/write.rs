@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::io::{BufWriter, Write};
 
 use formats::gguf::Writer;
-use formats::{BlockType, Observer, TensorSource, block};
+use formats::{BlockType, Observer, block};
 use rayon::prelude::*;
 
 use crate::pending::Pending;
@@ -122,17 +122,18 @@ pub(crate) fn merged_rows(
         }
         Content::Weight { spec, update } => {
             if spec.role.is_vector() {
-                // Some have rows in a GGUF alone: whole, they are the same numbers in the same order.
-                plan.base.read(&spec.hf, out)?;
+                spec.read(&plan.base, out)?;
                 out.truncate((first_row + n_rows) * tensor.cols);
                 out.drain(..first_row * tensor.cols);
             } else {
-                plan.base.read_rows(&spec.hf, first_row..first_row + n_rows, out)?;
+                let merge = |rows: &mut [f32], first_row: usize| {
+                    if let Some(update) = update {
+                        update.add_to(rows, first_row);
+                    }
+                };
+                spec.read_changed_rows(&plan.base, first_row..first_row + n_rows, &merge, out)?;
             }
             spec.held.of(out);
-            if let Some(update) = update {
-                update.add_to(out, first_row);
-            }
         }
     }
     check_range(tensor, first_row, out)

@@ -58,6 +58,22 @@ impl Tiny {
         }))
     }
 
+    /// DeepSeek-V2-Lite: a dense layer, then routed experts; a latent, and a context that yarn stretched.
+    pub fn deepseek2(n_experts: usize) -> Tiny {
+        Tiny::new(json!({
+            "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_act": "silu",
+            "hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "q_lora_rank": null, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 32, "v_head_dim": 48, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+            "n_routed_experts": n_experts, "n_shared_experts": 2, "num_experts_per_tok": 2, "n_group": 1,
+            "topk_group": 1, "moe_intermediate_size": 96, "norm_topk_prob": false, "routed_scaling_factor": 1.0,
+            "scoring_func": "softmax", "topk_method": "greedy", "rms_norm_eps": 1e-6, "rope_theta": 10000,
+            "max_position_embeddings": 1024, "tie_word_embeddings": false, "vocab_size": 272,
+            "attention_bias": false, "rope_scaling": {"type": "yarn", "factor": 16, "beta_fast": 32, "beta_slow": 1,
+                "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 64},
+        }))
+    }
+
     /// Mistral as its first version was: a window in every layer.
     pub fn mistral(window: usize) -> Tiny {
         Tiny::new(json!({
@@ -76,6 +92,15 @@ impl Tiny {
         write_tokenizer(&tiny.base());
         tiny.write_weights(1);
         tiny
+    }
+
+    /// Another configuration, and weights for it.
+    pub fn change_config(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.base().join("config.json");
+        let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        write_json(&path, &config);
+        self.write_weights(1);
     }
 
     /// What another process has made.
@@ -113,7 +138,9 @@ impl Tiny {
         let mut random = Random(seed);
         let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = self
             .specs()
-            .iter()
+            .into_iter()
+            // Keys and values of a latent come from one tensor, which is written with the first of the two.
+            .filter(|spec| spec.role != Role::LatentValues)
             .map(|spec| {
                 let (mean, spread) = match spec.role {
                     _ if spec.hf.ends_with(".bias") => (0.0, 0.1),
@@ -127,11 +154,12 @@ impl Tiny {
                     }
                     _ => (0.0, 0.05),
                 };
-                let mut values: Vec<f32> =
-                    (0..spec.n_weights()).map(|_| mean + spread * random.bell()).collect();
-                change(spec, &mut values);
-                (spec.hf.clone(), spec.shape(Naming::Hf), values)
+                let n_weights = spec.hf_names().len() * spec.shape(Naming::Hf).iter().product::<usize>();
+                let mut values: Vec<f32> = (0..n_weights).map(|_| mean + spread * random.bell()).collect();
+                change(&spec, &mut values);
+                (spec, values)
             })
+            .flat_map(|(spec, values)| in_checkpoint(spec, values))
             .collect();
         let data: Vec<_> =
             tensors.iter().map(|(name, shape, v)| (name.clone(), shape.clone(), Data::Bf16(v))).collect();
@@ -143,15 +171,14 @@ impl Tiny {
         let mut random = Random(7);
         let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| 0.1 * random.bell()).collect() };
         let r = 4;
-        let linears = self.specs().into_iter().filter(|spec| spec.role.is_linear());
-        let tensors = linears.map(|spec| AdapterTensor {
-            module: spec.module().to_owned(),
-            a: values(r * spec.cols),
-            b: values(spec.rows * r),
+        let tensors = family::linears(&self.config()).into_iter().map(|linear| AdapterTensor {
+            module: linear.module,
+            a: values(r * linear.cols),
+            b: values(linear.rows * r),
             magnitude: None,
             r,
-            in_features: spec.cols,
-            out_features: spec.rows,
+            in_features: linear.cols,
+            out_features: linear.rows,
         });
         let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let mut files = AdapterFiles {
@@ -184,6 +211,13 @@ impl Random {
         let uniform = |bits: u64| bits as f32 / (1u64 << 31) as f32 - 0.5;
         (0..4).map(|_| uniform(self.next())).sum::<f32>() * 1.7
     }
+}
+
+/// Names, shapes and values of a tensor, or of each of those that it is made of.
+fn in_checkpoint(spec: TensorSpec, values: Vec<f32>) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let (names, shape) = (spec.hf_names(), spec.shape(Naming::Hf));
+    let parts = values.chunks(values.len() / names.len()).map(<[f32]>::to_vec);
+    names.into_iter().zip(parts).map(|(name, part)| (name, shape.clone(), part)).collect()
 }
 
 fn write_json(path: &Path, value: &Value) {

@@ -70,9 +70,12 @@ fn mean_kl(p: &[Vec<f32>], q: &[Vec<f32>]) -> f64 {
 }
 
 fn check(name: &str, keys: Value) {
-    let tiny = Tiny::new(config(keys));
+    check_base(name, &Tiny::new(config(keys)));
+}
+
+fn check_base(name: &str, tiny: &Tiny) {
     for (quant, limit) in [(Quant::F32, MAX_MEAN_KL_EXACT), (Quant::Q4KM, MAX_MEAN_KL)] {
-        let (receipt, _) = exported(&request(&tiny, quant));
+        let (receipt, _) = exported(&request(tiny, quant));
         let tokens = text();
         let (ours, theirs) = (by_ourselves(&receipt.file, &tokens), logits::logits(&receipt.file, &tokens));
         assert_eq!((ours.len(), theirs.len()), (N_TOKENS, N_TOKENS));
@@ -147,6 +150,24 @@ fn gemma3() {
                "sliding_window": 48, "sliding_window_pattern": 6, "query_pre_attn_scalar": 64,
                "rope_local_base_freq": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     );
+}
+
+/// Longer than the original context.
+#[test]
+fn deepseek2() {
+    check_base("deepseek2", &Tiny::deepseek2(6));
+}
+
+/// So many layers that llama.cpp takes it for the published one, without yarn, other scales of the experts.
+#[test]
+fn deepseek2_of_27_layers() {
+    let tiny = Tiny::deepseek2(8);
+    tiny.change_config(|config| {
+        config["num_hidden_layers"] = 27.into();
+        config["routed_scaling_factor"] = 1.5.into();
+        config["rope_scaling"] = Value::Null;
+    });
+    check_base("deepseek2 of 27 layers", &tiny);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use formats::adapter::AdapterTensor;
 use formats::checkpoint::Checkpoint;
 use formats::gguf::{Array, Reader, Value};
 use formats::{BlockType, TensorSource, block};
+use model::family::Taken;
 use model::policy::Quant;
 
 use crate::checkpoint::{CHATML, Tiny};
@@ -124,7 +125,7 @@ fn check_merge(tiny: &Tiny, scale: f64) {
     let (base, file) = (Checkpoint::open(&tiny.base()).unwrap(), Reader::open(&receipt.file).unwrap());
     let adapter = formats::adapter::read_adapter(&tiny.adapter()).unwrap();
     let (mut weights, mut found) = (Vec::new(), Vec::new());
-    for spec in tiny.specs() {
+    for spec in tiny.specs().into_iter().filter(|spec| spec.taken == Taken::Whole) {
         base.read(&spec.hf, &mut weights).unwrap();
         file.read(&spec.gguf, &mut found).unwrap();
         let pair = adapter.tensors.iter().find(|pair| pair.module == spec.module());
@@ -186,6 +187,51 @@ fn merged_weights_are_base_plus_update_in_every_family() {
         });
         check_merge(&tiny, 2.0);
     }
+}
+
+/// Tensors that are parts of a checkpoint's, or several of them: each number from its place there, written out anew.
+#[test]
+fn what_a_checkpoint_holds_otherwise_is_found_and_merged() {
+    let tiny = Tiny::deepseek2(6);
+    tiny.write_adapter(|_| {});
+    check_merge(&tiny, 2.0);
+    let (receipt, _) = exported(&request(&tiny, Quant::F32));
+    let (base, file) = (Checkpoint::open(&tiny.base()).unwrap(), Reader::open(&receipt.file).unwrap());
+    let adapter = formats::adapter::read_adapter(&tiny.adapter()).unwrap();
+    let (keys, values, latent) = (64, 48, 256);
+    let (mut weights, mut found, mut n_moved) = (Vec::new(), Vec::new(), 0);
+    for spec in tiny.specs().into_iter().filter(|spec| spec.taken != Taken::Whole) {
+        file.read(&spec.gguf, &mut found).unwrap();
+        let pair = adapter.tensors.iter().find(|pair| pair.module == spec.module());
+        assert_eq!(pair.is_some(), !matches!(spec.taken, Taken::Stacked(_)));
+        for (row, found) in found.chunks(spec.cols).enumerate() {
+            for (col, &found) in found.iter().enumerate() {
+                let (name, row, col, cols) = match spec.taken {
+                    Taken::Keys(_) => {
+                        (spec.hf.clone(), row / latent * (keys + values) + col, row % latent, latent)
+                    }
+                    Taken::Values(_) => {
+                        let row = row / values * (keys + values) + keys + row % values;
+                        (spec.hf.clone(), row, col, latent)
+                    }
+                    _ => {
+                        let each = spec.rows / 6;
+                        (spec.hf.replace('*', &(row / each).to_string()), row % each, col, spec.cols)
+                    }
+                };
+                base.read_rows(&name, row..row + 1, &mut weights).unwrap();
+                let update = pair.map_or(0.0, |pair| {
+                    assert_eq!(pair.in_features, cols);
+                    let product = |k| f64::from(pair.b[row * pair.r + k]) * f64::from(pair.a[k * cols + col]);
+                    2.0 * (0..pair.r).map(product).sum::<f64>()
+                });
+                let expected = f64::from(weights[col]) + update;
+                assert!((f64::from(found) - expected).abs() < 1e-6, "{}: {found}, {expected}", spec.gguf);
+                n_moved += 1;
+            }
+        }
+    }
+    assert!(n_moved > 100_000, "{n_moved}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn check(tiny: &Tiny, quant: Quant) {
 
 #[test]
 fn every_quantisation_equals_llama_quantize() {
-    for tiny in [Tiny::qwen3(), Tiny::llama()] {
+    for tiny in [Tiny::qwen3(), Tiny::llama(), Tiny::deepseek2(6), Tiny::deepseek2(8)] {
         tiny.write_adapter(|_| {});
         for quant in Quant::FILES {
             check(&tiny, quant);
