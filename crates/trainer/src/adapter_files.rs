@@ -1,7 +1,7 @@
 //! Options to LoRA's shape, and a trained adapter to the files of a PEFT folder.
 
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, ModulePattern, Provenance};
-use model::family::{Role, TensorSpec};
+use model::family::{Linear, Role, linears};
 use model::lora::Exception;
 use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
@@ -18,16 +18,16 @@ const ALL_LINEAR: &str = "all-linear";
 /// # Errors
 /// [`Error::Option`] for a pattern that is none, or that no linear layer of the model matches.
 pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<LoraOptions> {
-    let modules = modules(config);
+    let modules = linears(config);
     let targets = patterns("adapter.targets", &options.targets, |name| {
         if name == ALL_LINEAR { ".*" } else { name }.to_owned()
     })?;
     for (pattern, name) in targets.iter().zip(&options.targets) {
-        if !modules.iter().any(|module| pattern.matches(&module.name)) {
+        if !modules.iter().any(|module| pattern.matches(&module.module)) {
             return Err(unknown_target(name, config.family));
         }
     }
-    let is_target = |module: &Module| targets.iter().any(|pattern| pattern.matches(&module.name));
+    let is_target = |module: &Linear| targets.iter().any(|pattern| pattern.matches(&module.module));
     let ranks = single_values("adapter.ranks", &options.ranks, &modules, is_target)?;
     let alphas = single_values("adapter.alphas", &options.alphas, &modules, is_target)?;
     let mut lora = LoraOptions {
@@ -43,6 +43,7 @@ pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<Lo
     };
     lora.targets.sort_unstable();
     lora.targets.dedup();
+    check_latent(options, &lora.targets)?;
     for module in modules.iter().filter(|module| lora.targets.contains(&module.role)) {
         let rank = first_match(&ranks, module).unwrap_or(options.rank);
         let rank = if is_target(module) { rank } else { 0 };
@@ -54,20 +55,24 @@ pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<Lo
     Ok(lora)
 }
 
-/// A linear layer that an adapter may widen.
-struct Module {
-    name: String,
-    layer: usize,
-    role: Role,
-}
-
-fn modules(config: &ModelConfig) -> Vec<Module> {
-    let adaptable = |role: Role| config.family.targets().any(|(target, _)| target == role);
-    let specs = model::family::tensors(config).into_iter().filter(|spec| adaptable(spec.role));
-    let module = |spec: TensorSpec| {
-        Some(Module { name: spec.module().to_owned(), layer: spec.layer?, role: spec.role })
+/// What is true of the whole adapter, or of none, but not of keys and values from a latent.
+///
+/// They are held as two matrices, one of them transposed: there are no rows to be measured or decomposed.
+fn check_latent(options: &AdapterOptions, targets: &[Role]) -> Result<()> {
+    if !targets.contains(&Role::KvB) {
+        return Ok(());
+    }
+    let refuse = |key, what: &str| {
+        let reason =
+            format!("cannot be {what} where `adapter.targets` has `kv_b_proj`: leave that layer out");
+        Err(Error::Option { key, reason })
     };
-    specs.filter_map(module).collect()
+    match options.init {
+        _ if options.dora => refuse("adapter.dora", "true"),
+        Init::Default => Ok(()),
+        Init::Pissa => refuse("adapter.init", "pissa"),
+        Init::LoftQ => refuse("adapter.init", "loftq"),
+    }
 }
 
 fn patterns(
@@ -86,13 +91,13 @@ fn patterns(
 fn single_values<T: Copy>(
     key: &'static str,
     values: &[(String, T)],
-    modules: &[Module],
-    is_target: impl Fn(&Module) -> bool,
+    modules: &[Linear],
+    is_target: impl Fn(&Linear) -> bool,
 ) -> Result<Vec<(ModulePattern, T)>> {
     let names: Vec<String> = values.iter().map(|(name, _)| name.clone()).collect();
     let patterns = patterns(key, &names, str::to_owned)?;
     for (pattern, name) in patterns.iter().zip(&names) {
-        if !modules.iter().any(|module| is_target(module) && pattern.matches(&module.name)) {
+        if !modules.iter().any(|module| is_target(module) && pattern.matches(&module.module)) {
             let reason = format!("names `{name}`, which no layer of `adapter.targets` matches");
             return Err(Error::Option { key, reason });
         }
@@ -100,8 +105,8 @@ fn single_values<T: Copy>(
     Ok(patterns.into_iter().zip(values.iter().map(|(_, value)| *value)).collect())
 }
 
-fn first_match<T: Copy>(values: &[(ModulePattern, T)], module: &Module) -> Option<T> {
-    values.iter().find(|(pattern, _)| pattern.matches(&module.name)).map(|(_, value)| *value)
+fn first_match<T: Copy>(values: &[(ModulePattern, T)], module: &Linear) -> Option<T> {
+    values.iter().find(|(pattern, _)| pattern.matches(&module.module)).map(|(_, value)| *value)
 }
 
 fn unknown_target(name: &str, family: Family) -> Error {
@@ -112,7 +117,15 @@ fn unknown_target(name: &str, family: Family) -> Error {
         );
         return Error::Option { key: "adapter.targets", reason };
     }
-    let names: Vec<_> = family.targets().map(|(_, target)| target).collect();
+    if family.has(Role::Router) && (name.contains("experts") || name.ends_with("gate")) {
+        let reason = format!(
+            "names `{name}`: routed experts and their router stay as they are, since each expert sees only a few of the \
+             rows; `shared_experts` with `gate_proj`, `up_proj` and `down_proj` can be changed",
+        );
+        return Error::Option { key: "adapter.targets", reason };
+    }
+    let mut names: Vec<_> = family.targets().map(|(_, target)| target).collect();
+    names.dedup();
     let reason = format!(
         "names `{name}`, which is neither {ALL_LINEAR} nor one of {}, nor a regular expression for whole names such as \
          `model.layers.0.self_attn.o_proj`",
@@ -143,7 +156,6 @@ pub fn to_files<D: Device>(
     let base_path = options.model.base.display().to_string();
     let mut peft = AdapterConfig {
         base_model_name_or_path: Some(base_path.clone()),
-        lora_dropout: f64::from(options.adapter.dropout),
         ..adapter_config(&options.adapter, adapter.options(), config)
     };
     if let Some(hub) = &options.model.hub {
@@ -168,7 +180,16 @@ pub fn to_files<D: Device>(
 
 /// `adapter_config.json` of the shape that the options ask for.
 pub fn adapter_config(options: &AdapterOptions, lora: &LoraOptions, config: &ModelConfig) -> AdapterConfig {
+    let Targets { modules, parameters } = peft_targets(lora, config);
+    let mut extra = peft_defaults(options.init);
+    let mut lora_dropout = f64::from(options.dropout);
+    if !parameters.is_empty() {
+        extra.insert("target_parameters".to_owned(), parameters.into());
+        // PEFT refuses dropout on parameters, even where nothing is trained.
+        lora_dropout = 0.0;
+    }
     AdapterConfig {
+        lora_dropout,
         use_rslora: options.rslora,
         use_dora: options.dora,
         rank_pattern: pattern(lora, config, |exception| {
@@ -177,20 +198,46 @@ pub fn adapter_config(options: &AdapterOptions, lora: &LoraOptions, config: &Mod
         alpha_pattern: pattern(lora, config, |exception| {
             (exception.alpha != options.alpha).then(|| f64::from(exception.alpha).into())
         }),
-        extra: peft_defaults(options.init),
-        ..AdapterConfig::lora(options.rank, f64::from(options.alpha), target_modules(lora, config))
+        extra,
+        ..AdapterConfig::lora(options.rank, f64::from(options.alpha), modules)
     }
 }
 
+/// What PEFT is to adapt.
+struct Targets {
+    /// Modules.
+    modules: Vec<String>,
+    /// The weights of modules that PEFT would take for others by their names.
+    parameters: Vec<String>,
+}
+
 /// Last names where every layer is adapted alike, whole names where some are left out.
-fn target_modules(options: &LoraOptions, config: &ModelConfig) -> Vec<String> {
-    if options.exceptions.iter().all(|exception| exception.rank > 0) {
-        let adapted = config.family.targets().filter(|(role, _)| options.targets.contains(role));
-        return adapted.map(|(_, target)| target.to_owned()).collect();
+///
+/// In a model with routed experts PEFT takes `gate_proj`, `up_proj` and `down_proj` for theirs, which transformers holds
+/// as parameters, wherever they stand in a name; those of the other MLPs are reached by their weights.
+fn peft_targets(options: &LoraOptions, config: &ModelConfig) -> Targets {
+    let is_alike = options.exceptions.iter().all(|exception| exception.rank > 0);
+    let mut targets = Targets { modules: Vec::new(), parameters: Vec::new() };
+    for linear in linears(config) {
+        if options.shape(linear.layer, linear.role).is_none() {
+            continue;
+        }
+        let is_mlp = matches!(linear.role, Role::Gate | Role::Up | Role::Down);
+        let place = linear.module.find("mlp.").filter(|_| config.experts.is_some() && is_mlp);
+        let name = match place {
+            Some(place) if is_alike => linear.module[place..].to_owned(),
+            None if is_alike => linear.module.rsplit('.').next().unwrap_or_default().to_owned(),
+            _ => linear.module,
+        };
+        let (list, name) = match place {
+            Some(_) => (&mut targets.parameters, format!("{name}.weight")),
+            None => (&mut targets.modules, name),
+        };
+        if !list.contains(&name) {
+            list.push(name);
+        }
     }
-    let modules = modules(config).into_iter();
-    let adapted = modules.filter(|module| options.shape(module.layer, module.role).is_some());
-    adapted.map(|module| module.name).collect()
+    targets
 }
 
 /// PEFT's `rank_pattern` or `alpha_pattern`: the value of each layer that differs.
@@ -199,12 +246,12 @@ fn pattern(
     config: &ModelConfig,
     value: impl Fn(&Exception) -> Option<Value>,
 ) -> Map<String, Value> {
-    let modules = modules(config);
+    let modules = linears(config);
     let name = |exception: &Exception| {
         modules.iter().find(|module| (module.layer, module.role) == (exception.layer, exception.role))
     };
     let adapted = options.exceptions.iter().filter(|exception| exception.rank > 0);
-    adapted.filter_map(|e| Some((ModulePattern::of_module(&name(e)?.name), value(e)?))).collect()
+    adapted.filter_map(|e| Some((ModulePattern::of_module(&name(e)?.module), value(e)?))).collect()
 }
 
 /// Keys that PEFT reads; without `inference_mode` it would train the loaded adapter.
@@ -265,6 +312,48 @@ mod tests {
         assert_eq!(targets(Family::StarCoder2, &["c_fc"]).unwrap(), [Role::Up]);
     }
 
+    /// A DeepSeek-V2-Lite of 12 layers, one of them dense.
+    fn deepseek2() -> ModelConfig {
+        let routing = model::device::Routing { n_experts: 8, n_used: 2, scale: 1.0 };
+        ModelConfig {
+            latent: Some(model::config::Latent { rank: 8, value_dim: 4, log_multiplier: 0.0 }),
+            experts: Some(model::config::Experts { routing, width: 4, n_shared: 2, n_dense_layers: 1 }),
+            ..config(Family::DeepSeek2)
+        }
+    }
+
+    #[test]
+    fn peft_reaches_the_shared_experts_by_their_weights() {
+        let all = AdapterOptions {
+            targets: vec!["all-linear".to_owned()],
+            dropout: 0.1,
+            ..AdapterOptions::default()
+        };
+        let shown = |options: &AdapterOptions| {
+            let config = deepseek2();
+            let lora = lora_options(options, &config).unwrap();
+            let peft = adapter_config(options, &lora, &config);
+            format!(
+                "{:?} {} dropout {}",
+                peft.target_modules, peft.extra["target_parameters"], peft.lora_dropout
+            )
+        };
+        expect![[r#"["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"] ["mlp.gate_proj.weight","mlp.up_proj.weight","mlp.down_proj.weight","mlp.shared_experts.gate_proj.weight","mlp.shared_experts.up_proj.weight","mlp.shared_experts.down_proj.weight"] dropout 0"#]].assert_eq(&shown(&all));
+        let some = ["q_proj", r"layers\.[0-2]\.mlp.*up_proj"].map(str::to_owned).to_vec();
+        expect![[r#"["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.2.self_attn.q_proj", "model.layers.3.self_attn.q_proj", "model.layers.4.self_attn.q_proj", "model.layers.5.self_attn.q_proj", "model.layers.6.self_attn.q_proj", "model.layers.7.self_attn.q_proj", "model.layers.8.self_attn.q_proj", "model.layers.9.self_attn.q_proj", "model.layers.10.self_attn.q_proj", "model.layers.11.self_attn.q_proj"] ["model.layers.0.mlp.up_proj.weight","model.layers.1.mlp.shared_experts.up_proj.weight","model.layers.2.mlp.shared_experts.up_proj.weight"] dropout 0"#]].assert_eq(&shown(&AdapterOptions { targets: some, ..all.clone() }));
+        let refused = |options: AdapterOptions| lora_options(&options, &deepseek2()).unwrap_err().to_string();
+        expect![
+            "`adapter.dora` cannot be true where `adapter.targets` has `kv_b_proj`: leave that layer out"
+        ]
+        .assert_eq(&refused(AdapterOptions { dora: true, ..all.clone() }));
+        expect![
+            "`adapter.init` cannot be loftq where `adapter.targets` has `kv_b_proj`: leave that layer out"
+        ]
+        .assert_eq(&refused(AdapterOptions { init: Init::LoftQ, ..all.clone() }));
+        let routed = vec!["mlp.experts.3.up_proj".to_owned()];
+        expect!["`adapter.targets` names `mlp.experts.3.up_proj`: routed experts and their router stay as they are, since each expert sees only a few of the rows; `shared_experts` with `gate_proj`, `up_proj` and `down_proj` can be changed"].assert_eq(&refused(AdapterOptions { targets: routed, ..all }));
+    }
+
     #[test]
     fn a_mixer_adapts_its_input_projection_alone() {
         assert_eq!(targets(Family::Mamba2, &["all-linear"]).unwrap(), [Role::SsmIn]);
@@ -289,7 +378,7 @@ mod tests {
             Ok(lora) => {
                 let ranks = pattern(&lora, &config, |e| (e.rank != 8).then(|| e.rank.into()));
                 let alphas = pattern(&lora, &config, |e| (e.alpha != 16.0).then(|| e.alpha.into()));
-                let lines = [Value::from(target_modules(&lora, &config)), ranks.into(), alphas.into()];
+                let lines = [Value::from(peft_targets(&lora, &config).modules), ranks.into(), alphas.into()];
                 lines.map(|line| line.to_string()).join("\n")
             }
             Err(error) => error.to_string(),
