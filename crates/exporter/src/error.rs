@@ -68,7 +68,7 @@ pub enum Error {
     Engine { action: &'static str, source: crate::EngineError },
 
     #[error("the gate refused the export: {reason}")]
-    Refused { reason: String },
+    Refused { reason: String, remedy: Option<&'static str> },
 
     #[error(transparent)]
     Formats(#[from] formats::Error),
@@ -96,7 +96,7 @@ impl Error {
                 "tokenizer and base belong to different models, or tokens were added"
             }
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
-            Error::Refused { .. } => "keep more bits (q5_k_m, q6_k, q8_0), or loosen the limit in the recipe",
+            Error::Refused { remedy, .. } => return *remedy,
             Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
             Error::OutOfRange { .. } => "the training diverged, or the base is damaged: inspect both",
             _ => return None,

@@ -156,6 +156,7 @@ impl Gate<'_> {
                 around(&found),
                 around(&expected),
             ),
+            remedy: None,
         })
     }
 
@@ -175,6 +176,7 @@ impl Gate<'_> {
         if !sum.is_finite() {
             return Err(Error::Refused {
                 reason: format!("the likelihood of {} tokens is {sum}", ids.len()),
+                remedy: None,
             });
         }
         self.sum_nll += sum;
@@ -199,7 +201,7 @@ fn retained(mean_nll: Option<f64>, reference: &Reference) -> Option<f64> {
 }
 
 fn judge(figures: &GateFigures, reference: &Reference, limits: &Limits) -> Result<()> {
-    let refuse = |reason| Err(Error::Refused { reason });
+    let refuse = |reason, remedy| Err(Error::Refused { reason, remedy: Some(remedy) });
     let share = |n: usize| n as f64 / figures.n_rows as f64;
     let (n_exact, n_rows) = (figures.n_exact, figures.n_rows);
     let adapter = reference.adapter.and_then(|adapter| adapter.exact_share());
@@ -207,29 +209,41 @@ fn judge(figures: &GateFigures, reference: &Reference, limits: &Limits) -> Resul
         let drop = 100.0 * (adapter - share(n_exact));
         // Shares are quotients: 2 points exactly may come out a hair above.
         if drop > limit + 1e-9 {
-            return refuse(format!(
+            let reason = format!(
                 "exact match {:.1} % ({n_exact} of {n_rows}) is {drop:.1} points below the adapter's {:.1} %, \
                  allowed are {limit}",
                 100.0 * share(n_exact),
                 100.0 * adapter,
-            ));
+            );
+            return refuse(
+                reason,
+                "keep more bits (q5_k_m, q6_k, q8_0), or raise `export.max_exact_match_drop` in the recipe",
+            );
         }
     }
     if let (Some(least), 1..) = (limits.min_stopped_share, n_rows)
         && share(figures.n_stopped) < least
     {
-        return refuse(format!(
+        let reason = format!(
             "{} of {n_rows} answers end by the end-of-turn token, at least {:.0} % must",
             figures.n_stopped,
             100.0 * least,
-        ));
+        );
+        return refuse(
+            reason,
+            "train longer; raise `eval.max_new_tokens` where answers are longer; or lower `export.min_ended_answers` in \
+             the recipe",
+        );
     }
     match (limits.min_retained, figures.retained) {
-        (Some(least), Some(retained)) if retained < least => refuse(format!(
-            "{:.1} % of the adapter's gain is retained, at least {:.1} % must be",
-            100.0 * retained,
-            100.0 * least,
-        )),
+        (Some(least), Some(retained)) if retained < least => refuse(
+            format!(
+                "{:.1} % of the adapter's gain is retained, at least {:.1} % must be",
+                100.0 * retained,
+                100.0 * least,
+            ),
+            "keep more bits (q5_k_m, q6_k, q8_0)",
+        ),
         _ => Ok(()),
     }
 }

@@ -147,6 +147,8 @@ pub struct ExportTable {
     pub quant: String,
     /// The most points of exact match that the exported file may lose against the adapter.
     pub max_exact_match_drop: f64,
+    /// The least percentage of the exported file's answers that must end by the end-of-turn token.
+    pub min_ended_answers: f64,
 }
 
 /// `[expert]`: how the result is run.
@@ -211,7 +213,7 @@ impl Default for BudgetTable {
 
 impl Default for ExportTable {
     fn default() -> ExportTable {
-        ExportTable { quant: q4_k_m(), max_exact_match_drop: 2.0 }
+        ExportTable { quant: q4_k_m(), max_exact_match_drop: 2.0, min_ended_answers: 90.0 }
     }
 }
 

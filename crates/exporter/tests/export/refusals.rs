@@ -191,8 +191,15 @@ fn what_the_engine_finds_ends_the_export() {
         (Fault::NotANumber, "tokens is NaN"),
     ];
     for (fault, expected) in cases {
-        let error = refused(&request(&tiny, Quant::Q4KM), &FakeEngine::with(fault)).to_string();
-        assert!(error.contains(expected), "{error}");
+        let error = refused(&request(&tiny, Quant::Q4KM), &FakeEngine::with(fault));
+        assert!(error.to_string().contains(expected), "{error}");
+        let key = match fault {
+            Fault::OtherAnswers => Some("export.max_exact_match_drop"),
+            Fault::NeverStops => Some("export.min_ended_answers"),
+            _ => None,
+        };
+        assert_eq!(error.hint().is_some(), key.is_some(), "{error}");
+        assert!(key.is_none_or(|key| error.hint().unwrap_or_default().contains(key)), "{error}");
     }
 }
 

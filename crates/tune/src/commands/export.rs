@@ -114,6 +114,7 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         },
         limits: Limits {
             max_exact_drop_points: Some(recipe.export.max_exact_match_drop),
+            min_stopped_share: Some(recipe.export.min_ended_answers / 100.0),
             ..Limits::default()
         },
         provenance: Provenance {
