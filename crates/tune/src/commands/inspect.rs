@@ -160,9 +160,18 @@ fn model(path: &Path) -> Result<Vec<String>, Failure> {
 
 fn heads(config: &formats::config::HfConfig) -> String {
     match (config.num_attention_heads, config.num_key_value_heads) {
-        (0, _) => "no attention · ".to_owned(),
+        (0, _) => format!(
+            "{} state-space heads of {}, state {} · ",
+            size(config, "num_heads"),
+            config.head_dim,
+            size(config, "state_size")
+        ),
         (queries, keys) => format!("{queries} heads, {keys} for keys · "),
     }
+}
+
+fn size(config: &formats::config::HfConfig, key: &str) -> String {
+    config.text(key).and_then(serde_json::Value::as_u64).map_or_else(|| "?".to_owned(), |n| n.to_string())
 }
 
 fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
