@@ -143,7 +143,7 @@ fn bases() {
         &folder,
         &recipe(&[("base", &base_line(&folder))]),
         expect![[r#"
-            error    DIR/base/config.json: architecture `BertModel` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM, Mamba2ForCausalLM)
+            error    DIR/base/config.json: architecture `BertModel` is not supported (supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Starcoder2ForCausalLM, Mamba2ForCausalLM, DeepseekV2ForCausalLM)
             exit 1
         "#]],
     );
