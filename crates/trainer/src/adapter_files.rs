@@ -43,7 +43,7 @@ pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<Lo
     };
     lora.targets.sort_unstable();
     lora.targets.dedup();
-    check_latent(options, &lora.targets)?;
+    check_layers(options, config, &lora.targets)?;
     for module in modules.iter().filter(|module| lora.targets.contains(&module.role)) {
         let rank = first_match(&ranks, module).unwrap_or(options.rank);
         let rank = if is_target(module) { rank } else { 0 };
@@ -55,23 +55,28 @@ pub fn lora_options(options: &AdapterOptions, config: &ModelConfig) -> Result<Lo
     Ok(lora)
 }
 
-/// What is true of the whole adapter, or of none, but not of keys and values from a latent.
+/// Refuses what cannot be done to some layers of a model with a latent and routed experts.
 ///
-/// They are held as two matrices, one of them transposed: there are no rows to be measured or decomposed.
-fn check_latent(options: &AdapterOptions, targets: &[Role]) -> Result<()> {
-    if !targets.contains(&Role::KvB) {
-        return Ok(());
-    }
-    let refuse = |key, what: &str| {
-        let reason =
-            format!("cannot be {what} where `adapter.targets` has `kv_b_proj`: leave that layer out");
+/// Keys and values from a latent are held as two matrices, one of them transposed, which have no rows to be measured or
+/// decomposed; and the MLPs are parameters to PEFT, which measures none.
+fn check_layers(options: &AdapterOptions, config: &ModelConfig, targets: &[Role]) -> Result<()> {
+    let refuse = |key, what: &str, target: &str| {
+        let reason = format!("cannot be {what} where `adapter.targets` has `{target}`: leave that layer out");
         Err(Error::Option { key, reason })
     };
-    match options.init {
-        _ if options.dora => refuse("adapter.dora", "true"),
-        Init::Default => Ok(()),
-        Init::Pissa => refuse("adapter.init", "pissa"),
-        Init::LoftQ => refuse("adapter.init", "loftq"),
+    let mlp = config
+        .family
+        .targets()
+        .find(|(role, _)| matches!(role, Role::Gate | Role::Up | Role::Down) && targets.contains(role));
+    match (mlp, options.init) {
+        (Some((_, target)), _) if options.dora && config.experts.is_some() => {
+            refuse("adapter.dora", "true", target)
+        }
+        _ if !targets.contains(&Role::KvB) => Ok(()),
+        _ if options.dora => refuse("adapter.dora", "true", "kv_b_proj"),
+        (_, Init::Pissa) => refuse("adapter.init", "pissa", "kv_b_proj"),
+        (_, Init::LoftQ) => refuse("adapter.init", "loftq", "kv_b_proj"),
+        (_, Init::Default) => Ok(()),
     }
 }
 
@@ -211,10 +216,15 @@ struct Targets {
     parameters: Vec<String>,
 }
 
-/// Last names where every layer is adapted alike, whole names where some are left out.
+/// Whether PEFT reaches a layer by its weight alone.
 ///
-/// In a model with routed experts PEFT takes `gate_proj`, `up_proj` and `down_proj` for theirs, which transformers holds
-/// as parameters, wherever they stand in a name; those of the other MLPs are reached by their weights.
+/// In a model with routed experts it takes `gate_proj`, `up_proj` and `down_proj` for theirs, which transformers holds as
+/// parameters, wherever they stand in a module's name.
+fn is_parameter(linear: &Linear, config: &ModelConfig) -> bool {
+    config.experts.is_some() && matches!(linear.role, Role::Gate | Role::Up | Role::Down)
+}
+
+/// Last names where every layer is adapted alike, whole names where some are left out.
 fn peft_targets(options: &LoraOptions, config: &ModelConfig) -> Targets {
     let is_alike = options.exceptions.iter().all(|exception| exception.rank > 0);
     let mut targets = Targets { modules: Vec::new(), parameters: Vec::new() };
@@ -222,8 +232,7 @@ fn peft_targets(options: &LoraOptions, config: &ModelConfig) -> Targets {
         if options.shape(linear.layer, linear.role).is_none() {
             continue;
         }
-        let is_mlp = matches!(linear.role, Role::Gate | Role::Up | Role::Down);
-        let place = linear.module.find("mlp.").filter(|_| config.experts.is_some() && is_mlp);
+        let place = linear.module.find("mlp.").filter(|_| is_parameter(&linear, config));
         let name = match place {
             Some(place) if is_alike => linear.module[place..].to_owned(),
             None if is_alike => linear.module.rsplit('.').next().unwrap_or_default().to_owned(),
@@ -248,10 +257,14 @@ fn pattern(
 ) -> Map<String, Value> {
     let modules = linears(config);
     let name = |exception: &Exception| {
-        modules.iter().find(|module| (module.layer, module.role) == (exception.layer, exception.role))
+        let linear =
+            modules.iter().find(|module| (module.layer, module.role) == (exception.layer, exception.role))?;
+        let pattern = ModulePattern::of_module(&linear.module);
+        // PEFT compares the names of parameters, and nothing else does.
+        Some(if is_parameter(linear, config) { format!(r"{pattern}(\.weight)?") } else { pattern })
     };
     let adapted = options.exceptions.iter().filter(|exception| exception.rank > 0);
-    adapted.filter_map(|e| Some((ModulePattern::of_module(&name(e)?.module), value(e)?))).collect()
+    adapted.filter_map(|e| Some((name(e)?, value(e)?))).collect()
 }
 
 /// Keys that PEFT reads; without `inference_mode` it would train the loaded adapter.
@@ -343,9 +356,14 @@ mod tests {
         expect![[r#"["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.2.self_attn.q_proj", "model.layers.3.self_attn.q_proj", "model.layers.4.self_attn.q_proj", "model.layers.5.self_attn.q_proj", "model.layers.6.self_attn.q_proj", "model.layers.7.self_attn.q_proj", "model.layers.8.self_attn.q_proj", "model.layers.9.self_attn.q_proj", "model.layers.10.self_attn.q_proj", "model.layers.11.self_attn.q_proj"] ["model.layers.0.mlp.up_proj.weight","model.layers.1.mlp.shared_experts.up_proj.weight","model.layers.2.mlp.shared_experts.up_proj.weight"] dropout 0"#]].assert_eq(&shown(&AdapterOptions { targets: some, ..all.clone() }));
         let refused = |options: AdapterOptions| lora_options(&options, &deepseek2()).unwrap_err().to_string();
         expect![
-            "`adapter.dora` cannot be true where `adapter.targets` has `kv_b_proj`: leave that layer out"
+            "`adapter.dora` cannot be true where `adapter.targets` has `gate_proj`: leave that layer out"
         ]
         .assert_eq(&refused(AdapterOptions { dora: true, ..all.clone() }));
+        let attention = vec![".*self_attn.*".to_owned()];
+        expect![
+            "`adapter.dora` cannot be true where `adapter.targets` has `kv_b_proj`: leave that layer out"
+        ]
+        .assert_eq(&refused(AdapterOptions { dora: true, targets: attention, ..all.clone() }));
         expect![
             "`adapter.init` cannot be loftq where `adapter.targets` has `kv_b_proj`: leave that layer out"
         ]
