@@ -3,9 +3,10 @@
     python scripts/check/published_layouts.py SHARED [MODEL …]
 
 SHARED holds assets/models/MODEL (config.json, tensors.json) and tools/synth_checkpoint.py, which writes the
-checkpoints; those of Mamba-2 and StarCoder2, of which SHARED has no listing, are written by transformers itself, with the published
-hyper-parameters. Needs torch, transformers and numpy, and the example built: cargo build --release -p model --example
-forward_logits. f32 on both sides, 96 tokens; prints the largest error in parts of a row's largest logit, and fails
+checkpoints; those of Mamba-2, DeepSeek-V2-Lite and StarCoder2, of which SHARED has no listing, are written by
+transformers itself, with the published hyper-parameters. Needs torch, transformers and numpy, and the example built:
+cargo build --release -p model --example forward_logits.
+f32 on both sides, 96 tokens; prints the largest error in parts of a row's largest logit, and fails
 above 1e-4.
 """
 
@@ -30,6 +31,13 @@ BUILT = {
         hidden_size=768, num_heads=24, n_groups=1, vocab_size=50288, tie_word_embeddings=True)),
     "Mamba-Codestral-7B-v0.1": (transformers.Mamba2ForCausalLM, dict(
         hidden_size=4096, num_heads=128, n_groups=8, vocab_size=32768)),
+    "DeepSeek-V2-Lite": (transformers.DeepseekV2ForCausalLM, dict(
+        hidden_size=2048, intermediate_size=10944, moe_intermediate_size=1408, num_attention_heads=16, q_lora_rank=None,
+        kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64,
+        n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, vocab_size=102400, rms_norm_eps=1e-6,
+        max_position_embeddings=163840, rope_parameters=dict(
+            rope_type="yarn", rope_theta=10000.0, factor=40, mscale=0.707, mscale_all_dim=0.707, beta_fast=32,
+            beta_slow=1, original_max_position_embeddings=4096))),
     "starcoder2-3b": (transformers.Starcoder2ForCausalLM, dict(
         hidden_size=3072, intermediate_size=12288, num_attention_heads=24, num_key_value_heads=2, vocab_size=49152,
         max_position_embeddings=16384, sliding_window=4096, rope_theta=999999.4420358813, norm_epsilon=1e-5,
@@ -66,7 +74,7 @@ def write(shared, name, layers, folder):
             # What transformers begins with would leave gains, biases and the logits without a say.
             if parameter.dim() == 1 and not key.endswith(("A_log", "dt_bias")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            elif parameter.dim() == 2:
+            elif parameter.dim() > 1:
                 parameter.copy_(0.02 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(folder)
 
