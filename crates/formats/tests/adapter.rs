@@ -123,6 +123,14 @@ fn what_would_be_applied_differently_is_refused() {
         ]],
     );
     refuse_config(
+        |config| {
+            drop(config.insert("target_parameters".into(), json!(["mlp.gate_proj.weight", "gate_up_proj"])))
+        },
+        &expect![[
+            r#"DIR/adapter_config.json: key `target_parameters` is ["mlp.gate_proj.weight","gate_up_proj"], expected absent, or weights of linear layers alone (stacked experts are not supported)"#
+        ]],
+    );
+    refuse_config(
         |config| drop(config.insert("peft_type".into(), json!("IA3"))),
         &expect!["DIR/adapter_config.json: key `peft_type` is `IA3`, expected `LORA`"],
     );
@@ -151,6 +159,7 @@ fn harmless_defaults_of_peft_are_read() {
     let fields = config.as_object_mut().unwrap();
     fields.insert("modules_to_save".into(), Value::Null);
     fields.insert("rank_pattern".into(), json!({}));
+    fields.insert("target_parameters".into(), json!(["mlp.gate_proj.weight"]));
     fields.insert("target_modules".into(), json!("all-linear"));
     formats::json::write(&path, &config).unwrap();
     assert_eq!(read_adapter(dir.path()).unwrap().config.target_modules, ["all-linear"]);

@@ -178,7 +178,7 @@ pub(super) fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
     if config.bias != "none" {
         return refused("bias", "`none`", format!("`{}`", config.bias));
     }
-    const UNSUPPORTED: [&str; 11] = [
+    const UNSUPPORTED: [&str; 10] = [
         "use_bdlora",
         "use_qalora",
         "alora_invocation_tokens",
@@ -189,7 +189,6 @@ pub(super) fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
         "fan_in_fan_out",
         "layer_replication",
         "trainable_token_indices",
-        "target_parameters",
     ];
     for key in UNSUPPORTED {
         match config.extra.get(key) {
@@ -199,7 +198,17 @@ pub(super) fn check_config(path: &Path, config: &AdapterConfig) -> Result<()> {
             Some(other) => return refused(key, "absent or empty (it is not supported)", other.to_string()),
         }
     }
-    Ok(())
+    // A linear layer's weight is a parameter as good as its module; stacked experts are not.
+    let is_weight =
+        |parameter: &Value| parameter.as_str().is_some_and(|parameter| parameter.ends_with(".weight"));
+    match config.extra.get("target_parameters") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(list)) if list.iter().all(is_weight) => Ok(()),
+        Some(other) => {
+            let expected = "absent, or weights of linear layers alone (stacked experts are not supported)";
+            refused("target_parameters", expected, other.to_string())
+        }
+    }
 }
 
 /// Refuses an adapter whose start has changed the base's weights too: on the published base it is another one.

@@ -166,6 +166,12 @@ fn heads(config: &formats::config::HfConfig) -> String {
             config.head_dim,
             size(config, "state_size")
         ),
+        (queries, _) if config.text("kv_lora_rank").is_some() => format!(
+            "{queries} heads, keys and values from a latent of {} · {} experts, {} a token · ",
+            size(config, "kv_lora_rank"),
+            size(config, "n_routed_experts"),
+            size(config, "num_experts_per_tok"),
+        ),
         (queries, keys) => format!("{queries} heads, {keys} for keys · "),
     }
 }
