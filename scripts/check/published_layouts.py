@@ -1,4 +1,4 @@
-"""Compares our logits with transformers' on checkpoints of published layout: random weights, a few layers.
+"""Compares our logits with transformers' on checkpoints of published layout: random weights, a few layers, or all of a small one.
 
     python scripts/check/published_layouts.py SHARED [MODEL …]
 
@@ -23,7 +23,8 @@ import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/forward_logits"
-LAYERS = {"gemma-3-1b-it": 6, "gemma-3-4b-it": 6}  # the sixth layer is the first that sees everything
+# The small ones in full; Gemma's sixth layer is the first that sees everything.
+LAYERS = {"SmolLM2-135M": 30, "Qwen3-0.6B": 28, "mamba2-130m": 24, "gemma-3-1b-it": 6, "gemma-3-4b-it": 6}
 MODELS = ["SmolLM2-135M", "Qwen3-0.6B", "Qwen2.5-1.5B-Instruct", "Llama-3.2-1B-Instruct", "gemma-3-1b-it",
           "Phi-4-mini-instruct", "Mistral-7B-Instruct-v0.3", "Llama-3.1-8B-Instruct", "gemma-3-4b-it"]
 BUILT = {
