@@ -160,10 +160,6 @@ impl<D: Device> Base<D> {
         Place { at, n, experts: self.config.experts.expect("only layers with experts are run as such") }
     }
 
-    fn expert_weights(&self, layer: usize, role: Role) -> &D::Weights {
-        self.layers[layer].matrix(role).expect("loading refuses a base that lacks a tensor of its family")
-    }
-
     /// The outputs of all chosen experts      h (n, C); `at` is the first token's number in the room, where a tile begins
     pub(crate) fn run_experts(
         &self,
@@ -176,7 +172,7 @@ impl<D: Device> Base<D> {
         let (device, c, place) = (&self.device, self.config.hidden, self.place(at, n));
         let Experts { routing, width: f, .. } = place.experts;
         let (x, k) = (routing.n_experts, routing.n_used);
-        let router = self.expert_weights(layer, Role::Router);
+        let router = self.matrix(layer, Role::Router);
         device.linear(h, router, 0..x, Write::Set, room.logits.part_mut(place.of(x)))?;
         let (logits, weights) = (room.logits.part(place.of(x)), room.weights.part_mut(place.of(k)));
         let picks = room.picks.part_mut(place.of(k));
@@ -192,13 +188,13 @@ impl<D: Device> Base<D> {
             let of = |width: usize| places.start * width..places.end * width;
             let input = room.inputs.part(of(c));
             let wide = expert * f..(expert + 1) * f;
-            let matrix = self.expert_weights(layer, Role::ExpertGate);
+            let matrix = self.matrix(layer, Role::ExpertGate);
             device.linear(input, matrix, wide.clone(), Write::Set, room.gate.part_mut(of(f)))?;
-            let matrix = self.expert_weights(layer, Role::ExpertUp);
+            let matrix = self.matrix(layer, Role::ExpertUp);
             device.linear(input, matrix, wide, Write::Set, room.up.part_mut(of(f)))?;
             let (gate, up) = (room.gate.part(of(f)), room.up.part(of(f)));
             device.gated(self.config.activation, gate, up, room.act.first_mut(gate.len()))?;
-            let matrix = self.expert_weights(layer, Role::ExpertDown);
+            let matrix = self.matrix(layer, Role::ExpertDown);
             let (act, output) = (room.act.first(places.len() * f), room.outputs.part_mut(of(c)));
             device.linear(act, matrix, expert * c..(expert + 1) * c, Write::Set, output)?;
         }
@@ -250,22 +246,22 @@ impl<D: Device> Base<D> {
             let places = first + places.start..first + places.end;
             let of = |width: usize| places.start * width..places.end * width;
             let (wide, len) = (expert * f..(expert + 1) * f, places.len() * f);
-            let matrix = self.expert_weights(layer, Role::ExpertDown);
+            let matrix = self.matrix(layer, Role::ExpertDown);
             let (d_output, d_act) = (room.outputs.part(of(c)), deltas.act.first_mut(len));
             device.linear_backward(d_output, matrix, expert * c..(expert + 1) * c, Write::Set, d_act)?;
             let (gate, up, d_act) = (room.gate.part(of(f)), room.up.part(of(f)), deltas.act.first(len));
             let (d_gate, d_up) = (deltas.gate.first_mut(len), deltas.up.first_mut(len));
             device.gated_backward(self.config.activation, gate, up, d_act, d_gate, d_up)?;
-            let matrix = self.expert_weights(layer, Role::ExpertGate);
+            let matrix = self.matrix(layer, Role::ExpertGate);
             let d_input = room.inputs.part_mut(of(c));
             device.linear_backward(deltas.gate.first(len), matrix, wide.clone(), Write::Set, d_input)?;
-            let matrix = self.expert_weights(layer, Role::ExpertUp);
+            let matrix = self.matrix(layer, Role::ExpertUp);
             let d_input = room.inputs.part_mut(of(c));
             device.linear_backward(deltas.up.first(len), matrix, wide, Write::Add, d_input)?;
         }
         let (d_inputs, places) = (room.inputs.part(place.picked(c)), room.places.part(place.of(k)));
         device.combine_experts(routing, d_inputs, places, None, Write::Add, d_h.reborrow())?;
-        let router = self.expert_weights(layer, Role::Router);
+        let router = self.matrix(layer, Role::Router);
         device.linear_backward(room.logits.part(place.of(x)), router, 0..x, Write::Add, d_h)
     }
 }

@@ -98,6 +98,11 @@ impl<D: Device> Base<D> {
         self.config.family.has(role)
     }
 
+    /// A matrix of a layer, for what is not run as a linear layer from its input to its output.
+    pub(crate) fn matrix(&self, layer: usize, role: Role) -> &D::Weights {
+        self.layers[layer].matrix(role).expect("loading refuses a base that lacks a tensor of its family")
+    }
+
     pub(super) fn vector(&self, layer: Option<usize>, role: Role) -> &D::Buffer {
         let tensors = layer.map_or(&self.outer, |index| &self.layers[index]);
         tensors.vector(role).expect("loading refuses a base that lacks a tensor of its family")

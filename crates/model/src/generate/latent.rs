@@ -64,7 +64,7 @@ impl<B: Buffer> LatentRoom<B> {
             let narrow = self.narrow.first_mut(n * unrotated).matrix(n, unrotated);
             device.copy_columns(queries.columns(heads.key(head)), Write::Set, narrow)?;
             let (narrow, wide) = (self.narrow.first(n * unrotated), self.wide.first_mut(n * rank));
-            let weights = pass.weights(index, Role::LatentKeys);
+            let weights = base.matrix(index, Role::LatentKeys);
             device.linear(narrow, weights, heads.latent(head), Write::Set, wide)?;
             if let Some(factors) = pass.factors(index, &heads.module_keys(head)) {
                 let r = factors.b.cols;
@@ -101,7 +101,7 @@ impl<B: Buffer> LatentRoom<B> {
             let from = self.attended.first(n * taken).matrix(n, taken).columns(heads.latent(head));
             device.copy_columns(from, Write::Set, self.wide.first_mut(n * rank).matrix(n, rank))?;
             let (wide, narrow) = (self.wide.first(n * rank), self.narrow.first_mut(n * value));
-            let weights = pass.weights(index, Role::LatentValues);
+            let weights = base.matrix(index, Role::LatentValues);
             device.linear(wide, weights, heads.values(head), Write::Set, narrow)?;
             if let Some(factors) = pass.factors(index, &heads.module_values(head)) {
                 let (r, wide) = (factors.b.cols, wide.matrix(n, rank));

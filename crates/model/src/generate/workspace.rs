@@ -413,12 +413,6 @@ impl<'a, D: Device> Pass<'a, D> {
         adapter.project(index, group, self.n, x, u.first_mut(self.n * width))
     }
 
-    /// A matrix of a layer that is not run as it stands.
-    pub fn weights(self, index: usize, role: Role) -> &'a D::Weights {
-        let matrix = self.base.layers[index].matrix(role);
-        matrix.expect("loading refuses a base that lacks a tensor of its family")
-    }
-
     /// The adapter's factors of some rows of a layer.
     pub fn factors(self, index: usize, projection: &Projection) -> Option<Factors<'a, D::Buffer>> {
         self.adapted.adapter?.factors(index, projection)

@@ -6,7 +6,7 @@
 use super::pass::{LinearBackward, Pass, rows, rows_mut};
 use super::workspace::{Deltas, Kept};
 use crate::Result;
-use crate::device::{Buffer, Device, Rotation, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Rotated, Rotation, View, ViewMut, Write};
 use crate::family::Role;
 use crate::lora::{Gradients, Group};
 
@@ -62,8 +62,9 @@ impl<D: Device> Pass<'_, D> {
             (rows_mut(&mut to.k, kv_width, 0, n), to.k_raw.as_mut().map(|b| rows_mut(b, kv_width, 0, n)));
         self.project_heads(index, (Role::K, Role::KNorm), h, u, raw, k)?;
         self.linear(index, Role::V, n, h, u, Write::Set, rows_mut(&mut to.v, kv_width, 0, n))?;
-        self.rotate(index, rows_mut(&mut to.q, q_width, 0, n), config.n_heads, Rotation::Forward)?;
-        self.rotate(index, rows_mut(&mut to.k, kv_width, 0, n), config.n_kv_heads, Rotation::Forward)
+        let (q, k) = (rows_mut(&mut to.q, q_width, 0, n), rows_mut(&mut to.k, kv_width, 0, n));
+        self.rotate(index, q, config.rotated(config.n_heads), Rotation::Forward)?;
+        self.rotate(index, k, config.rotated(config.n_kv_heads), Rotation::Forward)
     }
 
     /// Queries or keys: projected, and normed head by head where the family does.
@@ -88,13 +89,11 @@ impl<D: Device> Pass<'_, D> {
         &self,
         index: usize,
         x: ViewMut<'_, D::Buffer>,
-        n_heads: usize,
+        rotated: Rotated,
         rotation: Rotation,
     ) -> Result<()> {
-        let config = self.config();
-        let (cos, sin) = &self.rotary[config.rotary_index(index)];
-        let (cos, sin, rotated) = (cos.all(), sin.all(), config.rotated(n_heads));
-        self.device().rope(x, rotated, self.rotary_rows, cos, sin, rotation)
+        let (cos, sin) = &self.rotary[self.config().rotary_index(index)];
+        self.device().rope(x, rotated, self.rotary_rows, cos.all(), sin.all(), rotation)
     }
 
     /// Turns the gradient of `mid` (in `deltas.stream`) into that of x, in place, and adds up the adapter's.
@@ -139,8 +138,8 @@ impl<D: Device> Pass<'_, D> {
             self.latent_backward(index, from, deltas, gradients)?;
         } else {
             let (q, k) = (rows_mut(&mut deltas.q, q_width, 0, n), rows_mut(&mut deltas.k, kv_width, 0, n));
-            self.rotate(index, q, config.n_heads, Rotation::Backward)?;
-            self.rotate(index, k, config.n_kv_heads, Rotation::Backward)?;
+            self.rotate(index, q, config.rotated(config.n_heads), Rotation::Backward)?;
+            self.rotate(index, k, config.rotated(config.n_kv_heads), Rotation::Backward)?;
         }
         let wants_input = index > 0;
         let (h, u_width) = (rows(&from.attn_in, c, 0, n), self.u_width(index, Group::Qkv));

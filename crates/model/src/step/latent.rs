@@ -7,17 +7,11 @@ use super::pass::{Pass, rows, rows_mut};
 use super::workspace::{Deltas, Kept};
 use crate::Result;
 use crate::config::LatentHeads;
-use crate::device::{Buffer, Device, Rotation, View, ViewMut, Write};
+use crate::device::{Buffer, Device, Rotation, View, Write};
 use crate::family::Role;
 use crate::lora::{Gradients, Group};
 
 impl<D: Device> Pass<'_, D> {
-    fn held(&self, index: usize, role: Role) -> &D::Weights {
-        self.base.layers[index]
-            .matrix(role)
-            .expect("loading refuses a base that lacks a tensor of its family")
-    }
-
     /// Rotated queries and keys, and values, from what the layer's norm gave: all that attention needs.
     pub fn latent_forward(&self, index: usize, to: &mut Kept<D>) -> Result<()> {
         let (device, n, c, heads) =
@@ -31,19 +25,16 @@ impl<D: Device> Pass<'_, D> {
         self.linear(index, Role::KvRotated, n, h, u, Write::Set, rows_mut(&mut kept.rotated, p, 0, n))?;
         let (compressed, latent) = (rows(&kept.compressed, l, 0, n), rows_mut(&mut kept.latent, l, 0, n));
         self.base.norm(Some(index), Role::KvNorm, compressed, latent)?;
-        self.rotate(
-            index,
-            rows_mut(&mut to.q, self.q_width(), 0, n),
-            self.config().n_heads,
-            Rotation::Forward,
-        )?;
-        self.rotate_shared(index, rows_mut(&mut kept.rotated, p, 0, n), Rotation::Forward)?;
+        let q = rows_mut(&mut to.q, self.q_width(), 0, n);
+        self.rotate(index, q, self.config().rotated(heads.n_heads), Rotation::Forward)?;
+        let shared = rows_mut(&mut kept.rotated, p, 0, n);
+        self.rotate(index, shared, self.config().rotated_key(), Rotation::Forward)?;
 
         let (latent, u_width) = (rows(&kept.latent, l, 0, n), self.u_width(index, Group::KvB));
         self.project(index, Group::KvB, self.all_rows(), latent, rows_mut(&mut kept.u, u_width, 0, n))?;
         let values = rows_mut(&mut to.v, self.value_width(), 0, n);
         let all = 0..self.value_width();
-        device.linear(latent, self.held(index, Role::LatentValues), all, Write::Set, values)?;
+        device.linear(latent, self.base.matrix(index, Role::LatentValues), all, Write::Set, values)?;
         let (u, rotated) = (rows(&kept.u, u_width, 0, n), rows(&kept.rotated, p, 0, n));
         for head in 0..heads.n_heads {
             self.head_keys(index, heads, head, latent, rotated, &mut to.k)?;
@@ -72,21 +63,13 @@ impl<D: Device> Pass<'_, D> {
         let mut copy = self.copy.borrow_mut();
         let unrotated = copy.first_mut(n * heads.unrotated);
         // Each head's matrix is transposed: its product is that of a backward pass.
-        let weights = self.held(index, Role::LatentKeys);
+        let weights = self.base.matrix(index, Role::LatentKeys);
         device.linear_backward(latent, weights, heads.latent(head), Write::Set, unrotated)?;
         let unrotated = copy.first(n * heads.unrotated).matrix(n, heads.unrotated);
         let to = keys.first_mut(n * width).matrix(n, width).columns(heads.key(head));
         device.copy_columns(unrotated, Write::Set, to)?;
         let to = keys.first_mut(n * width).matrix(n, width).columns(heads.rotated_key(head));
         device.copy_columns(rotated.matrix(n, heads.rotated), Write::Set, to)
-    }
-
-    /// Turns the part of the keys that all heads share.
-    fn rotate_shared(&self, index: usize, x: ViewMut<'_, D::Buffer>, rotation: Rotation) -> Result<()> {
-        let config = self.config();
-        let (cos, sin) = &self.rotary[config.rotary_index(index)];
-        let (rows, rotated) = (self.rotary_rows, config.rotated_key());
-        self.device().rope(x, rotated, rows, cos.all(), sin.all(), rotation)
     }
 
     /// The gradients of what the layer's input was projected to, from those of queries, keys and values: `deltas.q`,
@@ -103,12 +86,19 @@ impl<D: Device> Pass<'_, D> {
         let Deltas { q, k, v, u: d_u, latent: inside, .. } = deltas;
         let inside = inside.as_mut().expect("a step over latent attention has room for it");
         let (l, p) = (heads.rank, heads.rotated);
-        self.rotate(index, rows_mut(q, self.q_width(), 0, n), heads.n_heads, Rotation::Backward)?;
+        let rotated = self.config().rotated(heads.n_heads);
+        self.rotate(index, rows_mut(q, self.q_width(), 0, n), rotated, Rotation::Backward)?;
         let d_keys = k.first(n * self.kv_width()).matrix(n, self.kv_width());
         let d_values = v.first(n * self.value_width());
         let d_latent = rows_mut(&mut inside.latent, l, 0, n);
         let all = 0..self.value_width();
-        device.linear_backward(d_values, self.held(index, Role::LatentValues), all, Write::Set, d_latent)?;
+        device.linear_backward(
+            d_values,
+            self.base.matrix(index, Role::LatentValues),
+            all,
+            Write::Set,
+            d_latent,
+        )?;
         let d_values = d_values.matrix(n, self.value_width());
 
         let u_width = self.u_width(index, Group::KvB);
@@ -120,7 +110,8 @@ impl<D: Device> Pass<'_, D> {
             let mut copy = self.copy.borrow_mut();
             let d_key = copy.first_mut(n * heads.unrotated).matrix(n, heads.unrotated);
             device.copy_columns(d_keys.columns(heads.key(head)), Write::Set, d_key)?;
-            let (d_key, weights) = (copy.first(n * heads.unrotated), self.held(index, Role::LatentKeys));
+            let (d_key, weights) =
+                (copy.first(n * heads.unrotated), self.base.matrix(index, Role::LatentKeys));
             let d_latent = rows_mut(&mut inside.latent, l, 0, n);
             device.linear(d_key, weights, heads.latent(head), Write::Add, d_latent)?;
             let Some(adapter) = self.adapter else { continue };
@@ -140,6 +131,7 @@ impl<D: Device> Pass<'_, D> {
         let d_compressed = rows_mut(&mut inside.compressed, l, 0, n);
         let norm = Role::KvNorm;
         self.base.norm_backward(Some(index), norm, compressed, d_latent, Write::Set, d_compressed)?;
-        self.rotate_shared(index, rows_mut(&mut inside.rotated, p, 0, n), Rotation::Backward)
+        let shared = rows_mut(&mut inside.rotated, p, 0, n);
+        self.rotate(index, shared, self.config().rotated_key(), Rotation::Backward)
     }
 }
