@@ -8,7 +8,8 @@ use formats::BlockType;
 use formats::gguf::Reader;
 
 use crate::config::ModelConfig;
-use crate::device::cpu::TILE_FLOATS;
+use crate::device::Precision;
+use crate::device::cpu::fixed_bytes;
 use crate::family::{self, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions, row_norms_bytes};
@@ -37,6 +38,8 @@ pub struct MemoryTable {
 pub struct Residents<'a> {
     /// The model.
     pub config: &'a ModelConfig,
+    /// Of products with its weights.
+    pub precision: Precision,
     /// Bytes of its weights as they are held: [`weights_bytes`], or [`gguf_weights_bytes`].
     pub weights_bytes: u64,
     /// The adapter, its gradients and its optimiser; `None` to run the base alone.
@@ -68,10 +71,12 @@ impl MemoryTable {
 /// # Errors
 /// A block type that cannot hold a row, which the policy's fallbacks exclude.
 pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
-    let Residents { config, weights_bytes, lora, step, answers } = *residents;
+    let Residents { config, precision, weights_bytes, lora, step, answers } = *residents;
     let mut table = MemoryTable::default();
     table.push("base weights", weights_bytes);
-    table.push("tile of dense weights", 4 * TILE_FLOATS as u64);
+    for (name, bytes) in fixed_bytes(precision) {
+        table.push(name, bytes);
+    }
     if let Some(lora) = lora {
         let adapter = 4 * Layout::new(config, lora).len() as u64;
         table.push("adapter", adapter);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use formats::observe::Silent;
 use hashed::{HashedCheckpoint, llama, qwen3};
 use model::arena::Arena;
+use model::device::Precision;
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
 use model::step::StepPlan;
@@ -35,7 +36,14 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
     let max_tokens = golden.cases.values().map(|case| case.lengths.iter().sum()).max().unwrap();
     let plan = StepPlan::new(config, max_tokens);
     let weights_bytes = weights_bytes(config, quant).unwrap();
-    let residents = Residents { config, weights_bytes, lora: Some(&lora), step: Some(&plan), answers: None };
+    let residents = Residents {
+        config,
+        precision: Precision::F32,
+        weights_bytes,
+        lora: Some(&lora),
+        step: Some(&plan),
+        answers: None,
+    };
     let device = Cpu::new(Arena::new(plan_bytes(&residents).unwrap().total_bytes())).unwrap();
     let base =
         Arc::new(Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent).unwrap());

@@ -11,6 +11,8 @@ use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
 use model::config::Rope;
+use model::device::Precision;
+use model::device::cpu::best_precision;
 use model::generate::{Capacity, Generator, Request, SamplerOptions};
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
@@ -61,7 +63,8 @@ fn a_run_draws_exactly_the_plan() {
         let (quant, config) = (Quant::Q4KM, &config);
         let weights_bytes = weights_bytes(config, quant).unwrap();
         let (lora, step, answers) = (Some(&lora), Some(&step), Some(answers));
-        let residents = Residents { config, weights_bytes, lora, step, answers };
+        let precision = if kept_layers > 0 { best_precision() } else { Precision::F32 };
+        let residents = Residents { config, precision, weights_bytes, lora, step, answers };
         let total = plan_bytes(&residents).unwrap().total_bytes();
         let arena = Arena::new(total);
         run(&residents, quant, &arena).unwrap();
@@ -73,9 +76,9 @@ fn a_run_draws_exactly_the_plan() {
 
 /// Builds everything and uses it once.
 fn run(residents: &Residents<'_>, quant: Quant, arena: &Arena) -> Result<(), Error> {
-    let Residents { config, lora, step, answers, .. } = *residents;
+    let Residents { config, precision, lora, step, answers, .. } = *residents;
     let (lora, step, answers) = (lora.unwrap(), *step.unwrap(), answers.unwrap());
-    let device = Cpu::new(arena.clone())?;
+    let device = Cpu::with_precision(arena.clone(), precision)?;
     let base = Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent)?;
     let base = Arc::new(base);
     let mut adapter = Adapter::new(&device, config, lora, 1)?;
@@ -119,8 +122,14 @@ fn a_step_of_2048_tokens_fits_beside_four_and_eight_billion_weights() {
         let weights_bytes = weights_bytes(&config, Quant::Q4KM).unwrap();
         let (lora, step) =
             (LoraOptions::default(), StepPlan { layer_inputs, ..StepPlan::new(&config, 2048) });
-        let residents =
-            Residents { config: &config, weights_bytes, lora: Some(&lora), step: Some(&step), answers: None };
+        let residents = Residents {
+            config: &config,
+            precision: Precision::F32,
+            weights_bytes,
+            lora: Some(&lora),
+            step: Some(&step),
+            answers: None,
+        };
         let total = plan_bytes(&residents).unwrap().total_bytes();
         eprintln!("{name}: {:.3} GB", total as f64 / 1e9);
         assert!(total + BESIDE_BYTES < LIMIT_BYTES, "{name}: {total}");

@@ -3,7 +3,9 @@
 mod numeric;
 
 use formats::block::{self, BlockType};
-use model::device::{Buffer, Device, Heads, Operand, Segment, Write, cpu::Cpu};
+use model::arena::Arena;
+use model::device::cpu::{Cpu, best_precision};
+use model::device::{Buffer, Device, Heads, Operand, Precision, Segment, Write};
 use numeric::*;
 
 /// (m, k) · (n, k)ᵀ
@@ -35,6 +37,58 @@ fn frozen(
     let mut weights = cpu.alloc_weights("test", ty, rows, cols).unwrap();
     cpu.upload_rows(&blocks, 0, &mut weights).unwrap();
     (weights, dense)
+}
+
+/// x rounded to bf16, to nearest even.
+fn to_bf16(x: f32) -> f64 {
+    let bits = x.to_bits();
+    f64::from(f32::from_bits((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000))
+}
+
+/// Against f64 sums of the rounded factors: only the f32 sums differ then.
+#[test]
+fn products_in_16_bits_are_sums_of_rounded_factors() {
+    if best_precision() != Precision::BF16 {
+        println!("skipped: this processor has no instructions for products in 16 bits");
+        return;
+    }
+    let cpu = Cpu::with_precision(Arena::unlimited(), Precision::BF16).unwrap();
+    let mut random = Random(3);
+    // Tiles, panels, tasks and depths that are full, and ones that are not.
+    let cases = [
+        (BlockType::Q4K, 14, 300, 256),
+        (BlockType::Q6K, 33, 577, 768),
+        (BlockType::Q8_0, 9, 1100, 544),
+        (BlockType::Q4_0, 61, 31, 96),
+        (BlockType::BF16, 29, 64, 32),
+        (BlockType::Nf4, 12, 70, 320),
+        (BlockType::Nf4Ic, 40, 600, 1152),
+    ];
+    for (ty, n, rows, cols) in cases {
+        let (weights, dense) = frozen(&cpu, ty, rows, cols, &mut random);
+        let rounded = |x: &[f32]| x.iter().map(|&x| to_bf16(x)).collect::<Vec<f64>>();
+        for part in [0..rows, rows / 3..rows - 1] {
+            let w = rounded(&dense[part.start * cols..part.end * cols]);
+            let (x, d_y) = (random.values(n * cols), random.values(n * part.len()));
+            let (x_d, d_y_d) = (on_device(&cpu, &x), on_device(&cpu, &d_y));
+            let (before_y, before_x) = (random.values(n * part.len()), random.values(n * cols));
+            for (write, kept) in [(Write::Set, 0.0), (Write::Add, 1.0)] {
+                let with = |sums: Vec<f64>, before: &[f32]| {
+                    sums.iter().zip(before).map(|(s, b)| s + kept * f64::from(*b)).collect::<Vec<f64>>()
+                };
+                let mut y = on_device(&cpu, &before_y);
+                cpu.linear(x_d.all(), &weights, part.clone(), write, y.all_mut()).unwrap();
+                let expected = with(product_transposed(&rounded(&x), &w, cols), &before_y);
+                assert_close(&format!("{ty} y"), &on_host(&cpu, &y), &expected, TOLERANCE);
+                let mut d_x = on_device(&cpu, &before_x);
+                cpu.linear_backward(d_y_d.all(), &weights, part.clone(), write, d_x.all_mut()).unwrap();
+                let expected = product_transposed(&rounded(&d_y), &transposed(&w, cols), part.len());
+                let expected = with(expected, &before_x);
+                assert_close(&format!("{ty} d_x"), &on_host(&cpu, &d_x), &expected, TOLERANCE);
+            }
+        }
+    }
+    assert_eq!(cpu.dense().live_bytes(), 0);
 }
 
 #[test]

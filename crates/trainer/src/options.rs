@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use model::device::Precision;
 use model::lora::init::Method;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub struct ModelOptions {
     /// Name of the mixture of block types in which a folder's weights are held; without it `q4_k_m`. The blocks of a
     /// GGUF stay as they are.
     pub quant: Option<String>,
+    /// Precision of products with the base's weights; without it the fastest that the processor has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Precision>,
 }
 
 /// A base's origin on the Hugging Face hub: what a run needs to find the very same base again.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use formats::disk::free_bytes;
 use model::arena::Arena;
+use model::device::Precision;
 use model::generate::Capacity;
 use model::lora::Layout;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
@@ -27,6 +28,7 @@ pub struct Plan {
     pub step: StepPlan,
     /// What a resumed run must take over.
     pub chosen: Chosen,
+    precision: Precision,
     device_bytes: u64,
 }
 
@@ -34,6 +36,8 @@ pub struct Plan {
 pub struct Shapes<'a> {
     /// The base.
     pub config: &'a ModelConfig,
+    /// Of products with its weights.
+    pub precision: Precision,
     /// Bytes of its weights in memory.
     pub weights_bytes: u64,
     /// The adapter.
@@ -94,8 +98,9 @@ impl Plan {
             trained_parameters,
             disk_bytes: disk_bytes(trained_parameters, options),
         };
-        let chosen = Chosen { micro_batch_tokens: tokens, layer_inputs: step.layer_inputs, host_bytes };
-        Ok(Self { table, step, chosen, device_bytes })
+        let (layer_inputs, precision) = (step.layer_inputs, shapes.precision);
+        let chosen = Chosen { micro_batch_tokens: tokens, layer_inputs, precision, host_bytes };
+        Ok(Self { table, step, chosen, precision, device_bytes })
     }
 
     /// The device, capped by what the plan gives it.
@@ -103,7 +108,7 @@ impl Plan {
     /// # Errors
     /// What the device meets.
     pub fn device(&self) -> Result<Cpu> {
-        Ok(Cpu::new(Arena::new(self.device_bytes))?)
+        Ok(Cpu::with_precision(Arena::new(self.device_bytes), self.precision)?)
     }
 
     /// Refuses to start what could not be saved.
@@ -126,11 +131,24 @@ fn check_free(path: &Path, need_bytes: u64) -> Result<()> {
 impl Shapes<'_> {
     /// Training and answering take turns, so the larger of both counts.
     fn table(&self, step: &StepPlan) -> Result<MemoryTable> {
-        let (config, weights_bytes, lora) = (self.config, self.weights_bytes, Some(self.lora));
-        let mut table =
-            plan_bytes(&Residents { config, weights_bytes, lora, step: Some(step), answers: None })?;
-        let answering =
-            plan_bytes(&Residents { config, weights_bytes, lora, step: None, answers: self.answers })?;
+        let Shapes { config, precision, weights_bytes, .. } = *self;
+        let lora = Some(self.lora);
+        let mut table = plan_bytes(&Residents {
+            config,
+            precision,
+            weights_bytes,
+            lora,
+            step: Some(step),
+            answers: None,
+        })?;
+        let answering = plan_bytes(&Residents {
+            config,
+            precision,
+            weights_bytes,
+            lora,
+            step: None,
+            answers: self.answers,
+        })?;
         let more = answering.total_bytes().saturating_sub(table.total_bytes());
         if more > 0 {
             table.rows.push(MemoryRow { name: "evaluation beyond training", bytes: more });
@@ -251,7 +269,13 @@ mod tests {
             ..ModelConfig::plain(model::Family::Llama, 64)
         };
         let lora = LoraOptions::default();
-        let shapes = Shapes { config: &config, weights_bytes: 1 << 20, lora: &lora, answers: None };
+        let shapes = Shapes {
+            config: &config,
+            precision: Precision::F32,
+            weights_bytes: 1 << 20,
+            lora: &lora,
+            answers: None,
+        };
         let need = |layer_inputs, tokens| {
             let step = StepPlan { layer_inputs, ..StepPlan::new(&config, tokens) };
             shapes.table(&step).unwrap().total_bytes()

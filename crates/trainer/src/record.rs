@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use model::device::Precision;
 use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -60,6 +61,9 @@ pub struct Chosen {
     /// How the input of each layer is kept, which decides more than last bits.
     #[serde(default)]
     pub layer_inputs: LayerInputs,
+    /// Of products with the base's weights.
+    #[serde(default)]
+    pub precision: Precision,
     /// Memory of data, tokenizer and program, as measured at the start.
     pub host_bytes: u64,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
+use model::device::cpu::best_precision;
 use model::{Adapter, Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
@@ -54,7 +55,9 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let chosen = record.as_ref().map(|record| record.chosen);
     let weights_bytes = base_files.weights.bytes(&base_files.config)?;
     let answers = examination.capacity();
-    let shapes = Shapes { config: &base_files.config, weights_bytes, lora: &lora, answers };
+    let fastest = || options.model.compute.unwrap_or_else(best_precision);
+    let precision = chosen.map_or_else(fastest, |chosen| chosen.precision);
+    let shapes = Shapes { config: &base_files.config, precision, weights_bytes, lora: &lora, answers };
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));

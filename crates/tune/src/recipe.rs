@@ -4,6 +4,7 @@ use crate::bytes;
 use crate::cache_dir::cache_dir;
 use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
+use model::device::Precision;
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions};
@@ -35,6 +36,8 @@ pub struct Recipe {
 pub struct ModelTable {
     pub base: PathBuf,
     pub quant: Option<String>,
+    /// Precision of products with its weights: the fastest of the processor unless told otherwise.
+    pub compute: Option<Precision>,
     /// Whether the quantised base is kept on disk, to be mapped the next time.
     #[serde(default = "yes")]
     pub cache: bool,
@@ -268,6 +271,7 @@ const ALIASES: Aliases = &[
     ("base_model", "model.base"),
     ("model_name_or_path", "model.base"),
     ("load_in_4bit", "model.quant"),
+    ("bnb_4bit_compute_dtype", "model.compute"),
     ("quantization_bit", "model.quant"),
     ("datasets", "data.train"),
     ("dataset", "data.train"),
@@ -331,7 +335,12 @@ impl Recipe {
         Ok(Options {
             run_dir,
             start,
-            model: ModelOptions { base: self.model.base.clone(), hub: None, quant: self.model.quant.clone() },
+            model: ModelOptions {
+                base: self.model.base.clone(),
+                hub: None,
+                quant: self.model.quant.clone(),
+                compute: self.model.compute,
+            },
             adapter: self.adapter.options(),
             data: self.data.options(self.eval.test.clone()),
             train: self.train.options()?,

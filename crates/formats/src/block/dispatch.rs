@@ -44,38 +44,38 @@ fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<
     }
 }
 
-/// Decodes whole blocks whose lengths have been checked.
-pub(super) fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+/// Decodes whole blocks whose lengths have been checked; of NF4 those from column `start` on of a row of `cols`.
+pub(super) fn decode(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
             // SAFETY: the processor has just said that it has these extensions.
-            return unsafe { decode_avx512(ty, blocks, out) };
+            return unsafe { decode_avx512(ty, blocks, (cols, start), out) };
         }
         if has!("avx2") {
             // SAFETY: the processor has just said that it has AVX2.
-            return unsafe { decode_avx2(ty, blocks, out) };
+            return unsafe { decode_avx2(ty, blocks, (cols, start), out) };
         }
     }
-    decode_portable(ty, blocks, out);
+    decode_portable(ty, blocks, (cols, start), out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-fn decode_avx512(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
-    decode_portable(ty, blocks, out);
+fn decode_avx512(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
+    decode_portable(ty, blocks, (cols, start), out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn decode_avx2(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
-    decode_portable(ty, blocks, out);
+fn decode_avx2(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
+    decode_portable(ty, blocks, (cols, start), out);
 }
 
 /// Inlined into each of the above.
 #[inline(always)]
-fn decode_portable(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
+fn decode_portable(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
     match ty {
         BlockType::F32 => plain::decode_f32(blocks, out),
         BlockType::F16 => plain::decode_f16(blocks, out),
@@ -88,7 +88,7 @@ fn decode_portable(ty: BlockType, blocks: &[u8], out: &mut [f32]) {
         BlockType::Q4K => q4_k::decode(blocks, out),
         BlockType::Q5K => q5_k::decode(blocks, out),
         BlockType::Q6K => q6_k::decode(blocks, out),
-        BlockType::Nf4 => nf4::decode(blocks, out),
-        BlockType::Nf4Ic => nf4_ic::decode(blocks, out),
+        BlockType::Nf4 => nf4::decode(blocks, cols, start, out),
+        BlockType::Nf4Ic => nf4_ic::decode(blocks, cols, start, out),
     }
 }

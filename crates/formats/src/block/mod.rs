@@ -26,6 +26,8 @@ mod rows;
 mod scale_search;
 mod search;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -230,7 +232,29 @@ pub fn encode_par(
 /// [`Error::RowLength`] or [`Error::BufferLength`] when `blocks` and `out` do not hold the same blocks.
 pub fn decode(ty: BlockType, blocks: &[u8], out: &mut [f32]) -> Result<()> {
     check_length(ty, "the blocks", blocks.len(), ty.row_bytes(out.len())?)?;
-    dispatch::decode(ty, blocks, out);
+    dispatch::decode(ty, blocks, (out.len(), 0), out);
+    Ok(())
+}
+
+/// Decodes some columns of a row of `cols` weights, from the beginning of a block to the end of one.
+///
+/// # Errors
+/// [`Error::RowLength`] or [`Error::BufferLength`] when the parts do not fit one another.
+pub fn decode_part(
+    ty: BlockType,
+    row: &[u8],
+    cols: usize,
+    columns: Range<usize>,
+    out: &mut [f32],
+) -> Result<()> {
+    check_length(ty, "the row", row.len(), ty.row_bytes(cols)?)?;
+    check_length(ty, "the output", out.len(), columns.len())?;
+    let (start, end) = (ty.row_bytes(columns.start)?, ty.row_bytes(columns.end)?);
+    check_length(ty, "the columns", columns.end.min(cols), columns.end)?;
+    // A row of NF4 begins with what its blocks share.
+    let has_header = matches!(ty, BlockType::Nf4 | BlockType::Nf4Ic);
+    let blocks = if has_header { row } else { &row[start..end] };
+    dispatch::decode(ty, blocks, (cols, columns.start), out);
     Ok(())
 }
 

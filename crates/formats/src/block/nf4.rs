@@ -106,16 +106,16 @@ pub(super) fn nearest(x: f32) -> u8 {
     code
 }
 
-/// Decodes one row.
+/// Decodes some columns of a row of `cols` weights, from column `start` on.
 #[inline(always)]
-pub(super) fn decode(row: &[u8], out: &mut [f32]) {
-    let (group_bytes, n_blocks) = parts(out.len());
+pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
+    let (group_bytes, n_blocks) = parts(cols);
     let (groups, rest) = row.split_at(group_bytes);
     let (magnitudes, codes) = rest.split_at(n_blocks);
-    let blocks =
-        out.as_chunks_mut::<LEN>().0.iter_mut().zip(magnitudes).zip(codes.as_chunks::<CODE_BYTES>().0);
+    let (first, codes) = (start / LEN, codes.as_chunks::<CODE_BYTES>().0);
+    let blocks = out.as_chunks_mut::<LEN>().0.iter_mut().zip(&magnitudes[first..]).zip(&codes[first..]);
     for (index, ((out, &q), codes)) in blocks.enumerate() {
-        let group = &groups[index / GROUP * GROUP_BYTES..][..GROUP_BYTES];
+        let group = &groups[(first + index) / GROUP * GROUP_BYTES..][..GROUP_BYTES];
         let number = |at: usize| f32::from_le_bytes([group[at], group[at + 1], group[at + 2], group[at + 3]]);
         let magnitude = number(0) + number(4) * f32::from(q.cast_signed());
         let scaled = CODE_BOOK.map(|entry| entry * magnitude);
@@ -172,7 +172,7 @@ mod tests {
             let mut out = vec![0; row_bytes(cols).unwrap()];
             encode(&row, cols, &mut out);
             let mut back = vec![f32::NAN; cols];
-            decode(&out, &mut back);
+            decode(&out, cols, 0, &mut back);
             let largest = |block: &[f32]| block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let magnitudes: Vec<f32> = row.chunks(LEN).map(largest).collect();
             for (index, (block, decoded)) in row.chunks(LEN).zip(back.chunks(LEN)).enumerate() {
@@ -197,7 +197,7 @@ mod tests {
         let mut out = vec![0; 3 * bytes];
         encode(&rows, 128, &mut out);
         let mut zeros = vec![f32::NAN; 128];
-        decode(&out[bytes..2 * bytes], &mut zeros);
+        decode(&out[bytes..2 * bytes], 128, 0, &mut zeros);
         assert!(zeros.iter().all(|&x| x == 0.0));
         assert_eq!(out[..bytes], out[2 * bytes..]);
         assert_eq!(bytes, 8 + 2 + 64);

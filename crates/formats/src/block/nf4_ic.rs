@@ -118,17 +118,18 @@ static N_LOG_N: std::sync::LazyLock<[f32; LEN + 1]> = std::sync::LazyLock::new(|
     std::array::from_fn(|n| if n == 0 { 0.0 } else { n as f32 * (n as f32).ln() })
 });
 
-/// Decodes one row.
+/// Decodes some columns of a row of `cols` weights, from column `start` on.
 #[inline(always)]
-pub(super) fn decode(row: &[u8], out: &mut [f32]) {
-    let n_blocks = out.len() / LEN;
+pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
+    let (first, n_blocks) = (start / LEN, cols / LEN);
     let (groups, rest) = row.split_at(n_blocks.div_ceil(GROUP) * GROUP_BYTES);
     let (magnitudes, rest) = rest.split_at(n_blocks);
     let (shifts, codes) = rest.split_at(n_blocks);
-    let blocks = out.as_chunks_mut::<LEN>().0.iter_mut().zip(magnitudes.iter().zip(shifts));
-    let blocks = blocks.zip(codes.as_chunks::<CODE_BYTES>().0);
+    let blocks =
+        out.as_chunks_mut::<LEN>().0.iter_mut().zip(magnitudes[first..].iter().zip(&shifts[first..]));
+    let blocks = blocks.zip(&codes.as_chunks::<CODE_BYTES>().0[first..]);
     for (index, ((out, (&magnitude, &shift)), codes)) in blocks.enumerate() {
-        let group = &groups[index / GROUP * GROUP_BYTES..][..GROUP_BYTES];
+        let group = &groups[(first + index) / GROUP * GROUP_BYTES..][..GROUP_BYTES];
         let number = |at: usize| f32::from_le_bytes([group[at], group[at + 1], group[at + 2], group[at + 3]]);
         let magnitude = number(0) + number(4) * f32::from(magnitude.cast_signed());
         let shift = number(8) + number(12) * f32::from(shift.cast_signed());
@@ -212,7 +213,7 @@ mod tests {
             let mut out = vec![0; row_bytes(cols).unwrap()];
             encode(&row, cols, &mut out);
             let mut back = vec![f32::NAN; cols];
-            decode(&out, &mut back);
+            decode(&out, back.len(), 0, &mut back);
             for (block, decoded) in row.chunks(LEN).zip(back.chunks(LEN)) {
                 let spread = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                 // The widest gap of the code book is 0.304, and a byte keeps a group's values to 1/254 of their range.
@@ -228,7 +229,7 @@ mod tests {
         let mut out = vec![0; row_bytes(128).unwrap()];
         encode(&[0.25; 128], 128, &mut out);
         let mut back = [0.0; 128];
-        decode(&out, &mut back);
+        decode(&out, back.len(), 0, &mut back);
         assert_eq!(back, [0.25; 128]);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use model::device::Precision;
+use model::device::cpu::best_precision;
 use trainer::metrics::{self, Metric};
+use trainer::record::RunRecord;
 use trainer::run_dir::RunDir;
 use trainer::{Event, Init, Length, OnTooLong, Options, Weights};
 
@@ -301,6 +304,24 @@ fn steps_with_a_loss_that_is_not_finite_are_skipped_three_times() {
     let (outcome, events) = train(&place.options("run"));
     assert!(matches!(outcome, Err(trainer::Error::NotFinite { step: 3, count: 3 })), "{outcome:?}");
     assert_eq!(events.iter().filter(|event| matches!(event, Event::StepSkipped { .. })).count(), 3);
+}
+
+/// Factors of eight bits, averaged in each sum, grown over twelve steps; another learning rate shows as 0.1.
+const PRECISION_TOLERANCE: f64 = 1e-2;
+
+#[test]
+fn products_in_16_bits_change_little_and_are_recorded() {
+    let place = Workplace::new();
+    let exact = losses(&train(&place.options("exact")).1);
+    let mut options = place.options("fastest");
+    options.model.compute = None;
+    let found = losses(&train(&options).1);
+    let record = RunRecord::read(&RunDir::new(&options.run_dir)).unwrap().unwrap();
+    assert_eq!(record.chosen.precision, best_precision());
+    assert_eq!(found == exact, best_precision() == Precision::F32);
+    for (found, exact) in found.iter().zip(&exact) {
+        assert!((found - exact).abs() < PRECISION_TOLERANCE * exact, "{found} instead of {exact}");
+    }
 }
 
 /// Sums in another order, on processors with wider or narrower registers, grown over six steps.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use formats::checkpoint::{Data, write_safetensors};
+use model::device::Precision;
 use serde_json::{Map, Value, json};
 use trainer::options::{AdapterOptions, DataOptions, EvalOptions, ModelOptions, Options, TrainOptions};
 use trainer::{Event, Length, Outcome};
@@ -60,7 +61,13 @@ impl Workplace {
     pub fn options(&self, run: &str) -> Options {
         Options {
             run_dir: self.path(run),
-            model: ModelOptions { base: self.base(), quant: Some("q8_0".into()), ..ModelOptions::default() },
+            model: ModelOptions {
+                base: self.base(),
+                quant: Some("q8_0".into()),
+                // The same on every processor, and however few tokens a batch has.
+                compute: Some(Precision::F32),
+                ..ModelOptions::default()
+            },
             adapter: AdapterOptions { rank: 4, alpha: 8.0, ..AdapterOptions::default() },
             data: DataOptions {
                 train: vec![self.path("train.jsonl")],

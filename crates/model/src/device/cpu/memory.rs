@@ -111,6 +111,14 @@ impl HostBlocks {
     }
 }
 
+impl HostBlocks {
+    /// Unpacks some columns of a row, from the beginning of a block to the end of one.
+    pub(super) fn decode_columns(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let row = &self.blocks.bytes()[row * self.row_bytes..][..self.row_bytes];
+        Ok(block::decode_part(self.block_type, row, self.cols, columns, out)?)
+    }
+}
+
 impl BlockMatrix for HostBlocks {
     fn rows(&self) -> usize {
         self.rows

@@ -9,8 +9,11 @@ mod adapter;
 mod attention;
 mod checks;
 mod convolution;
+#[cfg(target_arch = "x86_64")]
+mod dot16;
 mod experts;
 mod few_rows;
+mod host;
 mod isa;
 mod layer_norm;
 mod linear;
@@ -23,6 +26,7 @@ mod softmax;
 mod spans;
 mod state_scan;
 
+pub use host::{Cpu, best_precision, fixed_bytes};
 pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
 
 use std::ops::Range;
@@ -38,34 +42,13 @@ use super::{
 use crate::Result;
 use crate::arena::Arena;
 use checks::{Written, attention_rows, check, check_ids, check_routing, check_rows, check_segments, shape};
-use memory::{DenseTile, slice, slice_mut};
+use memory::{slice, slice_mut};
 use product::{Mat, MatMut, Threads, multiply};
-
-/// The host processor with its memory.
-#[derive(Debug, Clone)]
-pub struct Cpu(Arc<Host>);
-
-#[derive(Debug)]
-struct Host {
-    arena: Arena,
-    tile: DenseTile,
-}
 
 type Floats<'a> = View<'a, HostBuffer<f32>>;
 type FloatsMut<'a> = ViewMut<'a, HostBuffer<f32>>;
 type Ids<'a> = View<'a, HostBuffer<u32>>;
 type IdsMut<'a> = ViewMut<'a, HostBuffer<u32>>;
-
-impl Cpu {
-    /// The host with at most `arena`'s bytes, of which [`TILE_FLOATS`] floats are drawn at once.
-    ///
-    /// # Errors
-    /// [`crate::Error::OutOfMemory`] when not even these fit.
-    pub fn new(arena: Arena) -> Result<Self> {
-        let tile = DenseTile::new(&arena)?;
-        Ok(Self(Arc::new(Host { arena, tile })))
-    }
-}
 
 impl Device for Cpu {
     type Buffer = HostBuffer<f32>;
@@ -73,26 +56,26 @@ impl Device for Cpu {
     type Weights = HostBlocks;
 
     fn arena(&self) -> &Arena {
-        &self.0.arena
+        &self.host().arena
     }
 
     fn dense(&self) -> &DenseCounter {
-        self.0.tile.counter()
+        self.host().tile.counter()
     }
 
     fn alloc(&self, what: &str, len: usize) -> Result<Self::Buffer> {
-        HostBuffer::new(&self.0.arena, what, len)
+        HostBuffer::new(&self.host().arena, what, len)
     }
 
     fn alloc_indices(&self, what: &str, len: usize) -> Result<Self::Indices> {
-        HostBuffer::new(&self.0.arena, what, len)
+        HostBuffer::new(&self.host().arena, what, len)
     }
 
     fn alloc_weights(&self, what: &str, ty: BlockType, rows: usize, cols: usize) -> Result<Self::Weights> {
         if cols > TILE_FLOATS {
             return Err(shape("alloc_weights", "row", cols, TILE_FLOATS));
         }
-        HostBlocks::new(&self.0.arena, what, ty, rows, cols)
+        HostBlocks::new(&self.host().arena, what, ty, rows, cols)
     }
 
     fn upload_rows(&self, blocks: &[u8], first_row: usize, to: &mut Self::Weights) -> Result<()> {
@@ -119,7 +102,7 @@ impl Device for Cpu {
         if cols > TILE_FLOATS {
             return Err(shape("map_weights", "row", cols, TILE_FLOATS));
         }
-        HostBlocks::mapped(&self.0.arena, what, ty, (rows, cols), (map.clone(), range))
+        HostBlocks::mapped(&self.host().arena, what, ty, (rows, cols), (map.clone(), range))
     }
 
     fn upload(&self, from: &[f32], to: FloatsMut<'_>) -> Result<()> {
@@ -349,7 +332,11 @@ impl Device for Cpu {
         check_rows("linear", &rows, weights)?;
         let n = x.len() / weights.cols();
         check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
-        linear::forward(&self.0.tile, slice(x), weights, rows, write, slice_mut(y))
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = self.panels(x.len() / weights.cols(), weights) {
+            return dot16::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
+        }
+        linear::forward(&self.host().tile, slice(x), weights, rows, write, slice_mut(y))
     }
 
     fn linear_backward(
@@ -366,7 +353,11 @@ impl Device for Cpu {
             "linear_backward",
             [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())],
         )?;
-        linear::backward(&self.0.tile, slice(d_y), weights, rows, write, slice_mut(d_x))
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = self.panels(d_x.len() / weights.cols(), weights) {
+            return dot16::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
+        }
+        linear::backward(&self.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x))
     }
 
     fn matmul(
@@ -722,7 +713,7 @@ impl Device for Cpu {
 
     fn row_squares(&self, weights: &Self::Weights, out: FloatsMut<'_>) -> Result<()> {
         check("row_squares", [("out", out.len(), weights.rows())])?;
-        adapter::row_squares(&self.0.tile, weights, slice_mut(out))
+        adapter::row_squares(&self.host().tile, weights, slice_mut(out))
     }
 
     fn row_factors(

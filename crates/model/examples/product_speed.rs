@@ -1,0 +1,67 @@
+//! Products with frozen weights, forward and backward: GFLOP/s in 32 and in 16 bits, and how far the results differ.
+//!
+//!     cargo run --release -p model --example product_speed [TOKENS ROWS COLS TYPE]
+
+use std::time::Instant;
+
+use formats::{BlockType, block};
+use model::arena::Arena;
+use model::device::{Buffer, Device, Precision, Write, cpu::Cpu};
+
+const REPEATS: usize = 7;
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default: usize| arguments.get(i).map_or(Ok(default), |a| a.parse::<usize>());
+    let (n, rows, cols) = (number(0, 512)?, number(1, 2048)?, number(2, 2048)?);
+    let ty = arguments.get(3).map(String::as_str).unwrap_or("Q4_K");
+    let ty = BlockType::ALL.into_iter().find(|known| known.name() == ty).ok_or("an unknown block type")?;
+    let mut blocks = vec![0; rows * ty.row_bytes(cols)?];
+    block::encode_par(ty, &values(rows * cols, 1), cols, None, &mut blocks)?;
+    let flops = 2.0 * (n * rows * cols) as f64;
+    let mut results = Vec::new();
+    for (bits, precision) in [(32, Precision::F32), (16, Precision::BF16)] {
+        let cpu = Cpu::with_precision(Arena::unlimited(), precision)?;
+        let mut weights = cpu.alloc_weights("weights", ty, rows, cols)?;
+        cpu.upload_rows(&blocks, 0, &mut weights)?;
+        let (mut x, mut y) = (cpu.alloc("x", n * cols)?, cpu.alloc("y", n * rows)?);
+        cpu.upload(&values(n * cols, 2), x.all_mut())?;
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..REPEATS {
+            let start = Instant::now();
+            cpu.linear(x.all(), &weights, 0..rows, Write::Set, y.all_mut())?;
+            best[0] = best[0].min(start.elapsed().as_secs_f64());
+        }
+        let mut forward = vec![0.0; n * rows];
+        cpu.download(y.all(), &mut forward)?;
+        cpu.upload(&values(n * rows, 3), y.all_mut())?;
+        for _ in 0..REPEATS {
+            let start = Instant::now();
+            cpu.linear_backward(y.all(), &weights, 0..rows, Write::Set, x.all_mut())?;
+            best[1] = best[1].min(start.elapsed().as_secs_f64());
+        }
+        let mut backward = vec![0.0; n * cols];
+        cpu.download(x.all(), &mut backward)?;
+        let [forward_rate, backward_rate] = best.map(|seconds| flops / seconds / 1e9);
+        println!(
+            "{bits} bits  forward {forward_rate:6.0}  backward {backward_rate:6.0} GFLOP/s  ({n} tokens, {rows} x {cols} of {ty})"
+        );
+        results.push([forward, backward]);
+    }
+    for (what, i) in [("forward", 0), ("backward", 1)] {
+        let (exact, found) = (&results[0][i], &results[1][i]);
+        let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        let difference: Vec<f32> = exact.iter().zip(found).map(|(a, b)| a - b).collect();
+        println!("{what:8} differs by {:.1e} of its norm", norm(&difference) / norm(exact));
+    }
+    Ok(())
+}

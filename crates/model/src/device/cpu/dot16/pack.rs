@@ -1,0 +1,134 @@
+//! Packing for the 16-bit kernel: f32 rounded to bf16, in pairs along the dimension that is summed over.
+
+use std::arch::x86_64::*;
+
+use super::{PANEL, TILE};
+
+/// Packs rows of x into tiles (tiles, pairs, TILE), pair p holding columns 2p and 2p + 1; missing ones are zeros.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn tiles(x: &[f32], stride: usize, cols: usize, rows: usize, to: &mut [u32]) {
+    let pairs = cols.div_ceil(2);
+    for (tile, to) in to.chunks_mut(pairs * TILE).take(rows.div_ceil(TILE)).enumerate() {
+        let n = TILE.min(rows - tile * TILE);
+        for i in 0..n {
+            let row = &x[(tile * TILE + i) * stride..][..cols];
+            // SAFETY: the features are the caller's promise.
+            unsafe { pairs_of_row(row, &mut to[i..], TILE) };
+        }
+    }
+}
+
+/// Writes the pairs of a row `step` places apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn pairs_of_row(row: &[f32], to: &mut [u32], step: usize) {
+    let mut chunks = row.chunks_exact(32);
+    let mut at = 0;
+    for chunk in &mut chunks {
+        // SAFETY: a chunk has 32 floats.
+        let pairs = unsafe { rounded(chunk.as_ptr()) };
+        let mut words = [0u32; 16];
+        // SAFETY: sixteen words take the vector.
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), pairs) };
+        for word in words {
+            to[at] = word;
+            at += step;
+        }
+    }
+    for pair in chunks.remainder().chunks(2) {
+        to[at] = u32::from(bits(pair[0])) | u32::from(pair.get(1).map_or(0, |x| bits(*x))) << 16;
+        at += step;
+    }
+}
+
+/// 32 floats as bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn rounded(from: *const f32) -> __m512i {
+    // SAFETY: the caller has 32 floats there; a vector of bf16 and one of integers are the same bits.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// A float rounded to bf16, to nearest even.
+fn bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Packs up to 16 rows (n, cols), cols a multiple of 32, into half a panel: pair p of row j at p · PANEL + j.
+///
+/// # Safety
+/// As [`tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn rows_into_panel(rows: &[f32], cols: usize, n: usize, to: &mut [u32]) {
+    for chunk in 0..cols / 32 {
+        let mut lines = [_mm512_setzero_si512(); 16];
+        for (j, line) in lines.iter_mut().enumerate().take(n) {
+            // SAFETY: row j has 32 more floats from here.
+            *line = unsafe { rounded(rows[j * cols + 32 * chunk..].as_ptr()) };
+        }
+        let lines = transposed(lines);
+        for (p, line) in lines.into_iter().enumerate() {
+            let at = &mut to[(16 * chunk + p) * PANEL..][..16];
+            // SAFETY: sixteen words take the vector.
+            unsafe { _mm512_storeu_si512(at.as_mut_ptr().cast(), line) };
+        }
+    }
+}
+
+/// 16 x 16 words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut words = rows;
+    for i in (0..16).step_by(2) {
+        let (a, b) = (rows[i], rows[i + 1]);
+        (words[i], words[i + 1]) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    let mut quads = words;
+    for i in (0..16).step_by(4) {
+        let (a, b, c, d) = (words[i], words[i + 1], words[i + 2], words[i + 3]);
+        quads[i] = _mm512_unpacklo_epi64(a, c);
+        quads[i + 1] = _mm512_unpackhi_epi64(a, c);
+        quads[i + 2] = _mm512_unpacklo_epi64(b, d);
+        quads[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    // Quarter q of quads[4g + c] holds column 4q + c of rows 4g to 4g + 3.
+    let mut columns = quads;
+    for c in 0..4 {
+        let (a, b, e, f) = (quads[c], quads[4 + c], quads[8 + c], quads[12 + c]);
+        let (low, high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xEE>(a, b));
+        let (low2, high2) = (_mm512_shuffle_i32x4::<0x44>(e, f), _mm512_shuffle_i32x4::<0xEE>(e, f));
+        columns[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0xDD>(low, low2);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0xDD>(high, high2);
+    }
+    columns
+}
+
+/// Packs two rows of 32 columns into a line of a panel: column j of both at j.
+///
+/// # Safety
+/// As [`tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn pair_of_rows(upper: &[f32], lower: &[f32], to: &mut [u32]) {
+    for half in 0..2 {
+        // SAFETY: both have 32 floats; a vector of bf16 and one of integers are the same bits.
+        let (low, high) = unsafe {
+            let part = |from: &[f32]| _mm512_loadu_ps(from[16 * half..][..16].as_ptr());
+            let narrow = |x| std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            (narrow(part(upper)), narrow(part(lower)))
+        };
+        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+        let line = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
+        let at = &mut to[16 * half..][..16];
+        // SAFETY: sixteen words take the vector.
+        unsafe { _mm512_storeu_si512(at.as_mut_ptr().cast(), line) };
+    }
+}
