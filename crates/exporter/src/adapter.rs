@@ -5,7 +5,7 @@ use std::path::Path;
 
 use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
 use formats::{TensorSource, hash};
-use model::family::Linear;
+use model::family::{Linear, newer_module};
 use model::lora::Update;
 
 use crate::{Error, Result};
@@ -24,16 +24,19 @@ pub(crate) struct Adapter {
 ///
 /// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
 pub(crate) fn read(dir: &Path, linears: &[Linear], base: &dyn TensorSource) -> Result<Adapter> {
-    let files = formats::adapter::read_adapter(dir)?;
+    let mut files = formats::adapter::read_adapter(dir)?;
+    let shapes = files.config.shapes(&dir.join("adapter_config.json"))?;
+    // Patterns are of the names in the file.
+    let scales: Vec<f64> = files.tensors.iter().map(|pair| shapes.scale(&pair.module)).collect();
+    for pair in &mut files.tensors {
+        pair.module = newer_module(&pair.module).into_owned();
+    }
     for pair in &files.tensors {
         check_pair(dir, pair, linears)?;
     }
     check_base(dir, &files, base)?;
-    let shapes = files.config.shapes(&dir.join("adapter_config.json"))?;
-    let updates = files.tensors.into_iter().map(|pair| {
-        let scale = shapes.scale(&pair.module) as f32;
-        (pair.module.clone(), Update::new(pair, scale))
-    });
+    let updates = files.tensors.into_iter().zip(scales);
+    let updates = updates.map(|(pair, scale)| (pair.module.clone(), Update::new(pair, scale as f32)));
     let blake3 = hash::blake3_file(&dir.join("adapter_model.safetensors"))?;
     Ok(Adapter { updates: updates.collect(), recorded: files.tune, blake3 })
 }

@@ -84,6 +84,7 @@ impl Plan {
         let vocabulary = tokenizer.gguf_metadata(config.vocab_size)?;
         let template = template(request, &tokenizer)?;
         let base = Checkpoint::open(&request.base)?;
+        let config = config.named_as_in(&base);
         family::check(&config, &base, Naming::Hf)?;
         family::check_types(&config, &base)?;
         family::check_tied_head(&config, &base)?;

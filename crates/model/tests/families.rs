@@ -522,3 +522,31 @@ fn a_tied_model_with_another_head_is_refused() {
     let untied = ModelConfig { tied: false, ..config };
     family::check_tied_head(&untied, &Heads { odd_row: Some(300) }).unwrap();
 }
+
+#[test]
+fn a_gemma_3_that_also_sees_has_the_names_of_its_checkpoint() {
+    let config = ModelConfig::from_hf(&hf_config(
+        r#"{"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300,
+        "query_pre_attn_scalar": 16, "sliding_window": 32, "tie_word_embeddings": true}}"#,
+    ))
+    .unwrap();
+    let published = Shapes::of(&config, Naming::Hf);
+    let mut renamed = published.clone();
+    renamed.0 = published
+        .0
+        .iter()
+        .map(|(name, shape)| {
+            let rest = name.strip_prefix("language_model.model.").unwrap();
+            (format!("model.language_model.{rest}"), shape.clone())
+        })
+        .collect();
+    for (mut shapes, tower) in [(published, "vision_tower."), (renamed, "model.vision_tower.")] {
+        shapes.0.insert(format!("{tower}embeddings.patch_embedding.bias"), vec![32]);
+        let config = config.clone().named_as_in(&shapes);
+        family::check(&config, &shapes, Naming::Hf).unwrap();
+        // PEFT's names, on which its version of the model and not the file decides.
+        assert_eq!(family::linears(&config)[0].module, "model.language_model.layers.0.self_attn.q_proj");
+    }
+}

@@ -1,7 +1,7 @@
 //! Options to LoRA's shape, and a trained adapter to the files of a PEFT folder.
 
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, ModulePattern, Provenance};
-use model::family::{Linear, Role, linears};
+use model::family::{Linear, Role, TextPart, linears};
 use model::lora::Exception;
 use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
@@ -224,9 +224,11 @@ fn is_parameter(linear: &Linear, config: &ModelConfig) -> bool {
     config.experts.is_some() && matches!(linear.role, Role::Gate | Role::Up | Role::Down)
 }
 
-/// Last names where every layer is adapted alike, whole names where some are left out.
+/// Last names where every layer is adapted alike, whole names where some are left out or the model also sees.
 fn peft_targets(options: &LoraOptions, config: &ModelConfig) -> Targets {
-    let is_alike = options.exceptions.iter().all(|exception| exception.rank > 0);
+    // A vision tower beside the language model has modules of the same last names.
+    let is_alone = config.text_part == TextPart::Whole;
+    let is_alike = is_alone && options.exceptions.iter().all(|exception| exception.rank > 0);
     let mut targets = Targets { modules: Vec::new(), parameters: Vec::new() };
     for linear in linears(config) {
         if options.shape(linear.layer, linear.role).is_none() {

@@ -14,8 +14,10 @@ pub use rope::{LongRope, Rope, RopeScaling, RotaryTable, Yarn};
 
 use std::ops::Range;
 
+use formats::TensorSource;
+
 use crate::device::{Activation, Heads, Pairs, Rotated, Routing, StateSpace};
-use crate::family::{Family, Role};
+use crate::family::{Family, Role, TextPart};
 use crate::{Error, Result};
 
 /// How a norm centres and scales.
@@ -108,8 +110,8 @@ pub struct ModelConfig {
     pub latent: Option<Latent>,
     /// Routed experts beside the MLP of most layers.
     pub experts: Option<Experts>,
-    /// What names of a checkpoint's tensors begin with, where the language model is a part of it.
-    pub text_prefix: &'static str,
+    /// Where the language model lies in the checkpoint.
+    pub text_part: TextPart,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Longest sequence the model was made for.
@@ -140,10 +142,15 @@ impl ModelConfig {
             mixer: None,
             latent: None,
             experts: None,
-            text_prefix: "",
+            text_part: TextPart::Whole,
             tied: false,
             max_positions: 0,
         }
+    }
+
+    /// The same model, whose tensors are called what this checkpoint calls them.
+    pub fn named_as_in(self, checkpoint: &dyn TensorSource) -> ModelConfig {
+        ModelConfig { text_part: self.text_part.found_in(checkpoint), ..self }
     }
 
     /// H·D

@@ -105,7 +105,7 @@ fn check_surplus(
 ) -> Result<()> {
     let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     let is_surplus = |name: &String| {
-        !known.contains(name.as_str()) && !is_rotary_table(name) && !is_of_another_medium(config, name)
+        !known.contains(name.as_str()) && !is_rotary_table(name) && !config.text_part.excludes(name)
     };
     let mut surplus: Vec<String> = source.tensor_names().into_iter().filter(is_surplus).collect();
     surplus.sort();
@@ -123,9 +123,4 @@ fn check_surplus(
 fn is_rotary_table(name: &str) -> bool {
     let computed = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
     name.ends_with(".rotary_emb.inv_freq") || computed.contains(&name)
-}
-
-/// Tensors of a vision tower beside the language model, which is read alone.
-fn is_of_another_medium(config: &ModelConfig, name: &str) -> bool {
-    !config.text_prefix.is_empty() && !name.starts_with(config.text_prefix)
 }

@@ -8,7 +8,7 @@ use formats::gguf::Value;
 use serde_json::Value as Json;
 
 use super::table::{OUTPUT_NORM, Row, Table, row};
-use super::{Role, refuse, refuse_biases};
+use super::{Role, TextPart, refuse, refuse_biases};
 use crate::Result;
 use crate::config::{GgufKeys, GgufValues, ModelConfig, Rope, RopeScaling, Window};
 use crate::device::Activation;
@@ -56,13 +56,16 @@ fn read_hf(hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {
             return refuse(hf, key, cap, "null");
         }
     }
+    if hf.text("use_bidirectional_attention").and_then(Json::as_bool) == Some(true) {
+        return refuse(hf, "use_bidirectional_attention", true, "false");
+    }
     let number = |key: &str| hf.text(key).and_then(Json::as_f64).filter(|x| x.is_finite() && *x > 0.0);
     let pattern = number("sliding_window_pattern").map(|pattern| pattern as usize);
     let pattern = pattern.or_else(|| first_full_layer(hf)).unwrap_or(PATTERN);
     let local_theta = number("rope_local_base_freq")
         .or_else(|| hf.text("rope_parameters")?.get("sliding_attention")?.get("rope_theta")?.as_f64());
     if hf.architectures.iter().any(|name| name == "Gemma3ForConditionalGeneration") {
-        config.text_prefix = "language_model.";
+        config.text_part = TextPart::Outer;
     }
     complete(config, hf.sliding_window.unwrap_or(4096), pattern);
     config.local_rope = Some(local_rope(config, local_theta.unwrap_or(LOCAL_THETA)));

@@ -17,11 +17,13 @@ mod role;
 mod starcoder2;
 mod table;
 mod tensor;
+mod text_part;
 
 pub use check::{check, check_tied_head, check_types};
 pub use checkpoint::Change;
 pub use role::{LINEAR_ROLES, Role};
 pub use tensor::{Held, KvSplit, Linear, Naming, Taken, TensorSpec, linears, sort_for_gguf, tensors};
+pub use text_part::{TextPart, newer_module};
 
 use formats::config::HfConfig;
 

@@ -11,6 +11,8 @@ pub struct TensorSpec {
     pub hf: String,
     /// Name in a GGUF.
     pub gguf: String,
+    /// Name of the module that holds it, as PEFT writes it.
+    module: String,
     /// Output features; 1 for a vector.
     pub rows: usize,
     /// Input features.
@@ -102,7 +104,7 @@ impl TensorSpec {
 
     /// The module's name as PEFT writes it: `model.layers.0.self_attn.q_proj`.
     pub fn module(&self) -> &str {
-        self.hf.strip_suffix(".weight").unwrap_or(&self.hf)
+        &self.module
     }
 
     /// The name in one of the two worlds.
@@ -175,8 +177,9 @@ impl TensorSpec {
             }
             _ => Held::Itself,
         };
-        let hf = format!("{}{hf}", config.text_prefix);
-        TensorSpec { hf, gguf, rows, cols, role, layer, permute, taken: taken(config, role), held }
+        let hf = config.text_part.tensor(&hf);
+        let module = config.text_part.module(&hf);
+        TensorSpec { hf, gguf, module, rows, cols, role, layer, permute, taken: taken(config, role), held }
     }
 
     pub(super) fn embedding(config: &ModelConfig) -> TensorSpec {

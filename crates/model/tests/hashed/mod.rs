@@ -177,10 +177,16 @@ impl TensorSource for HashedCheckpoint {
     }
 }
 
+/// What goldens call a module: as checkpoints of a Gemma 3 that also sees are published.
+pub fn golden_module(module: &str) -> String {
+    module.replace("model.language_model.", "language_model.model.")
+}
+
 /// An adapter whose A and B are both far from zero, and whose lengths of DoRA are far from the rows' own.
 pub fn adapter(config: &ModelConfig, options: &LoraOptions) -> Vec<AdapterTensor> {
     let tensor = |linear: family::Linear| {
-        let name = |factor: &str| format!("base_model.model.{}.lora_{factor}.weight", linear.module);
+        let module = golden_module(&linear.module);
+        let name = |factor: &str| format!("base_model.model.{module}.lora_{factor}.weight");
         let (r, _) = options.shape(linear.layer, linear.role)?;
         let (in_features, out_features) = (linear.cols, linear.rows);
         let a_scale = (1.0 / (in_features as f64).sqrt()) as f32;

@@ -180,7 +180,7 @@ pub fn check_gradients(
         let magnitude = tensor.magnitude.as_ref().map(|found| ("magnitude_vector", found));
         for (factor, found) in [("A.weight", &tensor.a), ("B.weight", &tensor.b)].into_iter().chain(magnitude)
         {
-            let key = format!("base_model.model.{}.lora_{factor}", tensor.module);
+            let key = format!("base_model.model.{}.lora_{factor}", hashed::golden_module(&tensor.module));
             let error = compare(found, &case.gradients[&key]);
             assert!(error < tolerance, "{name}: gradient of {key} is off by {error:.2e}");
             worst = worst.max(error);

@@ -31,6 +31,7 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     let hf = HfConfig::from_dir(dir)?;
     let config = ModelConfig::from_hf(&hf)?;
     let checkpoint = Checkpoint::open(dir)?;
+    let config = config.named_as_in(&checkpoint);
     family::check(&config, &checkpoint, Naming::Hf)?;
     family::check_types(&config, &checkpoint)?;
     family::check_tied_head(&config, &checkpoint)?;
