@@ -299,6 +299,69 @@ fn attention_and_its_backward() {
     }
 }
 
+/// Output, log-sum-exp and the gradients of q, k and v.
+fn run_attention(cpu: &Cpu, attention: &Attention, n: usize, n_keys: usize) -> [Vec<f32>; 5] {
+    let mut random = Random(9);
+    let Heads { n_heads, n_kv_heads, head_dim, value_dim, .. } = attention.heads;
+    let (q_len, k_len) = (n * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
+    let (out_len, v_len) = (n * n_heads * value_dim, n_keys * n_kv_heads * value_dim);
+    let inputs = [q_len, k_len, v_len, out_len].map(|len| on_device(cpu, &random.values(len)));
+    let [q, k, v, d_out] = &inputs;
+    let stale = |len: usize| on_device(cpu, &vec![f32::NAN; len]);
+    let [mut out, mut lse, mut d_q, mut d_k, mut d_v] =
+        [out_len, n * n_heads, q_len, k_len, v_len].map(stale);
+    let (heads, segments) = (attention.heads, &attention.segments);
+    cpu.attention(heads, segments, q.all(), k.all(), v.all(), out.all_mut(), lse.all_mut()).unwrap();
+    let (q, k, v, out_v, lse_v, d_out) = (q.all(), k.all(), v.all(), out.all(), lse.all(), d_out.all());
+    let (d_q_m, d_k_m, d_v_m) = (d_q.all_mut(), d_k.all_mut(), d_v.all_mut());
+    cpu.attention_backward(heads, segments, q, k, v, out_v, lse_v, d_out, d_q_m, d_k_m, d_v_m).unwrap();
+    [&out, &lse, &d_q, &d_k, &d_v].map(|buffer| on_host(cpu, buffer))
+}
+
+/// Of the norm: eight bits of each factor, averaged; a block left out shows as 0.1 or more.
+const ROUNDED_ATTENTION_TOLERANCE: f64 = 1e-2;
+
+#[test]
+fn attention_in_16_bits_is_attention_to_eight_bits() {
+    if best_precision() != Precision::BF16 {
+        println!("skipped: this processor has no instructions for products in 16 bits");
+        return;
+    }
+    let exact = cpu();
+    let rounded = Cpu::with_precision(Arena::unlimited(), Precision::BF16).unwrap();
+    let packed = |lengths: &[usize]| {
+        let ends = lengths.iter().scan(0, |end, n| Some((std::mem::replace(end, *end + n), *n)));
+        ends.map(|(start, n)| Segment::causal(start..start + n)).collect::<Vec<_>>()
+    };
+    let windowed = Heads { scale: 0.2, window: Some(70), ..Heads::new(4, 2, 64) };
+    let wide_values = Heads { value_dim: 32, ..Heads::new(3, 3, 96) };
+    let cached = vec![
+        Segment { first_query: 0, n_queries: 1, first_key: 0, n_keys: 66 },
+        Segment { first_query: 1, n_queries: 70, first_key: 66, n_keys: 251 },
+    ];
+    let cases = [
+        (Heads::new(4, 2, 32), packed(&[1, 13, 56, 57, 128, 129, 300]), 684, 684),
+        (windowed, packed(&[5, 200, 64]), 269, 269),
+        (wide_values, packed(&[90, 3]), 93, 93),
+        (Heads::new(8, 1, 64), cached.clone(), 71, 317),
+        (Heads::new(2, 2, 256), cached, 71, 317),
+    ];
+    for (heads, segments, n, n_keys) in cases {
+        let attention = Attention { heads, segments };
+        let expected = run_attention(&exact, &attention, n, n_keys);
+        let found = run_attention(&rounded, &attention, n, n_keys);
+        for (what, (found, expected)) in
+            ["out", "lse", "d_q", "d_k", "d_v"].iter().zip(found.iter().zip(&expected))
+        {
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            let error = difference / norm(&mut expected.iter().copied());
+            assert!(error < ROUNDED_ATTENTION_TOLERANCE, "{heads:?} {what}: {error:e}");
+            assert!(error > 0.0, "{heads:?} {what} was not made in 16 bits");
+        }
+    }
+}
+
 #[test]
 fn attention_refuses_segments_that_would_race() {
     let cpu = cpu();

@@ -32,24 +32,24 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn q_width(&self) -> usize {
+    pub(super) fn q_width(&self) -> usize {
         self.heads.n_heads * self.heads.head_dim
     }
 
-    fn k_width(&self) -> usize {
+    pub(super) fn k_width(&self) -> usize {
         self.heads.n_kv_heads * self.heads.head_dim
     }
 
-    fn v_width(&self) -> usize {
+    pub(super) fn v_width(&self) -> usize {
         self.heads.n_kv_heads * self.heads.value_dim
     }
 
-    fn out_width(&self) -> usize {
+    pub(super) fn out_width(&self) -> usize {
         self.heads.n_heads * self.heads.value_dim
     }
 
     /// How many query heads read one kv head.
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.heads.n_heads / self.heads.n_kv_heads
     }
 
@@ -79,29 +79,30 @@ fn rows_of_head(data: &[f32], width: usize, head_dim: usize, head: usize, first:
 }
 
 /// The blocks of `len` rows: first row and number of rows.
-fn blocks(len: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..len).step_by(BLOCK).map(move |start| (start, BLOCK.min(len - start)))
+fn blocks(len: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(size).map(move |start| (start, size.min(len - start)))
 }
 
 /// The keys that query `query` of a segment sees.
-fn visible(segment: &Segment, query: usize, window: Option<usize>) -> Range<usize> {
+pub(super) fn visible(segment: &Segment, query: usize, window: Option<usize>) -> Range<usize> {
     let end = segment.n_keys - segment.n_queries + query + 1;
     window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
 /// The blocks of keys that any of `n` queries from the `first` sees: first key and number of keys.
-fn key_blocks(
+pub(super) fn key_blocks(
     segment: &Segment,
     (first, n): (usize, usize),
     window: Option<usize>,
+    size: usize,
 ) -> impl Iterator<Item = (usize, usize)> {
     let start = visible(segment, first, window).start;
     let end = visible(segment, first + n - 1, window).end;
-    blocks(end).filter(move |(first_key, n_keys)| first_key + n_keys > start)
+    blocks(end, size).filter(move |(first_key, n_keys)| first_key + n_keys > start)
 }
 
 /// A range of keys, counted from the first of a block.
-fn within(seen: Range<usize>, first_key: usize, n_keys: usize) -> Range<usize> {
+pub(super) fn within(seen: Range<usize>, first_key: usize, n_keys: usize) -> Range<usize> {
     let end = seen.end.saturating_sub(first_key).min(n_keys);
     seen.start.saturating_sub(first_key).min(end)..end
 }
@@ -136,7 +137,7 @@ fn forward_block(
     let mut scores: Block = [0.0; BLOCK * BLOCK];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0.0f32; BLOCK]);
     let window = inputs.heads.window;
-    for (index, (first_key, n_keys)) in key_blocks(segment, (first, n), window).enumerate() {
+    for (index, (first_key, n_keys)) in key_blocks(segment, (first, n), window, BLOCK).enumerate() {
         let (kv_head, key_row) = (head / inputs.group(), segment.first_key + first_key);
         let k = inputs.key_rows(kv_head, key_row, n_keys);
         let v = inputs.value_rows(kv_head, key_row, n_keys);
@@ -170,7 +171,7 @@ fn forward_block(
 
 multiversion! {
     /// Turns a row of scores into exp(score - running maximum), 0 outside `seen`; returns what earlier sums shrink by.
-    fn softmax_row(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32) -> f32 {
+    pub(super) fn softmax_row(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32) -> f32 {
         scores[..seen.start].fill(0.0);
         scores[seen.end..].fill(0.0);
         let seen_scores = &mut scores[seen];
@@ -189,7 +190,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn rescale(row: &mut [f32], factor: f32) {
+    pub(super) fn rescale(row: &mut [f32], factor: f32) {
         for value in row {
             // A factor of 0 clears rows that hold anything, infinities of an earlier batch included.
             *value = if factor == 0.0 { 0.0 } else { *value * factor };
@@ -248,10 +249,10 @@ fn backward_kv_head(
     clear(gradients.d_v, segment.first_key, segment.n_keys, kv_head, inputs.heads.value_dim);
     for head in heads {
         clear(gradients.d_q, segment.first_query, segment.n_queries, head, inputs.heads.head_dim);
-        for queries in blocks(segment.n_queries) {
+        for queries in blocks(segment.n_queries, BLOCK) {
             let mut delta = [0.0; BLOCK];
             row_deltas(inputs, segment, head, queries, outputs, &mut delta);
-            for keys in key_blocks(segment, queries, inputs.heads.window) {
+            for keys in key_blocks(segment, queries, inputs.heads.window, BLOCK) {
                 backward_block(inputs, segment, head, queries, keys, &delta, outputs, gradients);
             }
         }
@@ -259,7 +260,7 @@ fn backward_kv_head(
 }
 
 /// Clears one head's columns of some rows.
-fn clear(matrix: Shared<'_>, first: usize, n: usize, head: usize, d: usize) {
+pub(super) fn clear(matrix: Shared<'_>, first: usize, n: usize, head: usize, d: usize) {
     for row in first..first + n {
         // SAFETY: called by the task that owns these rows of this head's columns.
         unsafe { matrix.row(row, head * d, d) }.fill(0.0);
@@ -283,7 +284,7 @@ fn row_deltas(
 }
 
 multiversion! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
+    pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
         lane_sum(a.len(), |i| a[i] * b[i])
     }
 }
@@ -332,7 +333,7 @@ fn backward_block(
 
 multiversion! {
     /// p = exp(score - lse), d_s = scale · p · (dP - δ), both 0 outside `seen`.
-    fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: Range<usize>, lse: f32, delta: f32, scale: f32) {
+    pub(super) fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: Range<usize>, lse: f32, delta: f32, scale: f32) {
         for row in [&mut *p, &mut *d_s] {
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);

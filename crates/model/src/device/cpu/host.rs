@@ -10,6 +10,8 @@ use super::memory::{DenseTile, TILE_FLOATS};
 use crate::Result;
 use crate::arena::Arena;
 use crate::device::Precision;
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Heads, Segment};
 
 /// The fastest precision of this processor.
 pub fn best_precision() -> Precision {
@@ -76,5 +78,11 @@ impl Cpu {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn panels(&self, n_tokens: usize, weights: &HostBlocks) -> Option<&dot16::Panels> {
         self.0.panels.as_ref().filter(|_| dot16::suits(n_tokens, weights))
+    }
+
+    /// Where an attention is made in 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn attention_panels(&self, heads: Heads, segments: &[Segment]) -> Option<&dot16::Panels> {
+        self.0.panels.as_ref().filter(|_| dot16::attention::suits(heads, segments))
     }
 }

@@ -495,6 +495,11 @@ impl Device for Cpu {
         check("attention", [("lse", lse.len(), n * heads.n_heads)])?;
         check_segments("attention", segments, n, n_keys, Written::Queries)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = self.attention_panels(heads, segments) {
+            dot16::attention::forward(panels, inputs, segments, slice_mut(out), slice_mut(lse));
+            return Ok(());
+        }
         attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
         Ok(())
     }
@@ -524,7 +529,13 @@ impl Device for Cpu {
         check_segments(op, segments, n, n_keys, Written::QueriesAndKeys)?;
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
-        attention::backward(inputs, segments, outputs, slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
+        let (d_q, d_k, d_v) = (slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = self.attention_panels(heads, segments) {
+            dot16::attention::backward(panels, inputs, segments, outputs, d_q, d_k, d_v);
+            return Ok(());
+        }
+        attention::backward(inputs, segments, outputs, d_q, d_k, d_v);
         Ok(())
     }
 

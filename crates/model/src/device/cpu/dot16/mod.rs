@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+pub(super) mod attention;
 mod kernel;
 mod pack;
 
@@ -37,6 +38,11 @@ const ACTIVATION_WORDS: usize = 2 << 20;
 
 /// Rows that are unpacked together.
 const GROUP: usize = 16;
+/// Words that a thread packs right sides of products into, and what else they are packed with: twice a task's weights,
+/// for heads of 256 in attention.
+const PANEL_WORDS: usize = TASK * DEPTH;
+/// Floats of a thread: rows of weights, or scores of attention and their gradients.
+const ROW_FLOATS: usize = 2 * GROUP * DEPTH;
 
 /// What one task packs weights into.
 #[derive(Debug)]
@@ -66,7 +72,7 @@ pub(super) fn suits(n_tokens: usize, weights: &HostBlocks) -> bool {
 
 /// Bytes that [`Panels::new`] draws in this thread pool.
 pub(super) fn panel_bytes() -> u64 {
-    let of_thread = TASK * DEPTH / 2 + GROUP * DEPTH;
+    let of_thread = PANEL_WORDS + ROW_FLOATS;
     4 * (ACTIVATION_WORDS + rayon::current_num_threads() * of_thread) as u64
 }
 
@@ -74,8 +80,7 @@ impl Panels {
     pub(super) fn new(arena: &Arena) -> Result<Self> {
         let threads = rayon::current_num_threads();
         let drawn = arena.draw("packed panels", panel_bytes())?;
-        let scratch =
-            || Mutex::new(Scratch { panels: vec![0; TASK * DEPTH / 2], rows: vec![0.0; GROUP * DEPTH] });
+        let scratch = || Mutex::new(Scratch { panels: vec![0; PANEL_WORDS], rows: vec![0.0; ROW_FLOATS] });
         Ok(Self {
             activations: Mutex::new(vec![0; ACTIVATION_WORDS]),
             scratch: (0..threads).map(|_| scratch()).collect(),
@@ -207,7 +212,7 @@ fn pack_rows(weights: &HostBlocks, rows: Range<usize>, depth: Range<usize>, to: 
         }
         let half = &mut to.panels[panel / 2 * pairs * PANEL + panel % 2 * GROUP..];
         // SAFETY: these ops are only called where `is_possible`.
-        unsafe { pack::rows_into_panel(&to.rows, cols, n, half) };
+        unsafe { pack::rows_into_panel(&to.rows, (cols, cols), n, half) };
     }
     Ok(())
 }
@@ -253,14 +258,56 @@ fn multiply(
     let adds = depth.start > 0 || target.write == Write::Add;
     for first in (0..n_tokens).step_by(TILE) {
         let tile = &tiles[first * all_pairs + depth.start / 2 * TILE..][..pairs * TILE];
-        for (panel, column) in columns.clone().step_by(PANEL).enumerate() {
-            let panel = &panels[panel * pairs * PANEL..][..pairs * PANEL];
-            // SAFETY: the first row and column are inside of the target.
-            let start = unsafe { target.start.add(first * target.stride + column) };
-            let (rows, cols) = (TILE.min(n_tokens - first), PANEL.min(columns.end - column));
-            let out = Out { start, stride: target.stride, rows, cols, adds };
-            // SAFETY: tile and panel hold `pairs` rows; the columns are this task's; see `is_possible`.
-            unsafe { kernel::multiply(pairs, tile.as_ptr(), panel.as_ptr(), out) };
+        let rows = TILE.min(n_tokens - first);
+        // SAFETY: the first row and column are inside of the target; the columns are this task's; see `is_possible`.
+        unsafe {
+            let start = target.start.add(first * target.stride + columns.start);
+            row_of_blocks(tile, panels, pairs, (rows, columns.len()), (start, target.stride), adds);
+        }
+    }
+}
+
+/// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols), out with its stride
+///
+/// # Safety
+/// `is_possible`; `out` is the caller's alone, for all rows and columns.
+unsafe fn products(
+    a: &[u32],
+    b: &[u32],
+    terms: usize,
+    (rows, cols): (usize, usize),
+    (out, stride): (*mut f32, usize),
+    adds: bool,
+) {
+    let pairs = terms.div_ceil(2);
+    for first in (0..rows).step_by(TILE) {
+        let size = (TILE.min(rows - first), cols);
+        // SAFETY: the caller's promises are the callee's.
+        unsafe {
+            row_of_blocks(&a[first * pairs..], b, pairs, size, (out.add(first * stride), stride), adds)
+        };
+    }
+}
+
+/// One tile against all panels.
+///
+/// # Safety
+/// As [`products`].
+unsafe fn row_of_blocks(
+    tile: &[u32],
+    panels: &[u32],
+    pairs: usize,
+    (rows, cols): (usize, usize),
+    (out, stride): (*mut f32, usize),
+    adds: bool,
+) {
+    let tile = &tile[..pairs * TILE];
+    for (panel, column) in (0..cols).step_by(PANEL).enumerate() {
+        let panel = &panels[panel * pairs * PANEL..][..pairs * PANEL];
+        // SAFETY: tile and panel hold `pairs` rows; the rest is the caller's promise.
+        unsafe {
+            let out = Out { start: out.add(column), stride, rows, cols: PANEL.min(cols - column), adds };
+            kernel::multiply(pairs, tile.as_ptr(), panel.as_ptr(), out);
         }
     }
 }

@@ -60,17 +60,53 @@ fn bits(x: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Packs up to 16 rows (n, cols), cols a multiple of 32, into half a panel: pair p of row j at p · PANEL + j.
+/// Packs the columns of x (rows, ·) into tiles (tiles, pairs, TILE), pair p holding rows 2p and 2p + 1.
 ///
 /// # Safety
 /// As [`tiles`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn rows_into_panel(rows: &[f32], cols: usize, n: usize, to: &mut [u32]) {
+pub(super) unsafe fn tiles_down(x: &[f32], (stride, cols): (usize, usize), rows: usize, to: &mut [u32]) {
+    let pairs = rows.div_ceil(2);
+    for (tile, to) in to.chunks_mut(pairs * TILE).take(cols.div_ceil(TILE)).enumerate() {
+        let first = tile * TILE;
+        let lanes = (1u16 << TILE.min(cols - first)) - 1;
+        for p in 0..pairs {
+            let upper = &x[2 * p * stride + first..][..TILE.min(cols - first)];
+            // SAFETY: only the lanes of the columns that are there are read; TILE words take the others as zeros.
+            unsafe {
+                let low = narrowed(_mm512_maskz_loadu_ps(lanes, upper.as_ptr()));
+                let mut line = low;
+                if 2 * p + 1 < rows {
+                    let lower = &x[(2 * p + 1) * stride + first..][..TILE.min(cols - first)];
+                    let high = narrowed(_mm512_maskz_loadu_ps(lanes, lower.as_ptr()));
+                    line = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                }
+                let at = &mut to[p * TILE..][..TILE];
+                _mm512_mask_storeu_epi32(at.as_mut_ptr().cast(), (1 << TILE) - 1, line);
+            }
+        }
+    }
+}
+
+/// 16 floats as bf16, each in the lower half of a word.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn narrowed(x: __m512) -> __m512i {
+    // SAFETY: a vector of bf16 and one of integers are the same bits.
+    _mm512_cvtepu16_epi32(unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) })
+}
+
+/// Packs up to 16 rows, `stride` apart, cols a multiple of 32, into half a panel: pair p of row j at p · PANEL + j.
+///
+/// # Safety
+/// As [`tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn rows_into_panel(rows: &[f32], (stride, cols): (usize, usize), n: usize, to: &mut [u32]) {
     for chunk in 0..cols / 32 {
         let mut lines = [_mm512_setzero_si512(); 16];
         for (j, line) in lines.iter_mut().enumerate().take(n) {
             // SAFETY: row j has 32 more floats from here.
-            *line = unsafe { rounded(rows[j * cols + 32 * chunk..].as_ptr()) };
+            *line = unsafe { rounded(rows[j * stride + 32 * chunk..][..32].as_ptr()) };
         }
         let lines = transposed(lines);
         for (p, line) in lines.into_iter().enumerate() {
@@ -119,14 +155,10 @@ fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn pair_of_rows(upper: &[f32], lower: &[f32], to: &mut [u32]) {
     for half in 0..2 {
-        // SAFETY: both have 32 floats; a vector of bf16 and one of integers are the same bits.
-        let (low, high) = unsafe {
-            let part = |from: &[f32]| _mm512_loadu_ps(from[16 * half..][..16].as_ptr());
-            let narrow = |x| std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
-            (narrow(part(upper)), narrow(part(lower)))
-        };
-        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
-        let line = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
+        // SAFETY: both have 32 floats.
+        let part = |from: &[f32]| unsafe { _mm512_loadu_ps(from[16 * half..][..16].as_ptr()) };
+        let (low, high) = (narrowed(part(upper)), narrowed(part(lower)));
+        let line = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
         let at = &mut to[16 * half..][..16];
         // SAFETY: sixteen words take the vector.
         unsafe { _mm512_storeu_si512(at.as_mut_ptr().cast(), line) };
