@@ -550,3 +550,51 @@ fn a_gemma_3_that_also_sees_has_the_names_of_its_checkpoint() {
         assert_eq!(family::linears(&config)[0].module, "model.language_model.layers.0.self_attn.q_proj");
     }
 }
+
+/// Frequencies 4 of 16 by `ROPE_INIT_FUNCTIONS` of transformers 5.23, where the ramp is: base 10,000, 256 positions.
+#[test]
+fn the_context_of_pre_training_is_found_where_transformers_finds_it() {
+    const YARN: &str = r#""rope_type": "yarn", "factor": 4.0"#;
+    const LLAMA3: &str =
+        r#""rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0"#;
+    const IN_64: &str = r#", "original_max_position_embeddings": 64"#;
+    const BESIDE_32: &str = r#", "original_max_position_embeddings": 32"#;
+    for (scaling, within, beside, expected) in [
+        (YARN, "", "", 0.057_142_9),
+        (YARN, IN_64, "", 0.04),
+        (YARN, "", BESIDE_32, 0.025),
+        (YARN, IN_64, BESIDE_32, 0.025),
+        (r#""rope_type": "yarn", "factor": null"#, IN_64, "", 0.04),
+        (LLAMA3, "", "", 0.1),
+        (LLAMA3, IN_64, BESIDE_32, 0.025),
+    ] {
+        let json = tiny_with(&format!(
+            r#"{{"head_dim": 32, "max_position_embeddings": 256, "rope_theta": 10000.0,
+            "rope_scaling": {{{scaling}{within}}}{beside}}}"#
+        ));
+        let found = ModelConfig::from_hf(&hf_config(&json)).unwrap().rope.inverse_frequencies()[4];
+        assert!(
+            (found / expected - 1.0).abs() < 1e-5,
+            "{scaling}{within}{beside}: {found}, expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn a_phi_3_is_stretched_by_longrope_alone() {
+    let read = |scaling: &str| {
+        let json = tiny_with(&format!(
+            r#"{{"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "head_dim": 8,
+            "original_max_position_embeddings": 64, "rope_scaling": {{{scaling}}}}}"#
+        ));
+        ModelConfig::from_hf(&hf_config(&json)).map(|config| config.rope.scaling).map_err(|e| e.to_string())
+    };
+    let factors = r#""short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2]"#;
+    let [longrope, yarn] = ["longrope", "yarn"].map(|kind| read(&format!(r#""type": "{kind}", {factors}"#)));
+    assert!(matches!(longrope, Ok(RopeScaling::Long(_))), "{longrope:?}");
+    assert_eq!(yarn, longrope);
+    let error = read(r#""type": "yarn", "factor": 4.0"#).unwrap_err();
+    assert_eq!(error, "config.json: `rope_scaling.short_factor` is missing, expected 4 positive numbers");
+    let error = read(r#""type": "linear", "factor": 4.0"#).unwrap_err();
+    assert_eq!(error, "config.json: `rope_scaling.rope_type` is linear, supported: longrope");
+}

@@ -11,6 +11,9 @@ use crate::{Error, Result};
 /// What transformers assumes of a Llama whose configuration is silent.
 const DEFAULT_MAX_POSITIONS: usize = 2048;
 
+/// Context length of pre-training.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
 impl ModelConfig {
     /// Reads the hyper-parameters of a checkpoint.
     ///
@@ -88,6 +91,15 @@ fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
             },
         )
     };
+    // Beside the scaling, else in it; a file with neither means the context that it states.
+    let max_positions = hf.max_position_embeddings.unwrap_or(DEFAULT_MAX_POSITIONS);
+    let original = || -> Result<usize> {
+        match (hf.text(ORIGINAL).and_then(Value::as_u64), table.get(ORIGINAL)) {
+            (Some(beside), _) => Ok(beside as usize),
+            (None, Some(_)) => Ok(number(ORIGINAL)? as usize),
+            (None, None) => Ok(max_positions),
+        }
+    };
     match kind.unwrap_or("missing") {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
@@ -95,11 +107,17 @@ fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
             high_freq_factor: number("high_freq_factor")?,
-            original_max_positions: number("original_max_position_embeddings")? as usize,
+            original_max_positions: original()?,
         }),
+        // Older programs called a Phi-3's longrope so.
+        "yarn" if hf.model_type == "phi3" => Ok(RopeScaling::Long(long_rope(hf, table, dim, origin)?)),
         "yarn" => {
             let optional = |key: &str| table.get(key).filter(|value| !value.is_null()).map(|_| number(key));
-            let factor = number("factor")?;
+            let original = original()?;
+            let factor = match table.get("factor") {
+                Some(Value::Null) => max_positions as f64 / original as f64,
+                _ => number("factor")?,
+            };
             if let Some(value) = table.get("truncate").filter(|value| value.as_bool() != Some(true)) {
                 return Err(Error::UnsupportedFeature {
                     origin: origin.to_owned(),
@@ -120,7 +138,7 @@ fn scaling(hf: &HfConfig, dim: usize, origin: &str) -> Result<RopeScaling> {
                 factor,
                 beta_fast: optional("beta_fast").transpose()?.unwrap_or(Yarn::BETA_FAST),
                 beta_slow: optional("beta_slow").transpose()?.unwrap_or(Yarn::BETA_SLOW),
-                original_max_positions: number("original_max_position_embeddings")? as usize,
+                original_max_positions: original,
                 attention_factor: optional("attention_factor").transpose()?.unwrap_or(magnitude) as f32,
             }))
         }

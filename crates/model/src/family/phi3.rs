@@ -4,7 +4,7 @@ use formats::config::HfConfig;
 use formats::gguf::Value;
 
 use super::table::{OUTPUT_NORM, Row, Table, row};
-use super::{Role, refuse_biases};
+use super::{Role, refuse, refuse_biases};
 use crate::Result;
 use crate::config::{GgufKeys, GgufValues, ModelConfig, RopeScaling, Window};
 
@@ -34,6 +34,14 @@ pub(super) const TABLE: Table = Table {
 
 fn read_hf(hf: &HfConfig, config: &mut ModelConfig) -> Result<()> {
     refuse_biases(hf)?;
+    let kind = match config.rope.scaling {
+        RopeScaling::Linear { .. } => Some("linear"),
+        RopeScaling::Llama3 { .. } => Some("llama3"),
+        _ => None,
+    };
+    if let Some(kind) = kind {
+        return refuse(hf, "rope_scaling.rope_type", kind, "longrope");
+    }
     config.window = hf.sliding_window.map(Window::in_all_layers);
     Ok(())
 }
