@@ -1,8 +1,10 @@
 //! Cross-entropy over tiles of tokens and vocabulary: the (N, V) logits never exist, masked rows cost nothing.
 //!
 //! Rows without a target are left out before the last norm. Of the others a tile of L rows goes through norm and head,
-//! one tile of the vocabulary after the other, into a running softmax; the backward pass makes the logits of each
-//! tile again (the last one's are still there) and turns them into the gradient of the hidden state at once.
+//! one tile of the vocabulary after the other, into a running softmax. Where the gradient is wanted, each tile's terms
+//! exp(logit - max) meet the head's weights while they are there, in a sum that shrinks as the maximum grows, as the
+//! output of attention does; the target's part is added at the end, so that p - 1 loses nothing where p is near 1.
+//! No logit is made twice.
 
 use crate::Result;
 use crate::base::Base;
@@ -73,17 +75,21 @@ impl<D: Device> Loss<'_, D> {
         let mut sum_nll = 0.0;
         for first in (0..n_targets).step_by(self.tiles.tile_tokens) {
             let tile = (first, self.tiles.tile_tokens.min(n_targets - first));
-            self.forward(tile, stream)?;
+            self.begin(tile, stream)?;
+            let Some((scale, d_stream)) = &mut backward else {
+                self.forward(tile)?;
+                sum_nll += self.sum_nll(tile.1)?;
+                continue;
+            };
+            self.forward_backward(tile)?;
             sum_nll += self.sum_nll(tile.1)?;
-            if let Some((scale, d_stream)) = &mut backward {
-                self.backward(tile, *scale, d_stream.reborrow())?;
-            }
+            self.finish(tile, *scale, d_stream.reborrow())?;
         }
         Ok(LossSum { sum_nll, n_targets })
     }
 
-    /// Norm, head and running softmax of `m` targets from the `first`.
-    fn forward(&mut self, (first, m): (usize, usize), stream: View<'_, D::Buffer>) -> Result<()> {
+    /// The normed rows of `m` targets from the `first`, and a softmax of nothing yet.
+    fn begin(&mut self, (first, m): (usize, usize), stream: View<'_, D::Buffer>) -> Result<()> {
         let (device, c) = (&self.base.device, self.base.config.hidden);
         let tiles = &mut *self.tiles;
         let rows = tiles.rows.part(first..first + m);
@@ -92,10 +98,14 @@ impl<D: Device> Loss<'_, D> {
         self.base.norm(None, Role::OutputNorm, hidden, normed)?;
         device.fill(f32::NEG_INFINITY, tiles.max.first_mut(m))?;
         device.fill(0.0, tiles.sum.first_mut(m))?;
-        device.fill(0.0, tiles.target_logit.first_mut(m))?;
+        device.fill(0.0, tiles.target_logit.first_mut(m))
+    }
+
+    /// Head and running softmax.
+    fn forward(&mut self, (first, m): (usize, usize)) -> Result<()> {
         for (row, width) in self.vocabulary() {
             self.logits(row, width, m)?;
-            let tiles = &mut *self.tiles;
+            let (device, tiles) = (&self.base.device, &mut *self.tiles);
             let (max, sum, target_logit) =
                 (tiles.max.first_mut(m), tiles.sum.first_mut(m), tiles.target_logit.first_mut(m));
             let targets = tiles.targets.part(first..first + m);
@@ -104,8 +114,31 @@ impl<D: Device> Loss<'_, D> {
         Ok(())
     }
 
+    /// The same, with the gradient of the normed rows but for the sum's division and the target.
+    fn forward_backward(&mut self, (first, m): (usize, usize)) -> Result<()> {
+        let c = self.base.config.hidden;
+        let mut write = Write::Set;
+        for (row, width) in self.vocabulary() {
+            self.logits(row, width, m)?;
+            let (device, tiles) = (&self.base.device, &mut *self.tiles);
+            let (max, sum, target_logit) =
+                (tiles.max.first_mut(m), tiles.sum.first_mut(m), tiles.target_logit.first_mut(m));
+            let (targets, shrink) = (tiles.targets.part(first..first + m), tiles.shrink.first_mut(m));
+            let logits = tiles.logits.first_mut(m * width);
+            device.softmax_fold_terms(logits, row, targets, max, sum, target_logit, shrink)?;
+            let d_normed = &mut tiles.d_normed;
+            if write == Write::Add {
+                device.scale_rows(tiles.shrink.first(m), d_normed.first_mut(m * c))?;
+            }
+            let (terms, head) = (tiles.logits.first(m * width), self.base.head());
+            device.linear_backward(terms, head, row..row + width, write, d_normed.first_mut(m * c))?;
+            write = Write::Add;
+        }
+        Ok(())
+    }
+
     /// First row and width of each tile of the vocabulary.
-    fn vocabulary(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + use<D> {
+    fn vocabulary(&self) -> impl Iterator<Item = (usize, usize)> + use<D> {
         let (v, width) = (self.base.config.vocab_size, self.tiles.tile_vocab);
         (0..v.div_ceil(width)).map(move |tile| (tile * width, width.min(v - tile * width)))
     }
@@ -128,31 +161,28 @@ impl<D: Device> Loss<'_, D> {
         Ok((0..m).map(nll).sum())
     }
 
-    /// The gradient of the stream at `m` targets from the `first`.
-    fn backward(
+    /// The gradient of the stream at the targets, from what [`Loss::forward_backward`] and [`Loss::sum_nll`] left.
+    fn finish(
         &mut self,
         (first, m): (usize, usize),
         scale: f32,
         d_stream: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
         let (device, c) = (&self.base.device, self.base.config.hidden);
-        let mut write = Write::Set;
-        for (row, width) in self.vocabulary().rev() {
-            if write == Write::Add {
-                self.logits(row, width, m)?;
-            }
-            let tiles = &mut *self.tiles;
-            let targets = tiles.targets.part(first..first + m);
-            let (logits, max, sum) =
-                (tiles.logits.first_mut(m * width), tiles.max.first(m), tiles.sum.first(m));
-            device.softmax_backward(logits, row, targets, max, sum, scale)?;
-            let (d_logits, d_normed) = (tiles.logits.first(m * width), tiles.d_normed.first_mut(m * c));
-            device.linear_backward(d_logits, self.base.head(), row..row + width, write, d_normed)?;
-            write = Write::Add;
+        let (tiles, host) = (&mut *self.tiles, &mut *self.host);
+        for i in 0..m {
+            let p = (host.target_logit[i] - host.max[i]).exp() / host.sum[i];
+            (host.max[i], host.sum[i]) = (scale / host.sum[i], scale * (p - 1.0));
         }
-        let tiles = &mut *self.tiles;
+        device.upload(&host.max[..m], tiles.max.first_mut(m))?;
+        device.upload(&host.sum[..m], tiles.sum.first_mut(m))?;
+        device.scale_rows(tiles.max.first(m), tiles.d_normed.first_mut(m * c))?;
+        // The normed rows are used up: their buffer takes the targets' weights, then the gradient before the norm.
+        let targets = tiles.targets.part(first..first + m);
+        device.embed(self.base.head(), targets, tiles.normed.first_mut(m * c))?;
+        let (factors, weights) = (tiles.sum.first(m), tiles.normed.first(m * c));
+        device.add_scaled_rows(factors, weights, tiles.d_normed.first_mut(m * c))?;
         let (hidden, d_normed) = (tiles.hidden.first(m * c), tiles.d_normed.first(m * c));
-        // The normed rows are used up: their buffer takes the gradient of the rows before the norm.
         let d_hidden = tiles.normed.first_mut(m * c);
         self.base.norm_backward(None, Role::OutputNorm, hidden, d_normed, Write::Set, d_hidden)?;
         let rows = tiles.rows.part(first..first + m);

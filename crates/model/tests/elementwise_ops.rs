@@ -201,6 +201,18 @@ fn activation_without_a_gate_and_its_backward() {
 }
 
 #[test]
+fn rows_are_scaled_and_added() {
+    let (cpu, mut random) = (cpu(), Random(13));
+    let (factors, x, y) = (random.values(4), random.values(20), random.values(20));
+    let (factors_d, x_d, mut y_d) = (on_device(&cpu, &factors), on_device(&cpu, &x), on_device(&cpu, &y));
+    cpu.scale_rows(factors_d.all(), y_d.all_mut()).unwrap();
+    cpu.add_scaled_rows(factors_d.all(), x_d.all(), y_d.all_mut()).unwrap();
+    let expected = (0..20).map(|i| f64::from(factors[i / 5]) * (f64::from(y[i]) + f64::from(x[i])));
+    assert_close("y", &on_host(&cpu, &y_d), &expected.collect::<Vec<_>>(), TOLERANCE);
+    assert!(cpu.add_scaled_rows(factors_d.all(), x_d.first(15), y_d.all_mut()).is_err());
+}
+
+#[test]
 fn rows_are_gathered_scattered_and_added() {
     let cpu = cpu();
     let x = on_device(&cpu, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
@@ -273,13 +285,29 @@ fn softmax_over_tiles_is_the_softmax_over_all() {
         let expected = cross_entropy(&wide(&logits), &targets, 1.0);
         assert!((nll / expected - 1.0).abs() < 1e-6, "{nll} against {expected}");
 
+        // The terms of the sums, as a training step gathers them: those of earlier tiles shrink.
         let mut gradient = vec![0.0; m * vocab];
+        let (mut max, mut sum) = (on_device(&cpu, &[f32::NEG_INFINITY; 3]), on_device(&cpu, &[0.0; 3]));
+        let mut shrink = on_device(&cpu, &[f32::NAN; 3]);
         for &(first, width) in &tiles {
-            let mut d_logits = on_device(&cpu, &part(first, width));
-            cpu.softmax_backward(d_logits.all_mut(), first, ids.all(), max.all(), sum.all(), SCALE).unwrap();
-            for (row, values) in on_host(&cpu, &d_logits).chunks(width).enumerate() {
+            let mut terms = on_device(&cpu, &part(first, width));
+            let (max, sum, target_logit) = (max.all_mut(), sum.all_mut(), target_logit.all_mut());
+            let logits = terms.all_mut();
+            cpu.softmax_fold_terms(logits, first, ids.all(), max, sum, target_logit, shrink.all_mut())
+                .unwrap();
+            let mut earlier = on_device(&cpu, &gradient);
+            cpu.scale_rows(shrink.all(), earlier.all_mut()).unwrap();
+            gradient = on_host(&cpu, &earlier);
+            for (row, values) in on_host(&cpu, &terms).chunks(width).enumerate() {
                 gradient[row * vocab + first..row * vocab + first + width].copy_from_slice(values);
             }
+        }
+        assert_eq!((on_host(&cpu, &max), on_host(&cpu, &target_logit)), (m_.clone(), t_.clone()));
+        for (row, gradient) in gradient.chunks_mut(vocab).enumerate() {
+            let sum = on_host(&cpu, &sum)[row];
+            gradient.iter_mut().for_each(|term| *term *= SCALE / sum);
+            assert_eq!(gradient[targets[row] as usize], 0.0);
+            gradient[targets[row] as usize] = SCALE * ((t_[row] - m_[row]).exp() / sum - 1.0);
         }
         let loss = |x: &[f64]| cross_entropy(x, &targets, f64::from(SCALE));
         assert_gradient("d_logits", loss, &logits, &gradient, m * vocab);

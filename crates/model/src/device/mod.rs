@@ -333,6 +333,17 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// y_i += row      row (C), y (N, C): a frozen bias, whose backward is the identity.
     fn add_row(&self, row: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
 
+    /// y_i = factors_i · y_i      factors (M), y (M, C)
+    fn scale_rows(&self, factors: View<'_, Self::Buffer>, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
+
+    /// y_i += factors_i · x_i      factors (M), x, y (M, C)
+    fn add_scaled_rows(
+        &self,
+        factors: View<'_, Self::Buffer>,
+        x: View<'_, Self::Buffer>,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
     /// y = factor · y
     fn scale(&self, factor: f32, y: ViewMut<'_, Self::Buffer>) -> Result<()>;
 
@@ -684,16 +695,21 @@ pub trait Device: Clone + Send + Sync + 'static {
         target_logit: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// logits = scale · (exp(logits - max) / sum - [row is the target]), in place: d loss / d logits of the tile.
+    /// As [`Device::softmax_fold`], and leaves exp(logits - m') in place of the logits, 0 where the target is.
+    ///
+    /// shrink (M) = exp(m - m'): what sums of earlier tiles' terms are to be multiplied by. With Σ of exp(logits - m')·W
+    /// over all tiles the gradient of the hidden state is Σ / s + (p - 1) · W of the target, p its probability: the
+    /// logits are needed once.
     #[allow(clippy::too_many_arguments)]
-    fn softmax_backward(
+    fn softmax_fold_terms(
         &self,
         logits: ViewMut<'_, Self::Buffer>,
         first_row: usize,
         targets: View<'_, Self::Indices>,
-        max: View<'_, Self::Buffer>,
-        sum: View<'_, Self::Buffer>,
-        scale: f32,
+        max: ViewMut<'_, Self::Buffer>,
+        sum: ViewMut<'_, Self::Buffer>,
+        target_logit: ViewMut<'_, Self::Buffer>,
+        shrink: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     // ---- adapters -----------------------------------------------------------------------------------------------

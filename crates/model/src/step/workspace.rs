@@ -188,6 +188,8 @@ pub(crate) struct LossTiles<B, I> {
     pub sum: B,
     /// See `max`.
     pub target_logit: B,
+    /// What sums of earlier tiles shrink by (L).
+    pub shrink: B,
     /// L
     pub tile_tokens: usize,
     /// Vocabulary entries of a tile.
@@ -497,6 +499,7 @@ impl<B, I> LossTiles<B, I> {
             max: floats(l)?,
             sum: floats(l)?,
             target_logit: floats(l)?,
+            shrink: floats(l)?,
             tile_tokens: l,
             tile_vocab: v,
         })

@@ -190,6 +190,20 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn scale_rows(&self, factors: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let whole = y.len() / factors.len().max(1) * factors.len();
+        check("scale_rows", [("y", y.len(), whole)])?;
+        rows::scale_rows(slice(factors), slice_mut(y));
+        Ok(())
+    }
+
+    fn add_scaled_rows(&self, factors: Floats<'_>, x: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let whole = y.len() / factors.len().max(1) * factors.len();
+        check("add_scaled_rows", [("y", y.len(), whole), ("x", x.len(), y.len())])?;
+        rows::add_scaled_rows(slice(factors), slice(x), slice_mut(y));
+        Ok(())
+    }
+
     fn scale(&self, factor: f32, y: FloatsMut<'_>) -> Result<()> {
         rows::scale(factor, slice_mut(y));
         Ok(())
@@ -676,21 +690,27 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn softmax_backward(
+    fn softmax_fold_terms(
         &self,
         logits: FloatsMut<'_>,
         first_row: usize,
         targets: Ids<'_>,
-        max: Floats<'_>,
-        sum: Floats<'_>,
-        scale: f32,
+        max: FloatsMut<'_>,
+        sum: FloatsMut<'_>,
+        target_logit: FloatsMut<'_>,
+        shrink: FloatsMut<'_>,
     ) -> Result<()> {
-        let m = targets.len();
+        let (m, op) = (targets.len(), "softmax_fold_terms");
         let whole = logits.len() / m.max(1) * m;
-        let sizes = [("logits", logits.len(), whole), ("max", max.len(), m), ("sum", sum.len(), m)];
-        check("softmax_backward", sizes)?;
+        check(op, [("logits", logits.len(), whole), ("max", max.len(), m), ("shrink", shrink.len(), m)])?;
+        check(op, [("sum", sum.len(), m), ("target_logit", target_logit.len(), m)])?;
         if m > 0 {
-            softmax::backward(slice_mut(logits), first_row, slice(targets), slice(max), slice(sum), scale);
+            let state = softmax::Fold {
+                max: slice_mut(max),
+                sum: slice_mut(sum),
+                target_logit: slice_mut(target_logit),
+            };
+            softmax::fold_terms(slice_mut(logits), first_row, slice(targets), state, slice_mut(shrink));
         }
         Ok(())
     }

@@ -62,6 +62,25 @@ pub(super) fn add(x: &[f32], y: &mut [f32]) {
     });
 }
 
+/// y_i = factors_i · y_i
+pub(super) fn scale_rows(factors: &[f32], y: &mut [f32]) {
+    if let Some(cols) = y.len().checked_div(factors.len()).filter(|&cols| cols > 0) {
+        y.par_chunks_exact_mut(cols).zip(factors).for_each(|(y, factor)| {
+            y.iter_mut().for_each(|y| *y *= factor);
+        });
+    }
+}
+
+/// y_i += factors_i · x_i
+pub(super) fn add_scaled_rows(factors: &[f32], x: &[f32], y: &mut [f32]) {
+    if let Some(cols) = y.len().checked_div(factors.len()).filter(|&cols| cols > 0) {
+        let rows = y.par_chunks_exact_mut(cols).zip(x.par_chunks_exact(cols));
+        rows.zip(factors).for_each(|((y, x), factor)| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y += factor * x);
+        });
+    }
+}
+
 /// y_i += row
 pub(super) fn add_row(row: &[f32], y: &mut [f32]) {
     let cols = row.len();

@@ -30,21 +30,26 @@ pub(super) fn fold(logits: &[f32], first_row: usize, targets: &[u32], state: Fol
         });
 }
 
-/// logits = scale · (softmax - one-hot), in place
-pub(super) fn backward(
+/// Folds as [`fold`] does and leaves the terms of the sums, 0 for the target's; `shrink` is what earlier terms are
+/// multiplied by.
+pub(super) fn fold_terms(
     logits: &mut [f32],
     first_row: usize,
     targets: &[u32],
-    max: &[f32],
-    sum: &[f32],
-    scale: f32,
+    state: Fold<'_>,
+    shrink: &mut [f32],
 ) {
     let width = logits.len() / targets.len();
-    logits.par_chunks_exact_mut(width).zip(targets).zip(max).zip(sum).for_each(
-        |(((logits, &target), &max), &sum)| {
-            backward_row(logits, max, scale / sum);
-            if let Some(logit) = in_tile(target, first_row).and_then(|i| logits.get_mut(i)) {
-                *logit -= scale;
+    let rows = logits.par_chunks_exact_mut(width).zip(targets).zip(state.max).zip(state.sum);
+    rows.zip(state.target_logit).zip(shrink).for_each(
+        |(((((logits, &target), max), sum), target_logit), shrink)| {
+            let place = in_tile(target, first_row).filter(|&place| place < width);
+            if let Some(place) = place {
+                *target_logit = logits[place];
+            }
+            *shrink = terms_row(logits, max, sum);
+            if let Some(place) = place {
+                logits[place] = 0.0;
             }
         },
     );
@@ -65,9 +70,14 @@ multiversion! {
 }
 
 multiversion! {
-    fn backward_row(logits: &mut [f32], max: f32, factor: f32) {
-        for logit in logits {
-            *logit = exp(*logit - max) * factor;
+    fn terms_row(logits: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
+        let new_max = lane_max(logits).max(*max);
+        for logit in logits.iter_mut() {
+            *logit = exp(*logit - new_max);
         }
+        let shrink = exp(*max - new_max);
+        *sum = *sum * shrink + lane_sum(logits.len(), |i| logits[i]);
+        *max = new_max;
+        shrink
     }
 }
