@@ -13,34 +13,35 @@ pub(super) unsafe fn tiles(x: &[f32], stride: usize, cols: usize, rows: usize, t
     let pairs = cols.div_ceil(2);
     for (tile, to) in to.chunks_mut(pairs * TILE).take(rows.div_ceil(TILE)).enumerate() {
         let n = TILE.min(rows - tile * TILE);
+        let x = &x[tile * TILE * stride..];
+        for chunk in 0..cols / 32 {
+            // SAFETY: the features are the caller's promise; row j has 32 more floats from here.
+            let lines = unsafe { pairs_of_rows(x, stride, 32 * chunk, n) };
+            for (line, to) in lines.into_iter().zip(to[16 * chunk * TILE..].chunks_exact_mut(TILE)) {
+                // SAFETY: as many words as the mask has lanes.
+                unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), (1 << TILE) - 1, line) };
+            }
+        }
+        let whole = cols / 32 * 32;
         for i in 0..n {
-            let row = &x[(tile * TILE + i) * stride..][..cols];
-            // SAFETY: the features are the caller's promise.
-            unsafe { pairs_of_row(row, &mut to[i..], TILE) };
+            for (p, pair) in x[i * stride..][whole..cols].chunks(2).enumerate() {
+                to[(whole / 2 + p) * TILE + i] =
+                    u32::from(bits(pair[0])) | u32::from(pair.get(1).map_or(0, |x| bits(*x))) << 16;
+            }
         }
     }
 }
 
-/// Writes the pairs of a row `step` places apart.
+/// The pairs of up to 16 rows, `stride` apart, 32 columns from `column` on: a line for each pair, a lane for each row.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn pairs_of_row(row: &[f32], to: &mut [u32], step: usize) {
-    let mut chunks = row.chunks_exact(32);
-    let mut at = 0;
-    for chunk in &mut chunks {
-        // SAFETY: a chunk has 32 floats.
-        let pairs = unsafe { rounded(chunk.as_ptr()) };
-        let mut words = [0u32; 16];
-        // SAFETY: sixteen words take the vector.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), pairs) };
-        for word in words {
-            to[at] = word;
-            at += step;
-        }
+unsafe fn pairs_of_rows(rows: &[f32], stride: usize, column: usize, n: usize) -> [__m512i; 16] {
+    let mut lines = [_mm512_setzero_si512(); 16];
+    for (j, line) in lines.iter_mut().enumerate().take(n) {
+        // SAFETY: the slice has 32 floats.
+        *line = unsafe { rounded(rows[j * stride + column..][..32].as_ptr()) };
     }
-    for pair in chunks.remainder().chunks(2) {
-        to[at] = u32::from(bits(pair[0])) | u32::from(pair.get(1).map_or(0, |x| bits(*x))) << 16;
-        at += step;
-    }
+    transposed(lines)
 }
 
 /// 32 floats as bf16.
@@ -103,12 +104,8 @@ fn narrowed(x: __m512) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn rows_into_panel(rows: &[f32], (stride, cols): (usize, usize), n: usize, to: &mut [u32]) {
     for chunk in 0..cols / 32 {
-        let mut lines = [_mm512_setzero_si512(); 16];
-        for (j, line) in lines.iter_mut().enumerate().take(n) {
-            // SAFETY: row j has 32 more floats from here.
-            *line = unsafe { rounded(rows[j * stride + 32 * chunk..][..32].as_ptr()) };
-        }
-        let lines = transposed(lines);
+        // SAFETY: row j has 32 more floats from here.
+        let lines = unsafe { pairs_of_rows(rows, stride, 32 * chunk, n) };
         for (p, line) in lines.into_iter().enumerate() {
             let at = &mut to[(16 * chunk + p) * PANEL..][..16];
             // SAFETY: sixteen words take the vector.
