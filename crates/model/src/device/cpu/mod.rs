@@ -1,4 +1,4 @@
-//! The CPU side of the op trait: shapes are checked here, each group of ops has a file.
+//! The CPU side of the op trait: shapes are checked here, those of experts in `expert_ops`; each group of ops has a file.
 //!
 //! Ops share work over the rayon pool in which they are called. Work is split at fixed places and no sum crosses a
 //! split, so results depend neither on timing nor on which thread did what.
@@ -11,6 +11,7 @@ mod checks;
 mod convolution;
 #[cfg(target_arch = "x86_64")]
 mod dot16;
+mod expert_ops;
 mod experts;
 mod few_rows;
 mod host;
@@ -41,7 +42,7 @@ use super::{
 };
 use crate::Result;
 use crate::arena::Arena;
-use checks::{Written, attention_rows, check, check_ids, check_routing, check_rows, check_segments, shape};
+use checks::{Written, attention_rows, check, check_ids, check_rows, check_segments, shape};
 use memory::{slice, slice_mut};
 use product::{Mat, MatMut, Threads, multiply};
 
@@ -404,15 +405,7 @@ impl Device for Cpu {
         picks: IdsMut<'_>,
         weights: FloatsMut<'_>,
     ) -> Result<()> {
-        let n = check_routing("route", routing, picks.len())?;
-        check(
-            "route",
-            [("logits", logits.len(), n * routing.n_experts), ("weights", weights.len(), picks.len())],
-        )?;
-        check("route", [("probabilities", probabilities.len(), logits.len())])?;
-        let (logits, probabilities) = (slice(logits), slice_mut(probabilities));
-        experts::route(routing, logits, probabilities, slice_mut(picks), slice_mut(weights));
-        Ok(())
+        expert_ops::route(routing, logits, probabilities, picks, weights)
     }
 
     fn route_backward(
@@ -424,17 +417,7 @@ impl Device for Cpu {
         write: Write,
         d_logits: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "route_backward";
-        let n = check_routing(op, routing, picks.len())?;
-        check(op, [("probabilities", probabilities.len(), n * routing.n_experts)])?;
-        check(
-            op,
-            [("d_weights", d_weights.len(), picks.len()), ("d_logits", d_logits.len(), probabilities.len())],
-        )?;
-        check_ids(op, "expert", slice(picks), routing.n_experts)?;
-        let (probabilities, picks) = (slice(probabilities), slice(picks));
-        experts::route_backward(routing, probabilities, picks, slice(d_weights), write, slice_mut(d_logits));
-        Ok(())
+        expert_ops::route_backward(routing, probabilities, picks, d_weights, write, d_logits)
     }
 
     fn group_picks(
@@ -445,13 +428,7 @@ impl Device for Cpu {
         places: IdsMut<'_>,
         counts: &mut [usize],
     ) -> Result<()> {
-        let op = "group_picks";
-        check_routing(op, routing, picks.len())?;
-        check(op, [("rows", rows.len(), picks.len()), ("places", places.len(), picks.len())])?;
-        check(op, [("counts", counts.len(), routing.n_experts)])?;
-        check_ids(op, "expert", slice(picks), routing.n_experts)?;
-        experts::group(slice(picks), routing.n_used, slice_mut(rows), slice_mut(places), counts);
-        Ok(())
+        expert_ops::group_picks(routing, picks, rows, places, counts)
     }
 
     fn combine_experts(
@@ -463,15 +440,7 @@ impl Device for Cpu {
         write: Write,
         y: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "combine_experts";
-        let n = check_routing(op, routing, places.len())?;
-        let n_weights = weights.map_or(places.len(), |weights| weights.len());
-        check(op, [("x", x.len(), y.len() * routing.n_used), ("weights", n_weights, places.len())])?;
-        check_ids(op, "place", slice(places), places.len())?;
-        let Some(cols) = y.len().checked_div(n) else { return Ok(()) };
-        let (x, places) = ((slice(x), cols), (slice(places), routing.n_used));
-        experts::combine(x, places, weights.map(slice), write, slice_mut(y));
-        Ok(())
+        expert_ops::combine_experts(routing, x, places, weights, write, y)
     }
 
     fn combine_experts_backward(
@@ -483,15 +452,7 @@ impl Device for Cpu {
         d_y: Floats<'_>,
         d_weights: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "combine_experts_backward";
-        let n = check_routing(op, routing, places.len())?;
-        check(op, [("x", x.len(), d_y.len() * routing.n_used), ("weights", weights.len(), places.len())])?;
-        check(op, [("d_weights", d_weights.len(), places.len())])?;
-        check_ids(op, "place", slice(places), places.len())?;
-        let Some(cols) = d_y.len().checked_div(n) else { return Ok(()) };
-        let (x, places) = ((slice_mut(x), cols), (slice(places), routing.n_used));
-        experts::combine_backward(x, places, slice(weights), slice(d_y), slice_mut(d_weights));
-        Ok(())
+        expert_ops::combine_experts_backward(routing, x, places, weights, d_y, d_weights)
     }
 
     fn attention(
