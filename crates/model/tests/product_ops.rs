@@ -89,6 +89,22 @@ fn products_in_16_bits_are_sums_of_rounded_factors() {
         }
     }
     assert_eq!(cpu.dense().live_bytes(), 0);
+    // A row too long for the packed tiles, and a token that is no number wherever it stands in a sum.
+    let (weights, _) = frozen(&cpu, BlockType::Q8_0, 1, 320_000, &mut random);
+    let (x, mut y) = (on_device(&cpu, &vec![1e-3; 9 * 320_000]), on_device(&cpu, &[0.0; 9]));
+    cpu.linear(x.all(), &weights, 0..1, Write::Set, y.all_mut()).unwrap();
+    assert!(on_host(&cpu, &y).iter().all(|y| y.is_finite()));
+    let (weights, _) = frozen(&cpu, BlockType::Q8_0, 45, 64, &mut random);
+    for place in [0, 31, 44] {
+        let mut d_y = vec![1.0; 20 * 45];
+        d_y[3 * 45 + place] = f32::from_bits(u32::MAX);
+        let (d_y, mut d_x) = (on_device(&cpu, &d_y), on_device(&cpu, &[0.0; 20 * 64]));
+        cpu.linear_backward(d_y.all(), &weights, 0..45, Write::Set, d_x.all_mut()).unwrap();
+        let rows: Vec<bool> =
+            on_host(&cpu, &d_x).chunks(64).map(|row| row.iter().all(|x| x.is_nan())).collect();
+        assert_eq!(rows.iter().position(|&is_nan| is_nan), Some(3));
+        assert_eq!(rows.iter().filter(|&&is_nan| is_nan).count(), 1);
+    }
 }
 
 #[test]

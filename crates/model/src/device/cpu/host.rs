@@ -23,6 +23,7 @@ pub fn best_precision() -> Precision {
 }
 
 /// What a [`Cpu`] draws at once, whatever it is used for: names and bytes.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, unused_variables))]
 pub fn fixed_bytes(precision: Precision) -> Vec<(&'static str, u64)> {
     let mut rows = vec![("tile of dense weights", 4 * TILE_FLOATS as u64)];
     #[cfg(target_arch = "x86_64")]
@@ -76,8 +77,13 @@ impl Cpu {
 
     /// Where a product with a matrix is made in 16 bits.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn panels(&self, n_tokens: usize, weights: &HostBlocks) -> Option<&dot16::Panels> {
-        self.0.panels.as_ref().filter(|_| dot16::suits(n_tokens, weights))
+    pub(super) fn panels(
+        &self,
+        n_tokens: usize,
+        n_terms: usize,
+        weights: &HostBlocks,
+    ) -> Option<&dot16::Panels> {
+        self.0.panels.as_ref().filter(|_| dot16::suits(n_tokens, n_terms, weights))
     }
 
     /// Where an attention is made in 16 bits.

@@ -348,7 +348,7 @@ impl Device for Cpu {
         let n = x.len() / weights.cols();
         check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
         #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.panels(x.len() / weights.cols(), weights) {
+        if let Some(panels) = self.panels(x.len() / weights.cols(), weights.cols(), weights) {
             return dot16::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
         }
         linear::forward(&self.host().tile, slice(x), weights, rows, write, slice_mut(y))
@@ -369,7 +369,7 @@ impl Device for Cpu {
             [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())],
         )?;
         #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.panels(d_x.len() / weights.cols(), weights) {
+        if let Some(panels) = self.panels(d_x.len() / weights.cols(), rows.len(), weights) {
             return dot16::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
         }
         linear::backward(&self.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x))

@@ -65,9 +65,13 @@ pub(super) fn is_possible() -> bool {
     has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("avx512bf16")
 }
 
-/// Whether a product with a matrix is made here: of more than a few tokens, from blocks that are read by columns.
-pub(super) fn suits(n_tokens: usize, weights: &HostBlocks) -> bool {
-    n_tokens > 8 && weights.cols().is_multiple_of(PANEL) && weights.block_type() != formats::BlockType::F32
+/// Whether a product with a matrix is made here: of more than a few tokens, from blocks that are read by columns, with
+/// room for a tile of its sums' terms.
+pub(super) fn suits(n_tokens: usize, n_terms: usize, weights: &HostBlocks) -> bool {
+    let has_room = n_terms.div_ceil(2) * TILE <= ACTIVATION_WORDS;
+    let is_read_by_columns =
+        weights.cols().is_multiple_of(PANEL) && weights.block_type() != formats::BlockType::F32;
+    n_tokens > 8 && has_room && is_read_by_columns
 }
 
 /// Bytes that [`Panels::new`] draws in this thread pool.

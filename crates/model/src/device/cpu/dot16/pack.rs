@@ -55,9 +55,12 @@ unsafe fn rounded(from: *const f32) -> __m512i {
     }
 }
 
-/// A float rounded to bf16, to nearest even.
+/// A float rounded to bf16, to nearest even; what is no number stays none.
 fn bits(x: f32) -> u16 {
     let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
