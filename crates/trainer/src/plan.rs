@@ -28,7 +28,6 @@ pub struct Plan {
     pub step: StepPlan,
     /// What a resumed run must take over.
     pub chosen: Chosen,
-    precision: Precision,
     device_bytes: u64,
 }
 
@@ -100,7 +99,7 @@ impl Plan {
         };
         let (layer_inputs, precision) = (step.layer_inputs, shapes.precision);
         let chosen = Chosen { micro_batch_tokens: tokens, layer_inputs, precision, host_bytes };
-        Ok(Self { table, step, chosen, precision, device_bytes })
+        Ok(Self { table, step, chosen, device_bytes })
     }
 
     /// The device, capped by what the plan gives it.
@@ -108,7 +107,7 @@ impl Plan {
     /// # Errors
     /// What the device meets.
     pub fn device(&self) -> Result<Cpu> {
-        Ok(Cpu::with_precision(Arena::new(self.device_bytes), self.precision)?)
+        Ok(Cpu::with_precision(Arena::new(self.device_bytes), self.chosen.precision)?)
     }
 
     /// Refuses to start what could not be saved.

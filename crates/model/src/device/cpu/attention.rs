@@ -208,10 +208,26 @@ pub(super) struct Outputs<'a> {
 
 /// Gradients of q, k, v in shared matrices.
 #[derive(Clone, Copy)]
-struct Gradients<'a> {
-    d_q: Shared<'a>,
-    d_k: Shared<'a>,
-    d_v: Shared<'a>,
+pub(super) struct Gradients<'a> {
+    pub(super) d_q: Shared<'a>,
+    pub(super) d_k: Shared<'a>,
+    pub(super) d_v: Shared<'a>,
+}
+
+impl<'a> Gradients<'a> {
+    /// Matrices of the widths of q, k and v.
+    pub(super) fn new(
+        inputs: Inputs<'_>,
+        d_q: &'a mut [f32],
+        d_k: &'a mut [f32],
+        d_v: &'a mut [f32],
+    ) -> Self {
+        Self {
+            d_q: Shared::new(d_q, inputs.q_width()),
+            d_k: Shared::new(d_k, inputs.k_width()),
+            d_v: Shared::new(d_v, inputs.v_width()),
+        }
+    }
 }
 
 /// d_q, d_k, d_v of the rows that the segments name
@@ -223,11 +239,7 @@ pub(super) fn backward(
     d_k: &mut [f32],
     d_v: &mut [f32],
 ) {
-    let gradients = Gradients {
-        d_q: Shared::new(d_q, inputs.q_width()),
-        d_k: Shared::new(d_k, inputs.k_width()),
-        d_v: Shared::new(d_v, inputs.v_width()),
-    };
+    let gradients = Gradients::new(inputs, d_q, d_k, d_v);
     segments.par_iter().for_each(|segment| {
         (0..inputs.heads.n_kv_heads).into_par_iter().for_each(|kv_head| {
             backward_kv_head(inputs, segment, kv_head, outputs, gradients);

@@ -6,7 +6,6 @@ use super::{Floats, FloatsMut, Ids, IdsMut, experts};
 use crate::Result;
 use crate::device::{Routing, Write};
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn route(
     routing: Routing,
     logits: Floats<'_>,
@@ -25,7 +24,6 @@ pub(super) fn route(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn route_backward(
     routing: Routing,
     probabilities: Floats<'_>,
@@ -47,7 +45,6 @@ pub(super) fn route_backward(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn group_picks(
     routing: Routing,
     picks: Ids<'_>,
@@ -64,7 +61,6 @@ pub(super) fn group_picks(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn combine_experts(
     routing: Routing,
     x: Floats<'_>,
@@ -84,7 +80,6 @@ pub(super) fn combine_experts(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn combine_experts_backward(
     routing: Routing,
     x: FloatsMut<'_>,

@@ -7,7 +7,8 @@
 use rayon::prelude::*;
 
 use super::super::attention::{
-    Inputs, Outputs, clear, dot, key_blocks, rescale, score_gradient_row, softmax_row, visible, within,
+    Gradients, Inputs, Outputs, clear, dot, key_blocks, rescale, score_gradient_row, softmax_row, visible,
+    within,
 };
 use super::super::product::Shared;
 use super::{PANEL, Panels, TILE, pack, products};
@@ -180,14 +181,6 @@ fn forward_block(
     }
 }
 
-/// Gradients of q, k, v in shared matrices.
-#[derive(Clone, Copy)]
-struct Gradients<'a> {
-    d_q: Shared<'a>,
-    d_k: Shared<'a>,
-    d_v: Shared<'a>,
-}
-
 /// d_q, d_k, d_v of the rows that the segments name
 pub(in super::super) fn backward(
     panels: &Panels,
@@ -198,11 +191,7 @@ pub(in super::super) fn backward(
     d_k: &mut [f32],
     d_v: &mut [f32],
 ) {
-    let gradients = Gradients {
-        d_q: Shared::new(d_q, inputs.q_width()),
-        d_k: Shared::new(d_k, inputs.k_width()),
-        d_v: Shared::new(d_v, inputs.v_width()),
-    };
+    let gradients = Gradients::new(inputs, d_q, d_k, d_v);
     segments.par_iter().for_each(|segment| {
         (0..inputs.heads.n_kv_heads).into_par_iter().for_each(|kv_head| {
             backward_kv_head(panels, inputs, segment, kv_head, outputs, gradients);

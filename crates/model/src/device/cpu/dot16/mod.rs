@@ -111,7 +111,7 @@ struct Target {
     write: Write,
 }
 
-// SAFETY: tasks write disjoint columns, which `columns` checks to be inside.
+// SAFETY: tasks write disjoint columns, which `multiply` checks to be inside.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
