@@ -4,6 +4,7 @@
 //! as `ggml_quantize_chunk` of an x86-64 build without fused multiply-add. One file a format; the searches for
 //! scales that formats share are in `search`; `dispatch` compiles all of it for wider vectors.
 
+mod bf16;
 mod dispatch;
 mod float16;
 mod importance;
@@ -255,6 +256,28 @@ pub fn decode_part(
     let has_header = matches!(ty, BlockType::Nf4 | BlockType::Nf4Ic);
     let blocks = if has_header { row } else { &row[start..end] };
     dispatch::decode(ty, blocks, (cols, columns.start), out);
+    Ok(())
+}
+
+/// As [`decode_part`], the weights rounded to bf16, to nearest even; below the smallest normal number to zero or to the
+/// nearest, as the processor does.
+///
+/// # Errors
+/// As [`decode_part`].
+pub fn decode_part_to_bf16(
+    ty: BlockType,
+    row: &[u8],
+    cols: usize,
+    columns: Range<usize>,
+    out: &mut [u16],
+) -> Result<()> {
+    check_length(ty, "the row", row.len(), ty.row_bytes(cols)?)?;
+    check_length(ty, "the output", out.len(), columns.len())?;
+    let (start, end) = (ty.row_bytes(columns.start)?, ty.row_bytes(columns.end)?);
+    check_length(ty, "the columns", columns.end.min(cols), columns.end)?;
+    let has_header = matches!(ty, BlockType::Nf4 | BlockType::Nf4Ic);
+    let blocks = if has_header { row } else { &row[start..end] };
+    bf16::decode(ty, blocks, (cols, columns.start), out);
     Ok(())
 }
 

@@ -109,19 +109,33 @@ pub(super) fn nearest(x: f32) -> u8 {
 /// Decodes some columns of a row of `cols` weights, from column `start` on.
 #[inline(always)]
 pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
+    let blocks = out.as_chunks_mut::<LEN>().0;
+    each_block(row, cols, start, blocks.len() * LEN, |index, scaled, codes| {
+        for (pair, code) in blocks[index].as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+            *pair = [scaled[usize::from(code & 15)], scaled[usize::from(code >> 4)]];
+        }
+    });
+}
+
+/// Calls `each` with index, values and codes of each block of `n` weights from column `start` on.
+#[inline(always)]
+pub(super) fn each_block(
+    row: &[u8],
+    cols: usize,
+    start: usize,
+    n: usize,
+    mut each: impl FnMut(usize, &[f32; 16], &[u8; CODE_BYTES]),
+) {
     let (group_bytes, n_blocks) = parts(cols);
     let (groups, rest) = row.split_at(group_bytes);
     let (magnitudes, codes) = rest.split_at(n_blocks);
     let (first, codes) = (start / LEN, codes.as_chunks::<CODE_BYTES>().0);
-    let blocks = out.as_chunks_mut::<LEN>().0.iter_mut().zip(&magnitudes[first..]).zip(&codes[first..]);
-    for (index, ((out, &q), codes)) in blocks.enumerate() {
+    let blocks = magnitudes[first..].iter().zip(&codes[first..]).take(n / LEN);
+    for (index, (&q, codes)) in blocks.enumerate() {
         let group = &groups[(first + index) / GROUP * GROUP_BYTES..][..GROUP_BYTES];
         let number = |at: usize| f32::from_le_bytes([group[at], group[at + 1], group[at + 2], group[at + 3]]);
         let magnitude = number(0) + number(4) * f32::from(q.cast_signed());
-        let scaled = CODE_BOOK.map(|entry| entry * magnitude);
-        for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *pair = [scaled[usize::from(code & 15)], scaled[usize::from(code >> 4)]];
-        }
+        each(index, &CODE_BOOK.map(|entry| entry * magnitude), codes);
     }
 }
 

@@ -121,22 +121,35 @@ static N_LOG_N: std::sync::LazyLock<[f32; LEN + 1]> = std::sync::LazyLock::new(|
 /// Decodes some columns of a row of `cols` weights, from column `start` on.
 #[inline(always)]
 pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
+    let blocks = out.as_chunks_mut::<LEN>().0;
+    each_block(row, cols, start, blocks.len() * LEN, |index, entries, codes| {
+        for (pair, code) in blocks[index].as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+            *pair = [entries[usize::from(code & 15)], entries[usize::from(code >> 4)]];
+        }
+    });
+}
+
+/// Calls `each` with index, values and codes of each block of `n` weights from column `start` on.
+#[inline(always)]
+pub(super) fn each_block(
+    row: &[u8],
+    cols: usize,
+    start: usize,
+    n: usize,
+    mut each: impl FnMut(usize, &[f32; 16], &[u8; CODE_BYTES]),
+) {
     let (first, n_blocks) = (start / LEN, cols / LEN);
     let (groups, rest) = row.split_at(n_blocks.div_ceil(GROUP) * GROUP_BYTES);
     let (magnitudes, rest) = rest.split_at(n_blocks);
     let (shifts, codes) = rest.split_at(n_blocks);
     let blocks =
-        out.as_chunks_mut::<LEN>().0.iter_mut().zip(magnitudes[first..].iter().zip(&shifts[first..]));
-    let blocks = blocks.zip(&codes.as_chunks::<CODE_BYTES>().0[first..]);
-    for (index, ((out, (&magnitude, &shift)), codes)) in blocks.enumerate() {
+        magnitudes[first..].iter().zip(&shifts[first..]).zip(&codes.as_chunks::<CODE_BYTES>().0[first..]);
+    for (index, ((&magnitude, &shift), codes)) in blocks.take(n / LEN).enumerate() {
         let group = &groups[(first + index) / GROUP * GROUP_BYTES..][..GROUP_BYTES];
         let number = |at: usize| f32::from_le_bytes([group[at], group[at + 1], group[at + 2], group[at + 3]]);
         let magnitude = number(0) + number(4) * f32::from(magnitude.cast_signed());
         let shift = number(8) + number(12) * f32::from(shift.cast_signed());
-        let entries = CODE_BOOK.map(|entry| shift + entry * magnitude);
-        for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *pair = [entries[usize::from(code & 15)], entries[usize::from(code >> 4)]];
-        }
+        each(index, &CODE_BOOK.map(|entry| shift + entry * magnitude), codes);
     }
 }
 

@@ -12,9 +12,9 @@ use super::{K_BLOCK, float16};
 pub(super) const BYTES: usize = 210;
 const GROUPS: usize = 16;
 const HALF: i8 = 32;
-const LOW: std::ops::Range<usize> = 0..128;
-const HIGH: std::ops::Range<usize> = 128..192;
-const SCALES: std::ops::Range<usize> = 192..208;
+pub(super) const LOW: std::ops::Range<usize> = 0..128;
+pub(super) const HIGH: std::ops::Range<usize> = 128..192;
+pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
 pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {

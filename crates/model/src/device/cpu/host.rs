@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 #[cfg(target_arch = "x86_64")]
-use super::dot16;
-#[cfg(target_arch = "x86_64")]
 use super::memory::HostBlocks;
 use super::memory::{DenseTile, TILE_FLOATS};
+#[cfg(target_arch = "x86_64")]
+use super::packed;
+use super::products::ProductKernel;
 use crate::Result;
 use crate::arena::Arena;
 use crate::device::Precision;
@@ -15,11 +16,7 @@ use crate::device::{Heads, Segment};
 
 /// The fastest precision of this processor.
 pub fn best_precision() -> Precision {
-    #[cfg(target_arch = "x86_64")]
-    if dot16::is_possible() {
-        return Precision::BF16;
-    }
-    Precision::F32
+    if ProductKernel::best(Precision::BF16).is_some() { Precision::BF16 } else { Precision::F32 }
 }
 
 /// What a [`Cpu`] draws at once, whatever it is used for: names and bytes.
@@ -27,8 +24,8 @@ pub fn best_precision() -> Precision {
 pub fn fixed_bytes(precision: Precision) -> Vec<(&'static str, u64)> {
     let mut rows = vec![("tile of dense weights", 4 * TILE_FLOATS as u64)];
     #[cfg(target_arch = "x86_64")]
-    if precision == Precision::BF16 {
-        rows.push(("packed panels", dot16::panel_bytes()));
+    if ProductKernel::best(precision) != Some(ProductKernel::Portable) {
+        rows.push(("packed panels", packed::panel_bytes()));
     }
     rows
 }
@@ -42,7 +39,7 @@ pub(super) struct Host {
     pub(super) arena: Arena,
     pub(super) tile: DenseTile,
     #[cfg(target_arch = "x86_64")]
-    panels: Option<dot16::Panels>,
+    panels: Option<packed::Panels>,
 }
 
 impl Cpu {
@@ -59,13 +56,23 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`], and [`crate::Error::Precision`] where the processor has no instructions for it.
     pub fn with_precision(arena: Arena, precision: Precision) -> Result<Self> {
-        if precision == Precision::BF16 && best_precision() != precision {
+        let kernel = ProductKernel::best(precision).ok_or(crate::Error::Precision)?;
+        Self::with_kernel(arena, kernel)
+    }
+
+    /// The same with products made by some instructions.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_precision`].
+    pub fn with_kernel(arena: Arena, kernel: ProductKernel) -> Result<Self> {
+        if !kernel.is_possible() {
             return Err(crate::Error::Precision);
         }
         let tile = DenseTile::new(&arena)?;
+        let is_packed = kernel != ProductKernel::Portable;
         Ok(Self(Arc::new(Host {
             #[cfg(target_arch = "x86_64")]
-            panels: (precision == Precision::BF16).then(|| dot16::Panels::new(&arena)).transpose()?,
+            panels: is_packed.then(|| packed::Panels::new(&arena, kernel)).transpose()?,
             arena,
             tile,
         })))
@@ -75,20 +82,26 @@ impl Cpu {
         &self.0
     }
 
-    /// Where a product with a matrix is made in 16 bits.
+    /// Where a product with a matrix is made of packed operands.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn panels(
         &self,
         n_tokens: usize,
         n_terms: usize,
         weights: &HostBlocks,
-    ) -> Option<&dot16::Panels> {
-        self.0.panels.as_ref().filter(|_| dot16::suits(n_tokens, n_terms, weights))
+    ) -> Option<&packed::Panels> {
+        self.0.panels.as_ref().filter(|_| packed::suits(n_tokens, n_terms, weights))
     }
 
-    /// Where an attention is made in 16 bits.
+    /// Where an attention is made of packed operands.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn attention_panels(&self, heads: Heads, segments: &[Segment]) -> Option<&dot16::Panels> {
-        self.0.panels.as_ref().filter(|_| dot16::attention::suits(heads, segments))
+    pub(super) fn attention_panels(&self, heads: Heads, segments: &[Segment]) -> Option<&packed::Panels> {
+        self.0.panels.as_ref().filter(|panels| packed::attention::suits(panels, heads, segments))
+    }
+
+    /// Where products of dense matrices are made of packed operands.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn dense_panels(&self) -> Option<&packed::Panels> {
+        self.0.panels.as_ref()
     }
 }

@@ -117,6 +117,17 @@ impl HostBlocks {
         let row = &self.blocks.bytes()[row * self.row_bytes..][..self.row_bytes];
         Ok(block::decode_part(self.block_type, row, self.cols, columns, out)?)
     }
+
+    /// The same, rounded to bf16.
+    pub(super) fn decode_columns_to_bf16(
+        &self,
+        row: usize,
+        columns: Range<usize>,
+        out: &mut [u16],
+    ) -> Result<()> {
+        let row = &self.blocks.bytes()[row * self.row_bytes..][..self.row_bytes];
+        Ok(block::decode_part_to_bf16(self.block_type, row, self.cols, columns, out)?)
+    }
 }
 
 impl BlockMatrix for HostBlocks {

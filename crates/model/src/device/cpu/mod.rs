@@ -9,8 +9,6 @@ mod adapter;
 mod attention;
 mod checks;
 mod convolution;
-#[cfg(target_arch = "x86_64")]
-mod dot16;
 mod expert_ops;
 mod experts;
 mod few_rows;
@@ -20,7 +18,10 @@ mod layer_norm;
 mod linear;
 mod memory;
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 pub(crate) mod product;
+mod products;
 mod rope;
 mod rows;
 mod softmax;
@@ -29,6 +30,7 @@ mod state_scan;
 
 pub use host::{Cpu, best_precision, fixed_bytes};
 pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
+pub use products::ProductKernel;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -349,7 +351,7 @@ impl Device for Cpu {
         check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(x.len() / weights.cols(), weights.cols(), weights) {
-            return dot16::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
+            return packed::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
         }
         linear::forward(&self.host().tile, slice(x), weights, rows, write, slice_mut(y))
     }
@@ -370,7 +372,7 @@ impl Device for Cpu {
         )?;
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(d_x.len() / weights.cols(), rows.len(), weights) {
-            return dot16::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
+            return packed::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
         }
         linear::backward(&self.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x))
     }
@@ -390,9 +392,18 @@ impl Device for Cpu {
         let (m, k) = oriented(a.rows, a.cols, a_as);
         let (b_rows, n) = oriented(b.rows, b.cols, b_as);
         check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
+        let to = slice_mut(c.view);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = self.dense_panels() {
+            let left = packed::Side::new(slice(a.view), a.stride, (a.rows, a.cols), a_as);
+            let right = packed::Side::new(slice(b.view), b.stride, (b.rows, b.cols), b_as);
+            if packed::matmul(panels, alpha, left, right, write, (&mut *to, c.stride)) {
+                return Ok(());
+            }
+        }
         let a = Mat::new(slice(a.view), a.rows, a.cols, a.stride);
         let b = Mat::new(slice(b.view), b.rows, b.cols, b.stride);
-        let c = MatMut::new(slice_mut(c.view), c.rows, c.cols, c.stride);
+        let c = MatMut::new(to, c.rows, c.cols, c.stride);
         multiply(alpha, a.read_as(a_as), b.read_as(b_as), write, c, Threads::All);
         Ok(())
     }
@@ -472,7 +483,7 @@ impl Device for Cpu {
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.attention_panels(heads, segments) {
-            dot16::attention::forward(panels, inputs, segments, slice_mut(out), slice_mut(lse));
+            packed::attention::forward(panels, inputs, segments, slice_mut(out), slice_mut(lse));
             return Ok(());
         }
         attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
@@ -507,7 +518,7 @@ impl Device for Cpu {
         let (d_q, d_k, d_v) = (slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.attention_panels(heads, segments) {
-            dot16::attention::backward(panels, inputs, segments, outputs, d_q, d_k, d_v);
+            packed::attention::backward(panels, inputs, segments, outputs, d_q, d_k, d_v);
             return Ok(());
         }
         attention::backward(inputs, segments, outputs, d_q, d_k, d_v);

@@ -1,0 +1,160 @@
+//! Vectors of 8 f32 with fused multiply-add.
+
+use std::arch::x86_64::*;
+
+use super::super::rows::Rows;
+use super::{Kernel, Out, line_words};
+
+/// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
+const TILE: usize = 6;
+/// Columns of a panel: two vectors.
+const PANEL: usize = 16;
+const LANES: usize = 8;
+
+/// Whether the processor has the instructions.
+pub(in super::super) fn is_possible() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx2") && has!("fma")
+}
+
+/// f32.
+pub(in super::super) enum Avx2F32 {}
+
+impl Kernel for Avx2F32 {
+    const TERMS: usize = 1;
+    const TILE: usize = TILE;
+    const PANEL: usize = PANEL;
+    const STEP: usize = 1;
+    type Weight = f32;
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]) {
+        for (tile, to) in to.chunks_mut(x.cols * TILE).take(x.rows.div_ceil(TILE)).enumerate() {
+            lay_down(x.part(tile * TILE..((tile + 1) * TILE).min(x.rows), 0..x.cols), TILE, to);
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
+        for (tile, to) in to.chunks_mut(x.rows * TILE).take(x.cols.div_ceil(TILE)).enumerate() {
+            let columns = tile * TILE..((tile + 1) * TILE).min(x.cols);
+            for (i, to) in to.chunks_exact_mut(TILE).enumerate() {
+                copy_bits(&x.row(i)[columns.clone()], to);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
+        for row in (0..x.rows).step_by(PANEL) {
+            let panel = &mut to[(first + row) / PANEL * x.cols * PANEL..][..x.cols * PANEL];
+            lay_down(x.part(row..(row + PANEL).min(x.rows), 0..x.cols), PANEL, panel);
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
+        let (words, _) = line_words::<Self>(first, x.rows, terms);
+        for column in (0..x.cols).step_by(PANEL) {
+            let panel = &mut to[column * words + first * PANEL..];
+            for (i, to) in panel.chunks_exact_mut(PANEL).enumerate().take(x.rows) {
+                copy_bits(&x.row(i)[column..(column + PANEL).min(x.cols)], to);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn weight_columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
+        // SAFETY: the caller's promise is the callee's.
+        unsafe { Self::columns(x, first, to) };
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn weight_lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
+        // SAFETY: the caller's promise is the callee's.
+        unsafe { Self::lines(x, first, terms, to) };
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn multiply(words: usize, a: &[u32], b: &[u32], (rows, cols): (usize, usize), out: Out) {
+        assert!(words * TILE <= a.len() && rows <= TILE);
+        for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+            let column = panel * PANEL;
+            // SAFETY: the caller's promises; a and b hold `words`.
+            unsafe {
+                let out = Out { start: out.start.add(column), ..out };
+                let (a, b, cols) = (a.as_ptr(), b.as_ptr(), PANEL.min(cols - column));
+                match rows {
+                    6 => block::<6>(words, a, b, cols, out),
+                    5 => block::<5>(words, a, b, cols, out),
+                    4 => block::<4>(words, a, b, cols, out),
+                    3 => block::<3>(words, a, b, cols, out),
+                    2 => block::<2>(words, a, b, cols, out),
+                    _ => block::<1>(words, a, b, cols, out),
+                }
+            }
+        }
+    }
+}
+
+fn copy_bits(from: &[f32], to: &mut [u32]) {
+    from.iter().zip(to).for_each(|(x, to)| *to = x.to_bits());
+}
+
+/// Turns rows into columns of lines of `width`, four rows at a time so that a line is written in few pieces.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn lay_down(x: Rows<'_, f32>, width: usize, to: &mut [u32]) {
+    for first in (0..x.rows).step_by(4) {
+        if first + 4 <= x.rows {
+            let rows = [0, 1, 2, 3].map(|i| &x.row(first + i)[..x.cols]);
+            for (j, to) in to.chunks_exact_mut(width).enumerate().take(x.cols) {
+                for (row, to) in rows.iter().zip(&mut to[first..first + 4]) {
+                    *to = row[j].to_bits();
+                }
+            }
+        } else {
+            for i in first..x.rows {
+                for (x, to) in x.row(i).iter().zip(to.chunks_exact_mut(width)) {
+                    to[i] = x.to_bits();
+                }
+            }
+        }
+    }
+}
+
+/// One block of the result from a tile of a and a panel of b      a (words, TILE), b (words, PANEL)
+///
+/// # Safety
+/// AVX2 and FMA; a and b hold `words`; `out` has N rows and the columns.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn block<const N: usize>(words: usize, a: *const u32, b: *const u32, cols: usize, out: Out) {
+    let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
+    let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    for p in 0..words {
+        // SAFETY: p is below `words`, i below TILE.
+        unsafe {
+            let at = b.add(p * PANEL);
+            let (b0, b1) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(LANES)));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = _mm256_set1_ps(*a.add(p * TILE + i));
+                sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
+                sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
+            }
+        }
+    }
+    for (i, sums) in sums.into_iter().enumerate() {
+        let mut row = [0.0; PANEL];
+        // SAFETY: the row has two vectors; of `out` only the block's columns are touched.
+        unsafe {
+            _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
+            _mm256_storeu_ps(row.as_mut_ptr().add(LANES), sums[1]);
+            let to = std::slice::from_raw_parts_mut(out.start.add(i * out.stride), cols);
+            match out.adds {
+                true => to.iter_mut().zip(row).for_each(|(to, sum)| *to += sum),
+                false => to.copy_from_slice(&row[..cols]),
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Vectors of 16 words: pairs of bf16 multiplied and added to f32 sums by one instruction, or f32 by fused
+//! multiply-add.
+//!
+//! Source of the first: Intel's Software Developer's Manual, VDPBF16PS; products and sums are rounded to nearest even,
+//! subnormals count as zero.
+
+use std::arch::x86_64::*;
+
+use super::super::pack::{self, LANES, Pair, Single, lanes};
+use super::super::rows::Rows;
+use super::{Kernel, Out, line_words, packing};
+
+/// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
+const TILE: usize = 14;
+/// Columns of a panel: two vectors.
+const PANEL: usize = 2 * LANES;
+
+/// Whether the processor multiplies f32 so.
+pub(in super::super) fn has_f32() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq")
+}
+
+/// Whether it multiplies bf16 so.
+pub(in super::super) fn has_bf16() -> bool {
+    has_f32() && std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+/// Pairs of bf16.
+pub(in super::super) enum Avx512Bf16 {}
+
+/// f32.
+pub(in super::super) enum Avx512F32 {}
+
+/// sum + a · b, word by word
+trait MultiplyAdd {
+    /// # Safety
+    /// The processor has the instruction.
+    unsafe fn add(sum: __m512, a: __m512i, b: __m512i) -> __m512;
+}
+
+impl MultiplyAdd for Avx512Bf16 {
+    #[inline(always)]
+    unsafe fn add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: the caller's promise; words and pairs of bf16 are the same bits.
+        unsafe {
+            let pairs = |words| std::mem::transmute::<__m512i, __m512bh>(words);
+            _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+        }
+    }
+}
+
+impl MultiplyAdd for Avx512F32 {
+    #[inline(always)]
+    unsafe fn add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum) }
+    }
+}
+
+macro_rules! kernel {
+    ($kernel:ty, $features:literal, $words:ty, $weight:ty, $terms:literal) => {
+        impl Kernel for $kernel {
+            const TERMS: usize = $terms;
+            const TILE: usize = TILE;
+            const PANEL: usize = PANEL;
+            const STEP: usize = 1;
+            type Weight = $weight;
+
+            packing!(
+                $features,
+                $words,
+                $weight,
+                pack::lines_of_rows::<f32, $words, TILE>,
+                pack::lines_of_columns::<f32, $words, TILE>
+            );
+
+            #[target_feature(enable = $features)]
+            unsafe fn multiply(words: usize, a: &[u32], b: &[u32], (rows, cols): (usize, usize), out: Out) {
+                assert!(words * TILE <= a.len() && rows <= TILE);
+                for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+                    let column = panel * PANEL;
+                    // SAFETY: the caller's promises; a and b hold `words`.
+                    unsafe {
+                        let out = Out { start: out.start.add(column), ..out };
+                        block::<Self>(words, a.as_ptr(), b.as_ptr(), (rows, cols - column), out);
+                    }
+                }
+            }
+        }
+    };
+}
+
+kernel!(Avx512Bf16, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", Pair, u16, 2);
+kernel!(Avx512F32, "avx512f,avx512bw,avx512vl,avx512dq", Single, f32, 1);
+
+/// One block of the result from a tile of a and a panel of b      a (words, TILE), b (words, PANEL)
+///
+/// # Safety
+/// AVX-512; a and b hold `words`; `out` has the rows and columns.
+#[inline(always)]
+unsafe fn block<M: MultiplyAdd>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    (rows, cols): (usize, usize),
+    out: Out,
+) {
+    macro_rules! of_rows {
+        ($($n:literal)*) => {
+            match rows {
+                // SAFETY: the caller's promises are the callee's.
+                $($n => unsafe { block_of::<$n, M>(words, a, b, cols, out) },)*
+                _ => unreachable!("a tile has at most {TILE} rows"),
+            }
+        };
+    }
+    of_rows!(14 13 12 11 10 9 8 7 6 5 4 3 2 1);
+}
+
+#[inline(always)]
+unsafe fn block_of<const N: usize, M: MultiplyAdd>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    cols: usize,
+    out: Out,
+) {
+    // SAFETY: only lanes inside of the block's columns are read or written; p is below `words`, i below TILE.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        for p in 0..words {
+            let at = b.add(p * PANEL).cast::<__m512i>();
+            let (b0, b1) = (_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1)));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let word = _mm512_set1_epi32(*a.add(p * TILE + i) as i32);
+                sum[0] = M::add(sum[0], word, b0);
+                sum[1] = M::add(sum[1], word, b1);
+            }
+        }
+        let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (half, mut sum) in sums.into_iter().enumerate() {
+                let at = out.start.add(i * out.stride).wrapping_add(LANES * half);
+                if out.adds {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(masks[half], at));
+                }
+                _mm512_mask_storeu_ps(at, masks[half], sum);
+            }
+        }
+    }
+}

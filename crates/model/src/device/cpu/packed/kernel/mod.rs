@@ -1,0 +1,155 @@
+//! The inner products: a tile of a left side against panels of a right side, and how both are packed for it.
+
+mod amx;
+mod avx2;
+mod avx512;
+
+pub(super) use amx::AmxBf16;
+pub(super) use avx2::Avx2F32;
+pub(super) use avx512::{Avx512Bf16, Avx512F32};
+
+use std::ops::Range;
+
+use super::super::memory::HostBlocks;
+use super::super::products::ProductKernel;
+use super::rows::Rows;
+use crate::Result;
+
+/// Where a product is written: row i begins at i · stride. Its rows and columns are the caller's alone.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    pub start: *mut f32,
+    pub stride: usize,
+    /// Whether the sums are added to what stands there.
+    pub adds: bool,
+}
+
+/// What weights are unpacked to.
+pub(super) trait Weight: bytemuck::Pod {
+    /// Unpacks some columns of a row.
+    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [Self]) -> Result<()>;
+}
+
+impl Weight for f32 {
+    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
+        weights.decode_columns(row, columns, out)
+    }
+}
+
+/// As bf16.
+impl Weight for u16 {
+    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [u16]) -> Result<()> {
+        weights.decode_columns_to_bf16(row, columns, out)
+    }
+}
+
+/// A kernel for one kind of processor. What a function packs is sized for it: whole tiles and panels of [`Kernel::words`].
+///
+/// # Safety
+/// Of all functions: the processor has the kernel's instructions.
+pub(super) trait Kernel {
+    /// Terms of a sum that one word holds.
+    const TERMS: usize;
+    /// Rows of a tile of the left side.
+    const TILE: usize;
+    /// Columns of a panel of the right side.
+    const PANEL: usize;
+    /// Words of a sum are a multiple of this.
+    const STEP: usize;
+    /// What weights are unpacked to.
+    type Weight: Weight;
+
+    /// Words that hold the terms of a sum.
+    fn words(terms: usize) -> usize {
+        terms.div_ceil(Self::TERMS).next_multiple_of(Self::STEP)
+    }
+
+    /// Packs a left side whose rows are x's.
+    unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]);
+
+    /// Packs a left side whose rows are x's columns.
+    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]);
+
+    /// Packs a right side whose columns from `first` on, a multiple of 16, are x's rows.
+    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]);
+
+    /// Packs a right side of `terms` terms, of which those from `first` on, an even number, are x's rows.
+    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]);
+
+    /// As [`Kernel::columns`].
+    unsafe fn weight_columns(x: Rows<'_, Self::Weight>, first: usize, to: &mut [u32]);
+
+    /// As [`Kernel::lines`].
+    unsafe fn weight_lines(x: Rows<'_, Self::Weight>, first: usize, terms: usize, to: &mut [u32]);
+
+    /// One tile against all panels: out (=|+=) a · b      a (words, TILE), b (panels, words, PANEL), out (rows, cols)
+    ///
+    /// # Safety
+    /// As all; and `out` has the rows and columns.
+    unsafe fn multiply(words: usize, a: &[u32], b: &[u32], size: (usize, usize), out: Out);
+}
+
+/// Of a right side of `terms` terms those from `first` on, `n` of them: all its words, and the end of those to write.
+fn line_words<K: Kernel>(first: usize, n: usize, terms: usize) -> (usize, usize) {
+    let words = K::words(terms);
+    (words, if first + n == terms { words } else { (first + n) / K::TERMS })
+}
+
+/// The packing functions of a kernel with AVX-512, for its words and its squares or lines.
+macro_rules! packing {
+    ($features:literal, $words:ty, $weight:ty, $tiles:expr, $tiles_down:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]) {
+            // SAFETY: the caller's promise is the callee's, here and below.
+            unsafe { $tiles(x, Self::words(x.cols), to) };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
+            // SAFETY: as above.
+            unsafe { $tiles_down(x, Self::words(x.rows), to) };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
+            // SAFETY: as above.
+            unsafe {
+                pack::panels_of_rows::<f32, $words, { Self::PANEL }>(x, first, Self::words(x.cols), to)
+            };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
+            let words = line_words::<Self>(first, x.rows, terms);
+            // SAFETY: as above.
+            unsafe { pack::panels_of_columns::<f32, $words, { Self::PANEL }>(x, first, words, to) };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn weight_columns(x: Rows<'_, $weight>, first: usize, to: &mut [u32]) {
+            // SAFETY: as above.
+            unsafe {
+                pack::panels_of_rows::<$weight, $words, { Self::PANEL }>(x, first, Self::words(x.cols), to)
+            };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn weight_lines(x: Rows<'_, $weight>, first: usize, terms: usize, to: &mut [u32]) {
+            let words = line_words::<Self>(first, x.rows, terms);
+            // SAFETY: as above.
+            unsafe { pack::panels_of_columns::<$weight, $words, { Self::PANEL }>(x, first, words, to) };
+        }
+    };
+}
+use packing;
+
+/// Whether the processor has a kernel's instructions.
+pub(in super::super) fn is_possible(kernel: ProductKernel) -> bool {
+    match kernel {
+        ProductKernel::AmxBf16 => amx::is_possible(),
+        ProductKernel::Avx512Bf16 => avx512::has_bf16(),
+        ProductKernel::Avx512F32 => avx512::has_f32(),
+        ProductKernel::Avx2F32 => avx2::is_possible(),
+        ProductKernel::Portable => false,
+    }
+}

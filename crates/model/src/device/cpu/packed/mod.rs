@@ -1,0 +1,272 @@
+//! Products of packed operands: weights are unpacked from their blocks straight into panels of the right side, activations
+//! into tiles of the left, in bf16 or in f32; sums are in f32.
+//!
+//! What is unpacked is used for all tokens at once and then overwritten. Each task has outputs of its own (rows of W
+//! forward, columns backward), so that every block is unpacked once and no sum crosses a task.
+//! The error of bf16 against f32: each factor is off by at most 2^-9 of itself, so a sum by at most 2^-8 of Σ |x·w|.
+//!
+//! `unsafe` because of the processor's instructions and because tasks write disjoint parts of one matrix.
+
+#![allow(unsafe_code)]
+
+pub(super) mod attention;
+mod dense;
+mod kernel;
+mod pack;
+mod room;
+mod rows;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::memory::HostBlocks;
+use super::products::ProductKernel;
+use crate::Result;
+use crate::device::{BlockMatrix, DenseCounter, Write};
+use kernel::{AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Weight};
+use rows::Rows;
+
+pub(super) use dense::{Side, matmul};
+pub(super) use kernel::is_possible;
+use room::{ACTIVATION_WORDS, DEPTH, GROUP, ROW_FLOATS, Scratch, TASK};
+pub(super) use room::{Panels, panel_bytes};
+
+/// Calls a generic function for the kernel of `panels`.
+macro_rules! with_kernel {
+    ($panels:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $panels.kernel {
+            ProductKernel::AmxBf16 => $function::<AmxBf16>($($argument),*),
+            ProductKernel::Avx512Bf16 => $function::<Avx512Bf16>($($argument),*),
+            ProductKernel::Avx512F32 => $function::<Avx512F32>($($argument),*),
+            ProductKernel::Avx2F32 | ProductKernel::Portable => $function::<Avx2F32>($($argument),*),
+        }
+    };
+}
+use with_kernel;
+
+/// Whether a product with a matrix is made here: of more than a few tokens, from blocks that are read by columns, with
+/// room for a tile of its sums' terms.
+pub(super) fn suits(n_tokens: usize, n_terms: usize, weights: &HostBlocks) -> bool {
+    let has_room = n_terms.next_multiple_of(64) * 32 <= ACTIVATION_WORDS;
+    let is_read_by_columns =
+        weights.cols().is_multiple_of(32) && weights.block_type() != formats::BlockType::F32;
+    n_tokens > 8 && has_room && is_read_by_columns
+}
+
+/// A matrix that tasks write, each its own part.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    write: Write,
+}
+
+// SAFETY: tasks write disjoint parts, which `out` checks to be inside.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    fn new(y: &mut [f32], rows: usize, cols: usize, stride: usize, write: Write) -> Self {
+        assert!(rows == 0 || (rows - 1) * stride + cols <= y.len(), "the result is smaller than its shape");
+        Self { start: y.as_mut_ptr(), rows, cols, stride, write }
+    }
+
+    /// Where a part begins, of which `is_first` says whether its sums have just begun.
+    fn out(self, rows: &Range<usize>, columns: &Range<usize>, is_first: bool) -> Out {
+        assert!(rows.end <= self.rows && columns.end <= self.cols, "a part outside of its matrix");
+        // SAFETY: inside of the matrix by the assertion.
+        let start = unsafe { self.start.add(rows.start * self.stride + columns.start) };
+        Out { start, stride: self.stride, adds: !is_first || self.write == Write::Add }
+    }
+}
+
+/// y (=|+=) x · W[rows]ᵀ      x (n, cols), y (n, |rows|)
+pub(super) fn forward(
+    panels: &Panels,
+    counter: &DenseCounter,
+    x: &[f32],
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    write: Write,
+    y: &mut [f32],
+) -> Result<()> {
+    let _copy = panels.counted(counter);
+    with_kernel!(panels, forward_with(panels, x, weights, rows, write, y))
+}
+
+fn forward_with<K: Kernel>(
+    panels: &Panels,
+    x: &[f32],
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    write: Write,
+    y: &mut [f32],
+) -> Result<()> {
+    let (cols, width) = (weights.cols(), rows.len());
+    each_chunk::<K>(panels, x, cols, |tiles, tokens| {
+        let n = tokens.len();
+        let target = Target::new(&mut y[tokens.start * width..tokens.end * width], n, width, width, write);
+        let columns = task_columns::<K>(width);
+        (0..width.div_ceil(columns)).into_par_iter().try_for_each(|task| {
+            let of_task = task * columns..((task + 1) * columns).min(width);
+            let scratch = &mut *panels.scratch();
+            for depth in parts(0..cols, DEPTH) {
+                let source = rows.start + of_task.start..rows.start + of_task.end;
+                pack_rows::<K>(weights, source, depth.clone(), scratch)?;
+                multiply::<K>(tiles, cols, scratch.panels(), depth, of_task.clone(), target);
+            }
+            Ok(())
+        })
+    })
+}
+
+/// dx (=|+=) dy · W[rows]      dy (n, |rows|), dx (n, cols)
+pub(super) fn backward(
+    panels: &Panels,
+    counter: &DenseCounter,
+    d_y: &[f32],
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    write: Write,
+    d_x: &mut [f32],
+) -> Result<()> {
+    let _copy = panels.counted(counter);
+    with_kernel!(panels, backward_with(panels, d_y, weights, rows, write, d_x))
+}
+
+fn backward_with<K: Kernel>(
+    panels: &Panels,
+    d_y: &[f32],
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    write: Write,
+    d_x: &mut [f32],
+) -> Result<()> {
+    let (cols, width) = (weights.cols(), rows.len());
+    each_chunk::<K>(panels, d_y, width, |tiles, tokens| {
+        let n = tokens.len();
+        let target = Target::new(&mut d_x[tokens.start * cols..tokens.end * cols], n, cols, cols, write);
+        // Blocks are at most as wide as a task.
+        (0..cols.div_ceil(TASK)).into_par_iter().try_for_each(|task| {
+            let of_task = task * TASK..((task + 1) * TASK).min(cols);
+            let scratch = &mut *panels.scratch();
+            for depth in parts(0..width, DEPTH) {
+                let source = rows.start + depth.start..rows.start + depth.end;
+                pack_columns::<K>(weights, source, of_task.clone(), scratch)?;
+                multiply::<K>(tiles, width, scratch.panels(), depth, of_task.clone(), target);
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Columns of a task: all threads get some, in whole panels and whole blocks of weights.
+fn task_columns<K: Kernel>(width: usize) -> usize {
+    let fair = width.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(32.max(K::PANEL));
+    fair.min(TASK)
+}
+
+fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
+}
+
+/// Packs the activations (n, cols), as many tokens at a time as there is room for.
+fn each_chunk<K: Kernel>(
+    panels: &Panels,
+    x: &[f32],
+    cols: usize,
+    mut run: impl FnMut(&[u32], Range<usize>) -> Result<()>,
+) -> Result<()> {
+    let (n, words) = (x.len() / cols, K::words(cols));
+    let chunk = (ACTIVATION_WORDS / words / K::TILE).max(1) * K::TILE;
+    let mut activations = panels.activations();
+    for tokens in parts(0..n, chunk) {
+        let tiles = &mut activations.words()[..tokens.len().div_ceil(K::TILE) * K::TILE * words];
+        tiles.par_chunks_mut(words * K::TILE).enumerate().for_each(|(tile, to)| {
+            let first = tokens.start + tile * K::TILE;
+            let rows = K::TILE.min(tokens.end - first);
+            // SAFETY: `Panels` are made only where the kernel is possible.
+            unsafe { K::tiles(Rows::new(&x[first * cols..], cols, rows, cols), to) };
+        });
+        run(tiles, tokens)?;
+    }
+    Ok(())
+}
+
+/// Unpacks rows of W, some columns of each, for sums along the columns.
+fn pack_rows<K: Kernel>(
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    to: &mut Scratch,
+) -> Result<()> {
+    let (cols, first) = (depth.len(), rows.start);
+    let (panels, unpacked) = to.panels_and_rows::<K::Weight>();
+    for group in parts(rows, GROUP) {
+        let (n, column) = (group.len(), group.start - first);
+        for (row, out) in group.zip(unpacked.chunks_exact_mut(cols)) {
+            K::Weight::unpack(weights, row, depth.clone(), out)?;
+        }
+        // SAFETY: see `each_chunk`.
+        unsafe { K::weight_columns(Rows::new(unpacked, cols, n, cols), column, panels) };
+    }
+    Ok(())
+}
+
+/// Unpacks rows of W, some columns of each, for sums along the rows.
+fn pack_columns<K: Kernel>(
+    weights: &HostBlocks,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    to: &mut Scratch,
+) -> Result<()> {
+    let (cols, terms, first) = (columns.len(), rows.len(), rows.start);
+    let (panels, unpacked) = to.panels_and_rows::<K::Weight>();
+    for group in parts(rows, GROUP) {
+        let (n, term) = (group.len(), group.start - first);
+        for (row, out) in group.zip(unpacked.chunks_exact_mut(cols)) {
+            K::Weight::unpack(weights, row, columns.clone(), out)?;
+        }
+        // SAFETY: see `each_chunk`.
+        unsafe { K::weight_lines(Rows::new(unpacked, cols, n, cols), term, terms, panels) };
+    }
+    Ok(())
+}
+
+/// All tokens against packed weights: some columns of the result, some terms of their sums.
+fn multiply<K: Kernel>(
+    tiles: &[u32],
+    terms: usize,
+    panels: &[u32],
+    depth: Range<usize>,
+    columns: Range<usize>,
+    target: Target,
+) {
+    let (all_words, words, before) = (K::words(terms), K::words(depth.len()), depth.start / K::TERMS);
+    for rows in parts(0..target.rows, K::TILE) {
+        let tile = &tiles[rows.start * all_words + before * K::TILE..][..words * K::TILE];
+        let out = target.out(&rows, &columns, depth.start == 0);
+        // SAFETY: the columns are this task's alone; see `each_chunk`.
+        unsafe { K::multiply(words, tile, panels, (rows.len(), columns.len()), out) };
+    }
+}
+
+/// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)
+///
+/// # Safety
+/// The processor has the instructions; `out` has the rows and columns and is the caller's alone.
+unsafe fn products<K: Kernel>(a: &[u32], b: &[u32], terms: usize, (rows, cols): (usize, usize), out: Out) {
+    let words = K::words(terms);
+    for part in parts(0..rows, K::TILE) {
+        let tile = &a[part.start * words..][..words * K::TILE];
+        // SAFETY: the caller's promises are the callee's.
+        unsafe {
+            let out = Out { start: out.start.add(part.start * out.stride), ..out };
+            K::multiply(words, tile, b, (part.len(), cols), out);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Room for packed operands: one for activations, one for each thread's weights.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::products::ProductKernel;
+use super::Weight;
+use crate::Result;
+use crate::arena::{Arena, Drawn};
+use crate::device::{DenseCopy, DenseCounter};
+
+/// Terms of a sum that are packed at once: a tile of activations (14 to 32 KiB) stays in a first-level cache.
+pub(super) const DEPTH: usize = 512;
+/// Columns of the result that a task makes: its packed weights (256 KiB in bf16) stay in a second-level cache.
+pub(super) const TASK: usize = 256;
+/// Words of packed activations.
+pub(super) const ACTIVATION_WORDS: usize = 2 << 20;
+/// Rows that are unpacked together.
+pub(super) const GROUP: usize = 16;
+
+/// Words that a thread packs right sides of products into, and what else they are packed with: a task's weights in f32,
+/// twice as many as in bf16, which is what attention with heads of 256 takes.
+pub(super) const PANEL_WORDS: usize = TASK * DEPTH;
+/// Floats of a thread: rows of weights, or scores of attention and their gradients.
+pub(super) const ROW_FLOATS: usize = 2 * GROUP * DEPTH;
+
+/// A line of a cache, so that no vector crosses two.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+// SAFETY: sixteen words without padding, of which any bits are valid.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+/// Words that begin at a line of a cache.
+#[derive(Debug)]
+pub(super) struct Words(Vec<Line>);
+
+impl Words {
+    fn new(n: usize) -> Self {
+        Self(vec![Line([0; 16]); n / 16])
+    }
+
+    pub(super) fn words(&mut self) -> &mut [u32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+/// What one task packs into.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    panels: Words,
+    rows: Words,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { panels: Words::new(PANEL_WORDS), rows: Words::new(ROW_FLOATS) }
+    }
+
+    pub(super) fn panels(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.panels.0)
+    }
+
+    pub(super) fn panels_and_rows<T: Weight>(&mut self) -> (&mut [u32], &mut [T]) {
+        (self.panels.words(), bytemuck::cast_slice_mut(&mut self.rows.0))
+    }
+}
+
+/// Room for packed activations and, for each thread, packed weights.
+#[derive(Debug)]
+pub(in super::super) struct Panels {
+    pub(super) kernel: ProductKernel,
+    activations: Mutex<Words>,
+    scratch: Vec<Mutex<Scratch>>,
+    _drawn: Drawn,
+}
+
+/// Bytes that [`Panels::new`] draws in this thread pool.
+pub(in super::super) fn panel_bytes() -> u64 {
+    let of_thread = PANEL_WORDS + ROW_FLOATS;
+    4 * (ACTIVATION_WORDS + rayon::current_num_threads() * of_thread) as u64
+}
+
+impl Panels {
+    /// Draws the room. The kernel must be possible.
+    pub(in super::super) fn new(arena: &Arena, kernel: ProductKernel) -> Result<Self> {
+        assert!(super::is_possible(kernel), "the processor lacks the instructions of {kernel:?}");
+        let drawn = arena.draw("packed panels", panel_bytes())?;
+        Ok(Self {
+            kernel,
+            activations: Mutex::new(Words::new(ACTIVATION_WORDS)),
+            scratch: (0..rayon::current_num_threads()).map(|_| Mutex::new(Scratch::new())).collect(),
+            _drawn: drawn,
+        })
+    }
+
+    /// Counts what is unpacked while an op runs.
+    pub(super) fn counted(&self, counter: &DenseCounter) -> DenseCopy {
+        counter.count((4 * PANEL_WORDS * self.scratch.len()) as u64)
+    }
+
+    pub(super) fn activations(&self) -> MutexGuard<'_, Words> {
+        self.activations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        let index = rayon::current_thread_index().unwrap_or(0) % self.scratch.len();
+        self.scratch[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

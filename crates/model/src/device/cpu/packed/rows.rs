@@ -1,0 +1,32 @@
+//! Rows of a matrix, as packing reads them.
+
+/// Rows, `stride` numbers apart, each of `cols` numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl<'a, T: Copy> Rows<'a, T> {
+    /// The first `rows` rows of `data`, and of each the first `cols` numbers.
+    ///
+    /// # Panics
+    /// When `data` is too short.
+    pub(super) fn new(data: &'a [T], stride: usize, rows: usize, cols: usize) -> Self {
+        assert!(rows == 0 || (rows - 1) * stride + cols <= data.len(), "rows outside of their matrix");
+        Self { data, stride, rows, cols }
+    }
+
+    /// Row `i`.
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.stride..][..self.cols]
+    }
+
+    /// Some of the rows, and of each some numbers.
+    pub(super) fn part(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Self {
+        Self::new(&self.data[rows.start * self.stride + cols.start..], self.stride, rows.len(), cols.len())
+    }
+}
