@@ -1,12 +1,13 @@
 //! Prints the training throughput of a model's shape with random weights, every token a target of one sequence, and
 //! the highest resident memory of the steps, loading apart, where the system tells it:
-//! `cargo run --release -p model --example step_speed FOLDER-WITH-CONFIG TOKENS [KEPT-LAYERS [QUANT [BITS]]]`.
+//! `cargo run --release -p model --example step_speed FOLDER-WITH-CONFIG TOKENS [KEPT-LAYERS [QUANT [BITS or KERNEL]]]`;
+//! below it where the time went, and how many floating-point operations a second the products made.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use formats::TensorSource;
 use formats::config::HfConfig;
@@ -14,6 +15,7 @@ use formats::observe::Silent;
 use formats::source::rows_and_cols;
 use model::arena::Arena;
 use model::device::Precision;
+use model::device::cpu::{Part, ProductKernel};
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Gradients;
 use model::optimizer::AdamWOptions;
@@ -63,8 +65,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = ModelConfig::from_hf(&HfConfig::from_dir(Path::new(argument(0, "recipes/pocket")))?)?;
     let (n, kept_layers) = (argument(1, "512").parse::<usize>()?, argument(2, "0").parse()?);
     let (quant, options) = (Quant::parse(argument(3, "q4_k_m"))?, LoraOptions::default());
-    let precision = if argument(4, "16") == "16" { Precision::BF16 } else { Precision::F32 };
-    let device = Cpu::with_precision(Arena::unlimited(), precision)?;
+    let kernel = kernel(argument(4, "16"))?;
+    let device = Cpu::with_kernel(Arena::unlimited(), kernel)?;
     let base = Arc::new(Base::load(&device, &config, &Noise::new(&config), quant, &mut Silent)?);
     let mut adapter = Adapter::new(&device, &config, &options, 1)?;
     let mut gradients = Gradients::new(&adapter)?;
@@ -81,7 +83,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The highest resident memory is counted from here on.
     drop(std::fs::write("/proc/self/clear_refs", "5"));
     let mut seconds = Vec::new();
+    let mut before = Vec::new();
     for _ in 0..=N_STEPS {
+        before =
+            if seconds.len() <= 1 { Part::ALL.map(|part| device.time_of(part)).to_vec() } else { before };
         let start = Instant::now();
         gradients.zero()?;
         step.forward_backward(&adapter, &batch, &mut gradients, 1.0 / n as f32)?;
@@ -92,11 +97,40 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     warm.sort_by(f64::total_cmp);
     let median = warm[N_STEPS / 2];
     println!(
-        "tune {quant} {precision:?} seq {n} kept {kept_layers}: {:.1} tokens/s, step {median:.2} s, peak RSS {:.2} GB",
+        "tune {quant} {kernel:?} seq {n} kept {kept_layers}: {:.1} tokens/s, step {median:.2} s, peak RSS {:.2} GB",
         n as f64 / median,
         peak_gigabytes().unwrap_or(f64::NAN),
     );
+    print_parts(&device, &before, warm.iter().sum());
     Ok(())
+}
+
+/// `16`, `32`, or the name of a way to multiply.
+fn kernel(name: &str) -> Result<ProductKernel, String> {
+    let best =
+        |precision| ProductKernel::best(precision).ok_or("this processor has no instructions for that");
+    match name {
+        "16" => Ok(best(Precision::BF16)?),
+        "32" => Ok(best(Precision::F32)?),
+        name => {
+            let known = ProductKernel::ALL.into_iter().find(|kernel| format!("{kernel:?}") == name);
+            known.ok_or_else(|| format!("{name}: one of 16, 32, {:?}", ProductKernel::ALL))
+        }
+    }
+}
+
+/// Where the time of the timed steps went, and how fast products were.
+fn print_parts(device: &Cpu, before: &[(Duration, u64)], seconds: f64) {
+    let (mut timed, mut operations) = (0.0, 0.0);
+    for (part, before) in Part::ALL.into_iter().zip(before) {
+        let (time, flops) = device.time_of(part);
+        let (time, flops) = ((time - before.0).as_secs_f64(), (flops - before.1) as f64);
+        (timed, operations) = (timed + time, operations + flops);
+        let rate = if flops > 0.0 { format!("{:6.0} GFLOP/s", flops / time / 1e9) } else { String::new() };
+        println!("  {:20} {:5.1} %  {rate}", part.name(), 100.0 * time / seconds);
+    }
+    println!("  {:20} {:5.1} %", "all else", 100.0 * (seconds - timed) / seconds);
+    println!("  {:20}          {:6.0} GFLOP/s", "whole step", operations / seconds / 1e9);
 }
 
 /// The highest resident memory of this process.

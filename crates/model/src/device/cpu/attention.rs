@@ -206,6 +206,24 @@ pub(super) struct Outputs<'a> {
     pub(super) d_out: &'a [f32],
 }
 
+/// Pairs of a query and a key that it sees, of one head.
+fn pairs(heads: Heads, segments: &[Segment]) -> usize {
+    let of_segment = |segment: &Segment| {
+        (0..segment.n_queries).map(|i| visible(segment, i, heads.window).len()).sum::<usize>()
+    };
+    segments.iter().map(of_segment).sum()
+}
+
+/// Floating-point operations of what is seen: scores and sums of values.
+pub(super) fn flops(heads: Heads, segments: &[Segment]) -> usize {
+    2 * pairs(heads, segments) * heads.n_heads * (heads.head_dim + heads.value_dim)
+}
+
+/// The same of the backward: scores again, d_q, d_k along the heads, d_p and d_v along the values.
+pub(super) fn backward_flops(heads: Heads, segments: &[Segment]) -> usize {
+    2 * pairs(heads, segments) * heads.n_heads * (3 * heads.head_dim + 2 * heads.value_dim)
+}
+
 /// Gradients of q, k, v in shared matrices.
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {

@@ -1,7 +1,9 @@
 //! The host processor as a device: what it draws at once, and in which precision it multiplies.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::clock::{Clock, Part, Running};
 #[cfg(target_arch = "x86_64")]
 use super::memory::HostBlocks;
 use super::memory::{DenseTile, TILE_FLOATS};
@@ -38,6 +40,7 @@ pub struct Cpu(Arc<Host>);
 pub(super) struct Host {
     pub(super) arena: Arena,
     pub(super) tile: DenseTile,
+    clock: Clock,
     #[cfg(target_arch = "x86_64")]
     panels: Option<packed::Panels>,
 }
@@ -75,7 +78,17 @@ impl Cpu {
             panels: is_packed.then(|| packed::Panels::new(&arena, kernel)).transpose()?,
             arena,
             tile,
+            clock: Clock::default(),
         })))
+    }
+
+    /// Time and floating-point operations of a part since the device was made.
+    pub fn time_of(&self, part: Part) -> (Duration, u64) {
+        self.0.clock.read(part)
+    }
+
+    pub(super) fn time(&self, part: Part, flops: usize) -> Running<'_> {
+        self.0.clock.start(part, flops)
     }
 
     pub(super) fn host(&self) -> &Host {

@@ -8,6 +8,7 @@ mod adamw;
 mod adapter;
 mod attention;
 mod checks;
+mod clock;
 mod convolution;
 mod expert_ops;
 mod experts;
@@ -28,6 +29,7 @@ mod softmax;
 mod spans;
 mod state_scan;
 
+pub use clock::Part;
 pub use host::{Cpu, best_precision, fixed_bytes};
 pub use memory::{HostBlocks, HostBuffer, TILE_FLOATS};
 pub use products::ProductKernel;
@@ -127,12 +129,14 @@ impl Device for Cpu {
     }
 
     fn copy(&self, from: Floats<'_>, to: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("copy", [("to", to.len(), from.len())])?;
         slice_mut(to).copy_from_slice(slice(from));
         Ok(())
     }
 
     fn fill(&self, value: f32, to: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         slice_mut(to).fill(value);
         Ok(())
     }
@@ -156,6 +160,7 @@ impl Device for Cpu {
     }
 
     fn gather_rows(&self, x: Floats<'_>, cols: usize, rows: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("gather_rows", [("out", out.len(), rows.len() * cols)])?;
         check_ids("gather_rows", "row", slice(rows), x.len() / cols)?;
         rows::gather(slice(x), cols, slice(rows), slice_mut(out));
@@ -163,6 +168,7 @@ impl Device for Cpu {
     }
 
     fn scatter_rows(&self, x: Floats<'_>, cols: usize, rows: Ids<'_>, out: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("scatter_rows", [("x", x.len(), rows.len() * cols)])?;
         check_ids("scatter_rows", "row", slice(rows), out.len() / cols)?;
         rows::scatter(slice(x), cols, slice(rows), slice_mut(out));
@@ -175,18 +181,21 @@ impl Device for Cpu {
         write: Write,
         y: MatrixMut<'_, Self::Buffer>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("copy_columns", [("rows of y", y.rows, x.rows), ("columns of y", y.cols, x.cols)])?;
         rows::copy_columns((slice(x.view), x.stride), write, (slice_mut(y.view), y.stride), x.cols);
         Ok(())
     }
 
     fn add(&self, x: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("add", [("y", y.len(), x.len())])?;
         rows::add(slice(x), slice_mut(y));
         Ok(())
     }
 
     fn add_row(&self, row: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = y.len() / row.len() * row.len();
         check("add_row", [("y", y.len(), whole)])?;
         rows::add_row(slice(row), slice_mut(y));
@@ -194,6 +203,7 @@ impl Device for Cpu {
     }
 
     fn scale_rows(&self, factors: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = y.len() / factors.len().max(1) * factors.len();
         check("scale_rows", [("y", y.len(), whole)])?;
         rows::scale_rows(slice(factors), slice_mut(y));
@@ -201,6 +211,7 @@ impl Device for Cpu {
     }
 
     fn add_scaled_rows(&self, factors: Floats<'_>, x: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = y.len() / factors.len().max(1) * factors.len();
         check("add_scaled_rows", [("y", y.len(), whole), ("x", x.len(), y.len())])?;
         rows::add_scaled_rows(slice(factors), slice(x), slice_mut(y));
@@ -208,11 +219,13 @@ impl Device for Cpu {
     }
 
     fn scale(&self, factor: f32, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         rows::scale(factor, slice_mut(y));
         Ok(())
     }
 
     fn rms_norm(&self, x: Floats<'_>, gain: Floats<'_>, eps: f32, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = x.len() / gain.len() * gain.len();
         check("rms_norm", [("x", x.len(), whole), ("y", y.len(), x.len())])?;
         norm::forward(slice(x), slice(gain), eps, slice_mut(y));
@@ -228,6 +241,7 @@ impl Device for Cpu {
         write: Write,
         d_x: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = x.len() / gain.len() * gain.len();
         let sizes = [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())];
         check("rms_norm_backward", sizes)?;
@@ -243,6 +257,7 @@ impl Device for Cpu {
         eps: f32,
         y: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = x.len() / gain.len() * gain.len();
         check(
             "layer_norm",
@@ -261,6 +276,7 @@ impl Device for Cpu {
         write: Write,
         d_x: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = x.len() / gain.len() * gain.len();
         let sizes = [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())];
         check("layer_norm_backward", sizes)?;
@@ -277,6 +293,7 @@ impl Device for Cpu {
         sin: Floats<'_>,
         rotation: Rotation,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let Rotated { n_heads, head_dim, first, dim, .. } = rotated;
         let width = n_heads * head_dim;
         check("rope", [("x", x.len(), positions.len() * width), ("sin", sin.len(), cos.len())])?;
@@ -298,6 +315,7 @@ impl Device for Cpu {
         up: Floats<'_>,
         out: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("gated", [("up", up.len(), gate.len()), ("out", out.len(), gate.len())])?;
         activation::gated(activation, slice(gate), slice(up), slice_mut(out));
         Ok(())
@@ -312,6 +330,7 @@ impl Device for Cpu {
         d_gate: FloatsMut<'_>,
         d_up: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let n = gate.len();
         check("gated_backward", [("up", up.len(), n), ("d_out", d_out.len(), n)])?;
         check("gated_backward", [("d_gate", d_gate.len(), n), ("d_up", d_up.len(), n)])?;
@@ -321,6 +340,7 @@ impl Device for Cpu {
     }
 
     fn activate(&self, activation: Activation, x: Floats<'_>, out: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("activate", [("out", out.len(), x.len())])?;
         activation::plain(activation, slice(x), slice_mut(out));
         Ok(())
@@ -333,6 +353,7 @@ impl Device for Cpu {
         d_out: Floats<'_>,
         d_x: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("activate_backward", [("d_out", d_out.len(), x.len()), ("d_x", d_x.len(), x.len())])?;
         activation::plain_backward(activation, slice(x), slice(d_out), slice_mut(d_x));
         Ok(())
@@ -349,6 +370,7 @@ impl Device for Cpu {
         check_rows("linear", &rows, weights)?;
         let n = x.len() / weights.cols();
         check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
+        let _running = self.time(Part::Linear, 2 * x.len() * rows.len());
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(x.len() / weights.cols(), weights.cols(), weights) {
             return packed::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
@@ -370,6 +392,7 @@ impl Device for Cpu {
             "linear_backward",
             [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())],
         )?;
+        let _running = self.time(Part::LinearBackward, 2 * d_x.len() * rows.len());
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(d_x.len() / weights.cols(), rows.len(), weights) {
             return packed::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
@@ -392,6 +415,7 @@ impl Device for Cpu {
         let (m, k) = oriented(a.rows, a.cols, a_as);
         let (b_rows, n) = oriented(b.rows, b.cols, b_as);
         check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
+        let _running = self.time(Part::Adapter, 2 * m * n * k);
         let to = slice_mut(c.view);
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.dense_panels() {
@@ -480,6 +504,7 @@ impl Device for Cpu {
         check("attention", [("out", out.len(), n * heads.n_heads * heads.value_dim)])?;
         check("attention", [("lse", lse.len(), n * heads.n_heads)])?;
         check_segments("attention", segments, n, n_keys, Written::Queries)?;
+        let _running = self.time(Part::Attention, attention::flops(heads, segments));
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.attention_panels(heads, segments) {
@@ -513,6 +538,7 @@ impl Device for Cpu {
         check(op, [("lse", lse.len(), n * heads.n_heads), ("d_q", d_q.len(), q.len())])?;
         check(op, [("d_k", d_k.len(), k.len()), ("d_v", d_v.len(), v.len())])?;
         check_segments(op, segments, n, n_keys, Written::QueriesAndKeys)?;
+        let _running = self.time(Part::AttentionBackward, attention::backward_flops(heads, segments));
         let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
         let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
         let (d_q, d_k, d_v) = (slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
@@ -533,6 +559,7 @@ impl Device for Cpu {
         eps: f32,
         y: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let whole = x.len() / gain.len() * gain.len();
         check("group_norm", [("x", x.len(), whole), ("y", y.len(), x.len())])?;
         check("group_norm", [("groups", gain.len() % n_groups, 0)])?;
@@ -549,6 +576,7 @@ impl Device for Cpu {
         d_y: Floats<'_>,
         d_x: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         let op = "group_norm_backward";
         let whole = x.len() / gain.len() * gain.len();
         check(op, [("x", x.len(), whole), ("d_y", d_y.len(), x.len()), ("d_x", d_x.len(), x.len())])?;
@@ -647,6 +675,7 @@ impl Device for Cpu {
         sum: FloatsMut<'_>,
         target_logit: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Loss, 0);
         let m = targets.len();
         let whole = logits.len() / m.max(1) * m;
         check("softmax_fold", [("logits", logits.len(), whole), ("max", max.len(), m)])?;
@@ -672,6 +701,7 @@ impl Device for Cpu {
         target_logit: FloatsMut<'_>,
         shrink: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Loss, 0);
         let (m, op) = (targets.len(), "softmax_fold_terms");
         let whole = logits.len() / m.max(1) * m;
         check(op, [("logits", logits.len(), whole), ("max", max.len(), m), ("shrink", shrink.len(), m)])?;
@@ -696,12 +726,14 @@ impl Device for Cpu {
         write: Write,
         y: FloatsMut<'_>,
     ) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("dropout", [("x", x.len(), x.len() / cols * cols), ("y", y.len(), x.len())])?;
         adapter::dropout(mask, first_row, cols, slice(x), write, slice_mut(y));
         Ok(())
     }
 
     fn scale_columns(&self, factors: Floats<'_>, y: FloatsMut<'_>) -> Result<()> {
+        let _running = self.time(Part::Elementwise, 0);
         check("scale_columns", [("y", y.len(), y.len() / factors.len() * factors.len())])?;
         adapter::scale_columns(slice(factors), slice_mut(y));
         Ok(())

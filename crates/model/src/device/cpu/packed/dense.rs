@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::super::products::ProductKernel;
 use super::{
     ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, GROUP, Kernel, Panels, ROW_FLOATS, Rows,
-    Scratch, Target, parts, with_kernel,
+    Scratch, Target, Tiles, parts, with_kernel,
 };
 use crate::device::{Operand, Write};
 
@@ -100,7 +100,7 @@ fn multiply<K: Kernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, ta
                         Operand::Plain => K::tiles(part, left),
                         Operand::Transposed => K::tiles_down(part, left),
                     }
-                    K::multiply(words, left, of_columns, size, out);
+                    K::multiply(words, Tiles { words: left, stride: left.len() }, of_columns, size, out);
                 }
             }
         });

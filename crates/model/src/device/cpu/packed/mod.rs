@@ -24,7 +24,7 @@ use super::memory::HostBlocks;
 use super::products::ProductKernel;
 use crate::Result;
 use crate::device::{BlockMatrix, DenseCounter, Write};
-use kernel::{AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Weight};
+use kernel::{AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Tiles, Weight};
 use rows::Rows;
 
 pub(super) use dense::{Side, matmul};
@@ -247,26 +247,18 @@ fn multiply<K: Kernel>(
     target: Target,
 ) {
     let (all_words, words, before) = (K::words(terms), K::words(depth.len()), depth.start / K::TERMS);
-    for rows in parts(0..target.rows, K::TILE) {
-        let tile = &tiles[rows.start * all_words + before * K::TILE..][..words * K::TILE];
-        let out = target.out(&rows, &columns, depth.start == 0);
-        // SAFETY: the columns are this task's alone; see `each_chunk`.
-        unsafe { K::multiply(words, tile, panels, (rows.len(), columns.len()), out) };
-    }
+    let tiles = Tiles { words: &tiles[before * K::TILE..], stride: all_words * K::TILE };
+    let out = target.out(&(0..target.rows), &columns, depth.start == 0);
+    // SAFETY: the columns are this task's alone; see `each_chunk`.
+    unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
 }
 
 /// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)
 ///
 /// # Safety
 /// The processor has the instructions; `out` has the rows and columns and is the caller's alone.
-unsafe fn products<K: Kernel>(a: &[u32], b: &[u32], terms: usize, (rows, cols): (usize, usize), out: Out) {
+unsafe fn products<K: Kernel>(a: &[u32], b: &[u32], terms: usize, size: (usize, usize), out: Out) {
     let words = K::words(terms);
-    for part in parts(0..rows, K::TILE) {
-        let tile = &a[part.start * words..][..words * K::TILE];
-        // SAFETY: the caller's promises are the callee's.
-        unsafe {
-            let out = Out { start: out.start.add(part.start * out.stride), ..out };
-            K::multiply(words, tile, b, (part.len(), cols), out);
-        }
-    }
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { K::multiply(words, Tiles { words: a, stride: words * K::TILE }, b, size, out) };
 }

@@ -19,11 +19,11 @@ pub(super) const ACTIVATION_WORDS: usize = 2 << 20;
 /// Rows that are unpacked together.
 pub(super) const GROUP: usize = 16;
 
-/// Words that a thread packs right sides of products into, and what else they are packed with: a task's weights in f32,
-/// twice as many as in bf16, which is what attention with heads of 256 takes.
-pub(super) const PANEL_WORDS: usize = TASK * DEPTH;
+/// Words that a thread packs into: a task's weights, or the queries and keys of attention, of which half a thousand of
+/// 128 numbers fill it in bf16.
+pub(super) const PANEL_WORDS: usize = 2 * TASK * DEPTH;
 /// Floats of a thread: rows of weights, or scores of attention and their gradients.
-pub(super) const ROW_FLOATS: usize = 2 * GROUP * DEPTH;
+pub(super) const ROW_FLOATS: usize = 4 * GROUP * DEPTH;
 
 /// A line of a cache, so that no vector crosses two.
 #[derive(Debug, Clone, Copy)]

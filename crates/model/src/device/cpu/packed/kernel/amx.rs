@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
 use super::super::rows::Rows;
-use super::{Kernel, Out, line_words, packing};
+use super::{Kernel, Out, Tiles, blocks, line_words, packing};
 
 /// Rows of a tile register; words of each of its rows.
 const SIDE: usize = 16;
@@ -92,32 +92,47 @@ impl Kernel for AmxBf16 {
         pack::squares_of_columns::<f32, Pair>
     );
 
-    unsafe fn multiply(words: usize, a: &[u32], b: &[u32], (rows, cols): (usize, usize), out: Out) {
-        assert!(words.is_multiple_of(SIDE) && words * BLOCK <= a.len() && rows <= BLOCK);
-        assert!(words * cols.next_multiple_of(BLOCK) <= b.len());
+    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], (rows, cols): (usize, usize), out: Out) {
+        assert!(words.is_multiple_of(SIDE) && words * cols.next_multiple_of(BLOCK) <= b.len());
         // SAFETY: the caller promised the instructions; the shapes are valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
-        let mut edge = Edge([0.0; BLOCK * BLOCK]);
-        for (panel, b) in b.chunks_exact(words * BLOCK).take(cols.div_ceil(BLOCK)).enumerate() {
-            let column = panel * BLOCK;
-            // SAFETY: a and b hold `words`; a whole block is inside of `out`, another goes through one of our own.
-            unsafe {
-                let out = Out { start: out.start.add(column), ..out };
-                if rows == BLOCK && column + BLOCK <= cols {
-                    block(words, a.as_ptr(), b.as_ptr(), out);
-                } else {
-                    let whole = Out { start: edge.0.as_mut_ptr(), stride: BLOCK, adds: false };
-                    if rows > SIDE {
-                        block(words, a.as_ptr(), b.as_ptr(), whole);
+        for (index, rows) in blocks(rows, BLOCK) {
+            let a = a.tile(index, words * BLOCK).as_ptr();
+            // SAFETY: the tile's rows are inside of `out`.
+            let out = Out { start: unsafe { out.start.add(index * BLOCK * out.stride) }, ..out };
+            for (panel, b) in b.chunks_exact(words * BLOCK).take(cols.div_ceil(BLOCK)).enumerate() {
+                let (column, b) = (panel * BLOCK, b.as_ptr());
+                // SAFETY: a and b hold `words`; the block is inside of `out`.
+                unsafe {
+                    let out = Out { start: out.start.add(column), ..out };
+                    if rows == BLOCK && column + BLOCK <= cols {
+                        block(words, a, b, out);
                     } else {
-                        upper_half(words, a.as_ptr(), b.as_ptr(), whole);
+                        edge(words, a, b, (rows, BLOCK.min(cols - column)), out);
                     }
-                    edge.copy_to(rows, BLOCK.min(cols - column), out);
                 }
             }
         }
         // SAFETY: as above. What the registers held is no longer needed.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// A block of which not all is wanted, through one of our own.
+///
+/// # Safety
+/// As [`block`], of `out` but for the rows and columns that it has not.
+#[cold]
+unsafe fn edge(words: usize, a: *const u32, b: *const u32, (rows, cols): (usize, usize), out: Out) {
+    let mut edge = Edge([0.0; BLOCK * BLOCK]);
+    let whole = Out { start: edge.0.as_mut_ptr(), stride: BLOCK, adds: false };
+    // SAFETY: the caller's promises are the callee's; our own block is whole.
+    unsafe {
+        match rows > SIDE {
+            true => block(words, a, b, whole),
+            false => upper_half(words, a, b, whole),
+        }
+        edge.copy_to(rows, cols, out);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{Kernel, Out, line_words};
+use super::{Kernel, Out, Tiles, blocks, line_words};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -76,21 +76,23 @@ impl Kernel for Avx2F32 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn multiply(words: usize, a: &[u32], b: &[u32], (rows, cols): (usize, usize), out: Out) {
-        assert!(words * TILE <= a.len() && rows <= TILE);
-        for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
-            let column = panel * PANEL;
-            // SAFETY: the caller's promises; a and b hold `words`.
-            unsafe {
-                let out = Out { start: out.start.add(column), ..out };
-                let (a, b, cols) = (a.as_ptr(), b.as_ptr(), PANEL.min(cols - column));
-                match rows {
-                    6 => block::<6>(words, a, b, cols, out),
-                    5 => block::<5>(words, a, b, cols, out),
-                    4 => block::<4>(words, a, b, cols, out),
-                    3 => block::<3>(words, a, b, cols, out),
-                    2 => block::<2>(words, a, b, cols, out),
-                    _ => block::<1>(words, a, b, cols, out),
+    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], (rows, cols): (usize, usize), out: Out) {
+        for (index, rows) in blocks(rows, TILE) {
+            let a = a.tile(index, words * TILE).as_ptr();
+            for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+                let column = panel * PANEL;
+                // SAFETY: the caller's promises; a and b hold `words`.
+                unsafe {
+                    let start = out.start.add(index * TILE * out.stride + column);
+                    let (b, cols, out) = (b.as_ptr(), PANEL.min(cols - column), Out { start, ..out });
+                    match rows {
+                        6 => block::<6>(words, a, b, cols, out),
+                        5 => block::<5>(words, a, b, cols, out),
+                        4 => block::<4>(words, a, b, cols, out),
+                        3 => block::<3>(words, a, b, cols, out),
+                        2 => block::<2>(words, a, b, cols, out),
+                        _ => block::<1>(words, a, b, cols, out),
+                    }
                 }
             }
         }

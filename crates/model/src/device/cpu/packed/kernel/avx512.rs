@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::pack::{self, LANES, Pair, Single, lanes};
 use super::super::rows::Rows;
-use super::{Kernel, Out, line_words, packing};
+use super::{Kernel, Out, Tiles, blocks, line_words, packing};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -76,14 +76,22 @@ macro_rules! kernel {
             );
 
             #[target_feature(enable = $features)]
-            unsafe fn multiply(words: usize, a: &[u32], b: &[u32], (rows, cols): (usize, usize), out: Out) {
-                assert!(words * TILE <= a.len() && rows <= TILE);
-                for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
-                    let column = panel * PANEL;
-                    // SAFETY: the caller's promises; a and b hold `words`.
-                    unsafe {
-                        let out = Out { start: out.start.add(column), ..out };
-                        block::<Self>(words, a.as_ptr(), b.as_ptr(), (rows, cols - column), out);
+            unsafe fn multiply(
+                words: usize,
+                a: Tiles<'_>,
+                b: &[u32],
+                (rows, cols): (usize, usize),
+                out: Out,
+            ) {
+                for (index, rows) in blocks(rows, TILE) {
+                    let a = a.tile(index, words * TILE).as_ptr();
+                    for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
+                        let column = panel * PANEL;
+                        // SAFETY: the caller's promises; a and b hold `words`.
+                        unsafe {
+                            let start = out.start.add(index * TILE * out.stride + column);
+                            block::<Self>(words, a, b.as_ptr(), (rows, cols - column), Out { start, ..out });
+                        }
                     }
                 }
             }

@@ -82,11 +82,32 @@ pub(super) trait Kernel {
     /// As [`Kernel::lines`].
     unsafe fn weight_lines(x: Rows<'_, Self::Weight>, first: usize, terms: usize, to: &mut [u32]);
 
-    /// One tile against all panels: out (=|+=) a · b      a (words, TILE), b (panels, words, PANEL), out (rows, cols)
+    /// out (=|+=) a · b      a (tiles, words, TILE), b (panels, words, PANEL), out (rows, cols)
     ///
     /// # Safety
     /// As all; and `out` has the rows and columns.
-    unsafe fn multiply(words: usize, a: &[u32], b: &[u32], size: (usize, usize), out: Out);
+    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], size: (usize, usize), out: Out);
+}
+
+/// A left side, or some words of each of its tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    /// From the first tile's first word on.
+    pub words: &'a [u32],
+    /// Words from one tile to the next.
+    pub stride: usize,
+}
+
+impl<'a> Tiles<'a> {
+    /// `n` words of tile `index`.
+    fn tile(&self, index: usize, n: usize) -> &'a [u32] {
+        &self.words[index * self.stride..][..n]
+    }
+}
+
+/// A block of the result for each tile: its index and how many rows it has.
+fn blocks(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows.div_ceil(tile)).map(move |index| (index, tile.min(rows - index * tile)))
 }
 
 /// Of a right side of `terms` terms those from `first` on, `n` of them: all its words, and the end of those to write.
