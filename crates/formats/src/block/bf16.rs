@@ -5,42 +5,58 @@
 //! holds, and its codes look them up. `unsafe` as in `dispatch`.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use super::{BlockType, dispatch};
 
-/// Weights that pass through f32 at a time.
-const CHUNK: usize = 256;
+/// Columns that pass through f32 at a time: whole blocks of every format.
+const SPAN: usize = 256;
 
-/// Decodes whole blocks whose lengths have been checked; of NF4 those from column `start` on of a row of `cols`.
-pub(super) fn decode(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [u16]) {
-    if ty == BlockType::BF16 {
-        let bits = blocks.as_chunks::<2>().0;
-        return out.iter_mut().zip(bits).for_each(|(out, bits)| *out = u16::from_le_bytes(*bits));
-    }
+/// Decodes some columns of rows, lengths and columns having been checked.
+pub(super) fn decode(
+    ty: BlockType,
+    rows: &[u8],
+    (row_bytes, cols): (usize, usize),
+    columns: Range<usize>,
+    out: &mut [u16],
+) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512bf16") && has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
             // SAFETY: the processor has just said that it has these extensions.
-            let is_done = unsafe { avx512::decode(ty, blocks, (cols, start), out) };
+            let is_done = unsafe { avx512::decode(ty, rows, (row_bytes, cols), columns.clone(), out) };
             if is_done {
                 return;
             }
         }
     }
-    through_f32(ty, blocks, (cols, start), out);
+    for (row, out) in rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(columns.len())) {
+        match ty {
+            BlockType::BF16 => copy(&row[2 * columns.start..], out),
+            _ => through_f32(ty, row, cols, columns.clone(), out),
+        }
+    }
+}
+
+fn copy(row: &[u8], out: &mut [u16]) {
+    let bits = row.as_chunks::<2>().0;
+    out.iter_mut().zip(bits).for_each(|(out, bits)| *out = u16::from_le_bytes(*bits));
 }
 
 /// Any format on any processor.
-fn through_f32(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [u16]) {
-    let mut floats = [0.0; CHUNK];
+fn through_f32(ty: BlockType, row: &[u8], cols: usize, columns: Range<usize>, out: &mut [u16]) {
+    let mut floats = [0.0; SPAN];
     let has_header = matches!(ty, BlockType::Nf4 | BlockType::Nf4Ic);
-    let chunk_bytes = blocks.len() * CHUNK / out.len().max(1);
-    for (index, out) in out.chunks_mut(CHUNK).enumerate() {
-        let floats = &mut floats[..out.len()];
-        let blocks = if has_header { blocks } else { &blocks[index * chunk_bytes..] };
-        let blocks = if has_header { blocks } else { &blocks[..chunk_bytes.min(blocks.len())] };
-        dispatch::decode(ty, blocks, (cols, start + index * CHUNK), floats);
-        out.iter_mut().zip(&*floats).for_each(|(out, x)| *out = rounded(*x));
+    for first in (columns.start / SPAN * SPAN..columns.end).step_by(SPAN) {
+        let span = first..(first + SPAN).min(cols);
+        let blocks =
+            if has_header { row } else { &row[first * row.len() / cols..span.end * row.len() / cols] };
+        dispatch::decode(ty, blocks, (cols, first), &mut floats[..span.len()]);
+        let wanted = columns.start.max(span.start)..columns.end.min(span.end);
+        let floats = &floats[wanted.start - first..wanted.end - first];
+        let out = &mut out[wanted.start - columns.start..][..wanted.len()];
+        out.iter_mut().zip(floats).for_each(|(out, x)| *out = rounded(*x));
     }
 }
 
@@ -60,6 +76,7 @@ fn rounded(x: f32) -> u16 {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
     use super::super::{BlockType, K_BLOCK, float16, k_scales, nf4, nf4_ic, q4_0, q4_k, q5_k, q6_k, q8_0};
 
@@ -67,25 +84,51 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
     pub(super) fn decode(
         ty: BlockType,
-        blocks: &[u8],
-        (cols, start): (usize, usize),
+        rows: &[u8],
+        (row_bytes, cols): (usize, usize),
+        columns: Range<usize>,
         out: &mut [u16],
     ) -> bool {
+        let rows = rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(columns.len()));
         match ty {
-            BlockType::Q4K => decode_q4_k(blocks, out),
-            BlockType::Q5K => decode_q5_k(blocks, out),
-            BlockType::Q6K => decode_q6_k(blocks, out),
-            BlockType::Q4_0 => decode_q4_0(blocks, out),
-            BlockType::Q8_0 => decode_q8_0(blocks, out),
-            BlockType::Nf4 => nf4::each_block(blocks, cols, start, out.len(), |index, table, codes| {
-                decode_pairs(table, codes, &mut out[index * nf4::LEN..][..nf4::LEN]);
+            BlockType::Q4K => rows.for_each(|(row, out)| decode_q4_k(row, columns.start, out)),
+            BlockType::Q5K => rows.for_each(|(row, out)| decode_q5_k(row, columns.start, out)),
+            BlockType::Q6K => rows.for_each(|(row, out)| decode_q6_k(row, columns.start, out)),
+            BlockType::Q4_0 => rows.for_each(|(row, out)| decode_q4_0(row, columns.start, out)),
+            BlockType::Q8_0 => rows.for_each(|(row, out)| decode_q8_0(row, columns.start, out)),
+            BlockType::Nf4 => rows.for_each(|(row, out)| {
+                nf4::each_block(row, cols, columns.start, columns.len(), |index, table, codes| {
+                    decode_pairs(table, codes, &mut out[index * nf4::LEN..][..nf4::LEN]);
+                });
             }),
-            BlockType::Nf4Ic => nf4_ic::each_block(blocks, cols, start, out.len(), |index, table, codes| {
-                decode_pairs(table, codes, &mut out[index * nf4::LEN..][..nf4::LEN]);
+            BlockType::Nf4Ic => rows.for_each(|(row, out)| {
+                nf4_ic::each_block(row, cols, columns.start, columns.len(), |index, table, codes| {
+                    decode_pairs(table, codes, &mut out[index * nf4::LEN..][..nf4::LEN]);
+                });
             }),
             _ => return false,
         }
         true
+    }
+
+    /// Calls `each` with every block that has some of the columns from `start` on, which groups of 32 of it these are,
+    /// and where they go.
+    #[inline(always)]
+    fn each_k_block<const BYTES: usize>(
+        row: &[u8],
+        start: usize,
+        out: &mut [u16],
+        mut each: impl FnMut(&[u8; BYTES], usize, &mut [[u16; 32]]),
+    ) {
+        let (mut column, mut rest) = (start, out.as_chunks_mut::<32>().0);
+        let blocks = row.as_chunks::<BYTES>().0;
+        while !rest.is_empty() {
+            let group = column % K_BLOCK / 32;
+            let n = (K_BLOCK / 32 - group).min(rest.len());
+            let (part, later) = rest.split_at_mut(n);
+            each(&blocks[column / K_BLOCK], group, part);
+            (column, rest) = (column + 32 * n, later);
+        }
     }
 
     #[inline]
@@ -146,35 +189,27 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn decode_q4_k(blocks: &[u8], out: &mut [u16]) {
-        let blocks = blocks.as_chunks::<{ q4_k::BYTES }>().0;
-        for (block, out) in blocks.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
+    fn decode_q4_k(row: &[u8], start: usize, out: &mut [u16]) {
+        each_k_block::<{ q4_k::BYTES }>(row, start, out, |block, first, out| {
             let scales = k_scales::decoded(
                 [block[0], block[1]],
                 [block[2], block[3]],
                 block[4..].first_chunk().expect("a block is longer"),
             );
-            let pairs = out.as_chunks_mut::<64>().0.iter_mut().zip(block[16..].as_chunks::<32>().0);
-            for ((out, codes), scales) in pairs.zip(scales.as_chunks::<2>().0) {
-                let codes = bytes(codes);
-                for (out, (codes, (scale, min))) in out
-                    .as_chunks_mut::<32>()
-                    .0
-                    .iter_mut()
-                    .zip([low_codes(codes), high_codes(codes)].into_iter().zip(scales))
-                {
-                    let scaled = _mm512_mul_ps(_mm512_set1_ps(*scale), ramp());
-                    let values = _mm512_sub_ps(scaled, _mm512_set1_ps(*min));
-                    store(look_up(table(values), codes), out);
-                }
+            let codes = block[16..].as_chunks::<32>().0;
+            for (j, out) in (first..).zip(out) {
+                let codes = bytes(&codes[j / 2]);
+                let codes = if j % 2 == 0 { low_codes(codes) } else { high_codes(codes) };
+                let (scale, min) = scales[j];
+                let scaled = _mm512_mul_ps(_mm512_set1_ps(scale), ramp());
+                store(look_up(table(_mm512_sub_ps(scaled, _mm512_set1_ps(min))), codes), out);
             }
-        }
+        });
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn decode_q5_k(blocks: &[u8], out: &mut [u16]) {
-        let blocks = blocks.as_chunks::<{ q5_k::BYTES }>().0;
-        for (block, out) in blocks.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
+    fn decode_q5_k(row: &[u8], start: usize, out: &mut [u16]) {
+        each_k_block::<{ q5_k::BYTES }>(row, start, out, |block, first, out| {
             let scales = k_scales::decoded(
                 [block[0], block[1]],
                 [block[2], block[3]],
@@ -183,7 +218,7 @@ mod avx512 {
             let (fifth, low) = block[16..].split_at(32);
             let fifth = bytes(fifth.first_chunk().expect("split at 32"));
             let low = low.as_chunks::<32>().0;
-            for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (j, out) in (first..).zip(out) {
                 let codes = bytes(&low[j / 2]);
                 let codes = if j % 2 == 0 { low_codes(codes) } else { high_codes(codes) };
                 let has_fifth = _mm256_test_epi8_mask(fifth, _mm256_set1_epi8((1u8 << j).cast_signed()));
@@ -193,29 +228,27 @@ mod avx512 {
                 let upper = _mm512_add_ps(ramp(), _mm512_set1_ps(16.0));
                 store(look_up(rounded(value(ramp()), value(upper)), codes), out);
             }
-        }
+        });
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn decode_q6_k(blocks: &[u8], out: &mut [u16]) {
-        let blocks = blocks.as_chunks::<{ q6_k::BYTES }>().0;
-        for (block, out) in blocks.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
+    fn decode_q6_k(row: &[u8], start: usize, out: &mut [u16]) {
+        each_k_block::<{ q6_k::BYTES }>(row, start, out, |block, first, out| {
             let d = float16::from_bytes([block[208], block[209]]);
             let (low, high) = (block[q6_k::LOW].as_chunks::<32>().0, block[q6_k::HIGH].as_chunks::<32>().0);
             let scales = &block[q6_k::SCALES];
-            for (row, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let (half, row) = (row / 4, row % 4);
+            for (group, out) in (first..).zip(out) {
+                let (half, row) = (group / 4, group % 4);
                 let low = bytes(&low[2 * half + row % 2]);
                 let low = if row < 2 { low_codes(low) } else { high_codes(low) };
                 let shift = _mm_cvtsi32_si128(2 * row as i32);
                 let high = _mm256_and_si256(_mm256_srl_epi16(bytes(&high[half]), shift), _mm256_set1_epi8(3));
                 let codes = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
                 let codes = _mm256_sub_epi8(codes, _mm256_set1_epi8(32));
-                let scale =
-                    |i: usize| _mm512_set1_ps(d * f32::from(scales[8 * half + 2 * row + i].cast_signed()));
+                let scale = |i: usize| _mm512_set1_ps(d * f32::from(scales[2 * group + i].cast_signed()));
                 store(scaled(codes, scale(0), scale(1)), out);
             }
-        }
+        });
     }
 
     /// 32 signed bytes times a scale each half.
@@ -228,8 +261,8 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn decode_q4_0(blocks: &[u8], out: &mut [u16]) {
-        let blocks = blocks.as_chunks::<{ q4_0::BYTES }>().0;
+    fn decode_q4_0(row: &[u8], start: usize, out: &mut [u16]) {
+        let blocks = &row.as_chunks::<{ q4_0::BYTES }>().0[start / 32..];
         for (block, out) in blocks.iter().zip(out.as_chunks_mut::<32>().0) {
             let [d0, d1, codes @ ..] = block;
             let scale = _mm512_set1_ps(float16::from_bytes([*d0, *d1]));
@@ -242,8 +275,8 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn decode_q8_0(blocks: &[u8], out: &mut [u16]) {
-        let blocks = blocks.as_chunks::<{ q8_0::BYTES }>().0;
+    fn decode_q8_0(row: &[u8], start: usize, out: &mut [u16]) {
+        let blocks = &row.as_chunks::<{ q8_0::BYTES }>().0[start / 32..];
         for (block, out) in blocks.iter().zip(out.as_chunks_mut::<32>().0) {
             let [d0, d1, codes @ ..] = block;
             let scale = _mm512_set1_ps(float16::from_bytes([*d0, *d1]));
@@ -269,7 +302,7 @@ mod avx512 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{decode_part_to_bf16, encode};
+    use super::super::{decode_rows_to_bf16, encode};
     use super::*;
 
     #[test]
@@ -279,21 +312,32 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        let cols = 1536;
+        let (n, cols) = (3, 1536);
         // Some groups tiny, some large: scales of every size.
-        let weights: Vec<f32> = (0..cols).map(|i| uniform() * 10f32.powi((i / 96 % 7) as i32 - 3)).collect();
+        let weight = |i: usize| uniform() * 10f32.powi((i / 96 % 7) as i32 - 3);
+        let weights: Vec<f32> = (0..n * cols).map(weight).collect();
         for ty in BlockType::ALL {
-            let mut row = vec![0; ty.row_bytes(cols).unwrap()];
-            encode(ty, &weights, cols, None, &mut row).unwrap();
-            let mut floats = vec![0.0; cols];
-            super::super::decode(ty, &row, &mut floats).unwrap();
-            for columns in [0..cols, 256..1280, 512..768] {
-                let mut out = vec![0; columns.len()];
-                decode_part_to_bf16(ty, &row, cols, columns.clone(), &mut out).unwrap();
-                let expected: Vec<u16> = floats[columns].iter().map(|x| rounded(*x)).collect();
+            let row_bytes = ty.row_bytes(cols).unwrap();
+            let mut rows = vec![0; n * row_bytes];
+            encode(ty, &weights, cols, None, &mut rows).unwrap();
+            let mut floats = vec![0.0; n * cols];
+            for (row, floats) in rows.chunks(row_bytes).zip(floats.chunks_mut(cols)) {
+                super::super::decode(ty, row, floats).unwrap();
+            }
+            for columns in [0..cols, 256..1280, 512..768, 128..384, 896..1024, 640..1536] {
+                let mut out = vec![0; n * columns.len()];
+                decode_rows_to_bf16(ty, &rows, cols, columns.clone(), &mut out).unwrap();
+                let part = floats.chunks(cols).flat_map(|row| &row[columns.clone()]);
+                let expected: Vec<u16> = part.map(|x| rounded(*x)).collect();
                 assert_eq!(out, expected, "{ty}");
+                let mut slow = vec![0; columns.len()];
+                through_f32(ty, &rows[..row_bytes], cols, columns.clone(), &mut slow);
+                assert_eq!(slow, expected[..slow.len()], "{ty}");
             }
         }
+        assert!(decode_rows_to_bf16(BlockType::Q4K, &[0; 144], 256, 64..256, &mut [0; 192]).is_err());
+        assert!(decode_rows_to_bf16(BlockType::Q4K, &[0; 144], 256, 0..512, &mut [0; 512]).is_err());
+        assert!(decode_rows_to_bf16(BlockType::Q4K, &[0; 143], 256, 0..256, &mut [0; 256]).is_err());
         assert_eq!(rounded(f32::from_bits(0x3F80_8000)), 0x3F80);
         assert_eq!(rounded(f32::from_bits(0x3F81_8000)), 0x3F82);
         assert_eq!(rounded(-1e-40), 0x8000);

@@ -259,25 +259,35 @@ pub fn decode_part(
     Ok(())
 }
 
-/// As [`decode_part`], the weights rounded to bf16, to nearest even; below the smallest normal number to zero or to the
-/// nearest, as the processor does.
+/// Columns that [`decode_rows_to_bf16`] begins and ends at: multiples of this, or of a block where that is shorter.
+pub const BF16_GRAIN: usize = 128;
+
+/// Decodes some columns of whole rows, rounded to bf16, to nearest even, subnormals taken for zeros
+///
+/// rows (n rows of blocks), out (n, |columns|); columns begin and end at multiples of [`BF16_GRAIN`], where blocks are no
+/// longer than that at any block.
 ///
 /// # Errors
-/// As [`decode_part`].
-pub fn decode_part_to_bf16(
+/// [`Error::BufferLength`] when the lengths disagree; [`Error::RowLength`] for columns that begin or end inside of a part.
+pub fn decode_rows_to_bf16(
     ty: BlockType,
-    row: &[u8],
+    rows: &[u8],
     cols: usize,
     columns: Range<usize>,
     out: &mut [u16],
 ) -> Result<()> {
-    check_length(ty, "the row", row.len(), ty.row_bytes(cols)?)?;
-    check_length(ty, "the output", out.len(), columns.len())?;
-    let (start, end) = (ty.row_bytes(columns.start)?, ty.row_bytes(columns.end)?);
+    let row_bytes = ty.row_bytes(cols)?;
+    let n = rows.len().checked_div(row_bytes).unwrap_or(0);
+    check_length(ty, "whole rows", rows.len(), n * row_bytes)?;
+    check_length(ty, "the output", out.len(), n * columns.len())?;
     check_length(ty, "the columns", columns.end.min(cols), columns.end)?;
-    let has_header = matches!(ty, BlockType::Nf4 | BlockType::Nf4Ic);
-    let blocks = if has_header { row } else { &row[start..end] };
-    bf16::decode(ty, blocks, (cols, columns.start), out);
+    let grain = ty.block_len().min(BF16_GRAIN);
+    if let Some(actual) = [columns.start, columns.end].into_iter().find(|at| !at.is_multiple_of(grain)) {
+        return Err(Error::RowLength { ty, expected: grain, actual });
+    }
+    if !columns.is_empty() {
+        bf16::decode(ty, rows, (row_bytes, cols), columns, out);
+    }
     Ok(())
 }
 

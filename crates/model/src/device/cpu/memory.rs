@@ -118,15 +118,15 @@ impl HostBlocks {
         Ok(block::decode_part(self.block_type, row, self.cols, columns, out)?)
     }
 
-    /// The same, rounded to bf16.
-    pub(super) fn decode_columns_to_bf16(
+    /// Unpacks some columns of rows, rounded to bf16: see [`block::decode_rows_to_bf16`].
+    pub(super) fn decode_to_bf16(
         &self,
-        row: usize,
+        rows: Range<usize>,
         columns: Range<usize>,
         out: &mut [u16],
     ) -> Result<()> {
-        let row = &self.blocks.bytes()[row * self.row_bytes..][..self.row_bytes];
-        Ok(block::decode_part_to_bf16(self.block_type, row, self.cols, columns, out)?)
+        let rows = &self.blocks.bytes()[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        Ok(block::decode_rows_to_bf16(self.block_type, rows, self.cols, columns, out)?)
     }
 }
 

@@ -29,7 +29,7 @@ use rows::Rows;
 
 pub(super) use dense::{Side, matmul};
 pub(super) use kernel::is_possible;
-use room::{ACTIVATION_WORDS, DEPTH, GROUP, ROW_FLOATS, Scratch, TASK};
+use room::{ACTIVATION_WORDS, DEPTH, GROUP, LEAST, ROW_FLOATS, Scratch, TASK};
 pub(super) use room::{Panels, panel_bytes};
 
 /// Calls a generic function for the kernel of `panels`.
@@ -110,7 +110,7 @@ fn forward_with<K: Kernel>(
     each_chunk::<K>(panels, x, cols, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut y[tokens.start * width..tokens.end * width], n, width, width, write);
-        let columns = task_columns::<K>(width);
+        let columns = task_columns(width, LEAST);
         (0..width.div_ceil(columns)).into_par_iter().try_for_each(|task| {
             let of_task = task * columns..((task + 1) * columns).min(width);
             let scratch = &mut *panels.scratch();
@@ -150,9 +150,9 @@ fn backward_with<K: Kernel>(
     each_chunk::<K>(panels, d_y, width, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut d_x[tokens.start * cols..tokens.end * cols], n, cols, cols, write);
-        // Blocks are at most as wide as a task.
-        (0..cols.div_ceil(TASK)).into_par_iter().try_for_each(|task| {
-            let of_task = task * TASK..((task + 1) * TASK).min(cols);
+        let columns = task_columns(cols, K::Weight::GRAIN);
+        (0..cols.div_ceil(columns)).into_par_iter().try_for_each(|task| {
+            let of_task = task * columns..((task + 1) * columns).min(cols);
             let scratch = &mut *panels.scratch();
             for depth in parts(0..width, DEPTH) {
                 let source = rows.start + depth.start..rows.start + depth.end;
@@ -164,10 +164,9 @@ fn backward_with<K: Kernel>(
     })
 }
 
-/// Columns of a task: all threads get some, in whole panels and whole blocks of weights.
-fn task_columns<K: Kernel>(width: usize) -> usize {
-    let fair = width.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(32.max(K::PANEL));
-    fair.min(TASK)
+/// Columns of a task, a multiple of `grain`: several tasks for each thread, since not all run equally fast.
+fn task_columns(width: usize, grain: usize) -> usize {
+    (width / (4 * rayon::current_num_threads())).next_multiple_of(grain).min(TASK)
 }
 
 fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
@@ -208,9 +207,7 @@ fn pack_rows<K: Kernel>(
     let (panels, unpacked) = to.panels_and_rows::<K::Weight>();
     for group in parts(rows, GROUP) {
         let (n, column) = (group.len(), group.start - first);
-        for (row, out) in group.zip(unpacked.chunks_exact_mut(cols)) {
-            K::Weight::unpack(weights, row, depth.clone(), out)?;
-        }
+        K::Weight::unpack(weights, group, depth.clone(), &mut unpacked[..n * cols])?;
         // SAFETY: see `each_chunk`.
         unsafe { K::weight_columns(Rows::new(unpacked, cols, n, cols), column, panels) };
     }
@@ -228,9 +225,7 @@ fn pack_columns<K: Kernel>(
     let (panels, unpacked) = to.panels_and_rows::<K::Weight>();
     for group in parts(rows, GROUP) {
         let (n, term) = (group.len(), group.start - first);
-        for (row, out) in group.zip(unpacked.chunks_exact_mut(cols)) {
-            K::Weight::unpack(weights, row, columns.clone(), out)?;
-        }
+        K::Weight::unpack(weights, group, columns.clone(), &mut unpacked[..n * cols])?;
         // SAFETY: see `each_chunk`.
         unsafe { K::weight_lines(Rows::new(unpacked, cols, n, cols), term, terms, panels) };
     }

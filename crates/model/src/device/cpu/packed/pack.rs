@@ -28,6 +28,23 @@ pub(super) trait Words<T> {
     /// # Safety
     /// As [`Words::along`].
     unsafe fn across(upper: &[T], lower: &[T]) -> __m512i;
+
+    /// The same of 32 columns.
+    ///
+    /// # Safety
+    /// As [`Words::along`].
+    #[inline(always)]
+    unsafe fn across_two(upper: &[T], lower: &[T]) -> [__m512i; 2] {
+        let part =
+            |row: &[T], half: usize| (half * LANES).min(row.len())..((half + 1) * LANES).min(row.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                Self::across(&upper[part(upper, 0)], &lower[part(lower, 0)]),
+                Self::across(&upper[part(upper, 1)], &lower[part(lower, 1)]),
+            ]
+        }
+    }
 }
 
 /// Words that are one f32.
@@ -77,16 +94,26 @@ impl Words<u16> for Pair {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn along(row: &[u16]) -> __m512i {
-        let lanes = (1u64 << row.len().min(31)) - 1;
-        let lanes = if row.len() >= 32 { u64::from(u32::MAX) } else { lanes };
-        // SAFETY: only as many numbers as the row has are read.
-        unsafe { _mm512_maskz_loadu_epi16(lanes as u32, row.as_ptr().cast()) }
+        thirty_two(row)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn across(upper: &[u16], lower: &[u16]) -> __m512i {
         joined(halves(upper), halves(lower))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn across_two(upper: &[u16], lower: &[u16]) -> [__m512i; 2] {
+        let (upper, lower) = (thirty_two(upper), thirty_two(lower));
+        let first =
+            _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        // The word of column j takes entry j of both, the second from the other register.
+        let first =
+            _mm512_or_si512(first, _mm512_slli_epi32::<16>(_mm512_add_epi32(first, _mm512_set1_epi32(32))));
+        let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+        [_mm512_permutex2var_epi16(upper, first, lower), _mm512_permutex2var_epi16(upper, second, lower)]
     }
 }
 
@@ -96,6 +123,15 @@ impl Words<u16> for Pair {
 fn floats(from: &[f32]) -> __m512 {
     // SAFETY: only as many floats as there are are read.
     unsafe { _mm512_maskz_loadu_ps(lanes(from.len()), from.as_ptr()) }
+}
+
+/// Up to 32 bf16, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn thirty_two(from: &[u16]) -> __m512i {
+    let lanes = if from.len() >= 32 { u32::MAX } else { (1 << from.len()) - 1 };
+    // SAFETY: only as many numbers as there are are read.
+    unsafe { _mm512_maskz_loadu_epi16(lanes, from.as_ptr().cast()) }
 }
 
 /// Up to sixteen bf16, each in the lower half of a word.
@@ -298,13 +334,18 @@ pub(super) unsafe fn panels_of_columns<T: Copy, W: Words<T>, const PANEL: usize>
     to: &mut [u32],
 ) {
     let begin = first / W::TERMS;
-    for column in (0..x.cols).step_by(LANES) {
-        let half = &mut to[column / PANEL * words * PANEL + column % PANEL..];
-        for word in begin..end {
+    for column in (0..x.cols).step_by(PANEL) {
+        let columns = column..(column + PANEL).min(x.cols);
+        let panel = &mut to[column * words + begin * PANEL..];
+        for (word, to) in panel.chunks_exact_mut(PANEL).enumerate().take(end - begin) {
+            let row = |i: usize| if i < x.rows { &x.row(i)[columns.clone()] } else { &[] };
+            let lower = if W::TERMS == 2 { row(2 * word + 1) } else { &[] };
             // SAFETY: the features are the caller's promise.
             unsafe {
-                let line = word_across::<T, W>(x, column..(column + LANES).min(x.cols), word - begin);
-                store(line, &mut half[word * PANEL..][..LANES]);
+                let lines = W::across_two(row(word * W::TERMS), lower);
+                let (left, right) = to.split_at_mut(LANES);
+                store(lines[0], left);
+                store(lines[1], right);
             }
         }
     }

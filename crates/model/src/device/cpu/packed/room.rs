@@ -14,6 +14,8 @@ use crate::device::{DenseCopy, DenseCounter};
 pub(super) const DEPTH: usize = 512;
 /// Columns of the result that a task makes: its packed weights (256 KiB in bf16) stay in a second-level cache.
 pub(super) const TASK: usize = 256;
+/// The same at the least: whole panels.
+pub(super) const LEAST: usize = 64;
 /// Words of packed activations.
 pub(super) const ACTIVATION_WORDS: usize = 2 << 20;
 /// Rows that are unpacked together.

@@ -10,6 +10,8 @@ pub(super) use avx512::{Avx512Bf16, Avx512F32};
 
 use std::ops::Range;
 
+use formats::block::{BF16_GRAIN, K_BLOCK};
+
 use super::super::memory::HostBlocks;
 use super::super::products::ProductKernel;
 use super::rows::Rows;
@@ -26,20 +28,43 @@ pub(super) struct Out {
 
 /// What weights are unpacked to.
 pub(super) trait Weight: bytemuck::Pod {
-    /// Unpacks some columns of a row.
-    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [Self]) -> Result<()>;
+    /// Columns of a task begin at a multiple of this, or of a block where that is shorter.
+    const GRAIN: usize;
+
+    /// Unpacks some columns of rows.
+    fn unpack(
+        weights: &HostBlocks,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [Self],
+    ) -> Result<()>;
 }
 
 impl Weight for f32 {
-    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
-        weights.decode_columns(row, columns, out)
+    const GRAIN: usize = K_BLOCK;
+
+    fn unpack(
+        weights: &HostBlocks,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let mut rows = rows.zip(out.chunks_exact_mut(columns.len()));
+        rows.try_for_each(|(row, out)| weights.decode_columns(row, columns.clone(), out))
     }
 }
 
 /// As bf16.
 impl Weight for u16 {
-    fn unpack(weights: &HostBlocks, row: usize, columns: Range<usize>, out: &mut [u16]) -> Result<()> {
-        weights.decode_columns_to_bf16(row, columns, out)
+    const GRAIN: usize = BF16_GRAIN;
+
+    fn unpack(
+        weights: &HostBlocks,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [u16],
+    ) -> Result<()> {
+        weights.decode_to_bf16(rows, columns, out)
     }
 }
 
