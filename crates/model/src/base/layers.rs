@@ -77,11 +77,13 @@ impl<D: Device> Base<D> {
     ) -> Result<()> {
         let tensors = &self.layers[layer];
         let (weights, rows) = tensors.linear(&self.config, layer, role);
-        self.device.linear(x, weights, rows, write, y.reborrow())?;
-        if let Some(Update { adapter, norms, u }) = update {
-            let projection = self.config.projection(layer, role);
-            let sum = y.reborrow().matrix(n, projection.rows.len());
-            adapter.add_update(layer, &projection, n, u, sum)?;
+        let projection = self.config.projection(layer, role);
+        let added = update.as_ref().and_then(|update| update.adapter.update(layer, &projection, n, update.u));
+        match added {
+            Some(added) => self.device.linear_with(x, weights, rows, added, write, y.reborrow())?,
+            None => self.device.linear(x, weights, rows, write, y.reborrow())?,
+        }
+        if let Some(Update { adapter, norms, .. }) = update {
             if let Some(factors) = norms.and_then(|norms| norms.factors(adapter, layer, &projection)) {
                 debug_assert_eq!(write, Write::Set, "the factors of DoRA are for the product alone");
                 self.device.scale_columns(factors, y.reborrow())?;

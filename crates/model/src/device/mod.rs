@@ -171,6 +171,18 @@ pub trait BlockMatrix: Send + Sync {
     fn bytes(&self) -> u64;
 }
 
+/// What an adapter adds to a product with frozen weights: scale · u · op(b).
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a, B> {
+    /// (N, R)
+    pub u: Matrix<'a, B>,
+    /// How it is read says the op: (|rows|, R) transposed in [`Device::linear_with`], (R, C_in) as it lies in
+    /// [`Device::linear_backward_with`].
+    pub b: Matrix<'a, B>,
+    /// Factor on the product.
+    pub scale: f32,
+}
+
 /// Which elements [`Device::dropout`] keeps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mask {
@@ -537,6 +549,38 @@ pub trait Device: Clone + Send + Sync + 'static {
         write: Write,
         d_x: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
+
+    /// y (=|+=) x · W[rows]ᵀ + s · u · bᵀ      as [`Device::linear`], in one pass over y where a device can
+    fn linear_with(
+        &self,
+        x: View<'_, Self::Buffer>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        added: LowRank<'_, Self::Buffer>,
+        write: Write,
+        mut y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()> {
+        let (n, width) = (added.u.rows, rows.len());
+        self.linear(x, weights, rows, write, y.reborrow())?;
+        let LowRank { u, b, scale } = added;
+        self.matmul(scale, u, Operand::Plain, b, Operand::Transposed, Write::Add, y.matrix(n, width))
+    }
+
+    /// dx (=|+=) dy · W[rows] + s · u · b      as [`Device::linear_backward`], in one pass over dx where a device can
+    fn linear_backward_with(
+        &self,
+        d_y: View<'_, Self::Buffer>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        added: LowRank<'_, Self::Buffer>,
+        write: Write,
+        mut d_x: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()> {
+        let (n, cols) = (added.u.rows, weights.cols());
+        self.linear_backward(d_y, weights, rows, write, d_x.reborrow())?;
+        let LowRank { u, b, scale } = added;
+        self.matmul(scale, u, Operand::Plain, b, Operand::Plain, Write::Add, d_x.matrix(n, cols))
+    }
 
     /// C (=|+=) alpha · op(A) · op(B), for the low-rank factors; their backward is two more of the same.
     #[allow(clippy::too_many_arguments)]

@@ -12,7 +12,7 @@
 use super::{Adapter, Gradients, Group};
 use crate::Result;
 use crate::config::Projection;
-use crate::device::{Buffer, Device, Matrix, MatrixMut, Operand, View, ViewMut, Write};
+use crate::device::{Buffer, Device, LowRank, Matrix, MatrixMut, Operand, View, ViewMut, Write};
 use Operand::{Plain, Transposed};
 
 /// The factors of some rows of a linear layer.
@@ -62,6 +62,38 @@ impl<D: Device> Adapter<D> {
         self.device.matmul(1.0, x, Plain, a, Transposed, Write::Set, u)
     }
 
+    /// s · u_i · B[rows]ᵀ of one layer of a group, or of a part of a fused one, to be added; `None` when not adapted
+    ///
+    /// u (n, width)
+    pub(crate) fn update<'a>(
+        &'a self,
+        layer: usize,
+        projection: &Projection,
+        n: usize,
+        u: View<'a, D::Buffer>,
+    ) -> Option<LowRank<'a, D::Buffer>> {
+        let stack = self.layout.stack(layer, Group::of(projection.stored));
+        let member = stack.member(projection.stored)?;
+        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(projection.rows.len(), member.rank);
+        let u = u.matrix(n, stack.width).columns(member.columns.clone());
+        Some(LowRank { u, b, scale: member.scale })
+    }
+
+    /// du · A of a group, to be added to the gradient of its input; `None` when the group is not adapted
+    ///
+    /// du (n, width)
+    pub(crate) fn input_update<'a>(
+        &'a self,
+        layer: usize,
+        group: Group,
+        n: usize,
+        d_u: View<'a, D::Buffer>,
+    ) -> Option<LowRank<'a, D::Buffer>> {
+        let stack = self.layout.stack(layer, group);
+        let a = self.weights.part(stack.a.clone()).matrix(stack.width, stack.cols);
+        (stack.width > 0).then(|| LowRank { u: d_u.matrix(n, stack.width), b: a, scale: 1.0 })
+    }
+
     /// y += s · u_i · B[rows]ᵀ for one layer of a group, or a part of a fused one      u (n, width), y (n, |rows|)
     ///
     /// Does nothing when not adapted.
@@ -76,12 +108,12 @@ impl<D: Device> Adapter<D> {
         u: View<'_, D::Buffer>,
         y: MatrixMut<'_, D::Buffer>,
     ) -> Result<()> {
-        let stack = self.layout.stack(layer, Group::of(projection.stored));
-        let Some(member) = stack.member(projection.stored) else { return Ok(()) };
-        let n_rows = projection.rows.len();
-        let b = self.weights.part(member.b_rows(&projection.rows)).matrix(n_rows, member.rank);
-        let u = u.matrix(n, stack.width).columns(member.columns.clone());
-        self.device.matmul(member.scale, u, Plain, b, Transposed, Write::Add, y)
+        match self.update(layer, projection, n, u) {
+            Some(LowRank { u, b, scale }) => {
+                self.device.matmul(scale, u, Plain, b, Transposed, Write::Add, y)
+            }
+            None => Ok(()),
+        }
     }
 
     /// dm[rows] += Σ over the batch of dy · (sum / n)      dy, sum / n (n, |rows|). Does nothing without DoRA.

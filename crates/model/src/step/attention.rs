@@ -161,8 +161,9 @@ impl<D: Device> Pass<'_, D> {
             let d_v = rows(&deltas.v, v_width, 0, n);
             [(Role::Q, d_q, Write::Set), (Role::K, d_k, Write::Add), (Role::V, d_v, Write::Add)]
         };
-        for (role, d_y, write) in sources {
-            let linear = LinearBackward { x: h, u, d_y, d_u: rows_mut(&mut deltas.u, u_width, 0, n) };
+        for (i, (role, d_y, write)) in sources.into_iter().enumerate() {
+            let d_u = rows_mut(&mut deltas.u, u_width, 0, n);
+            let linear = LinearBackward { x: h, u, d_y, d_u, is_last: i == 2 };
             let d_h = wants_input.then(|| (write, rows_mut(&mut deltas.normed, c, 0, n)));
             self.linear_backward(index, role, n, linear, d_h, gradients)?;
         }
@@ -173,7 +174,7 @@ impl<D: Device> Pass<'_, D> {
             self.all_rows(),
             h,
             rows(&deltas.u, u_width, 0, n),
-            d_h,
+            self.with_dropout(d_h),
             gradients,
         )?;
         if !wants_input {
@@ -211,11 +212,12 @@ impl<D: Device> Pass<'_, D> {
             u: rows(&from.u_o, u_width, 0, n),
             d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, n),
+            is_last: true,
         };
         let d_attn = Some((Write::Set, rows_mut(&mut deltas.attn, attn_width, 0, n)));
         self.linear_backward(index, Role::O, n, linear, d_attn, gradients)?;
         let (x, d_u) = (rows(&from.attn, attn_width, 0, n), rows(&deltas.u, u_width, 0, n));
-        let d_attn = Some(rows_mut(&mut deltas.attn, attn_width, 0, n));
+        let d_attn = self.with_dropout(Some(rows_mut(&mut deltas.attn, attn_width, 0, n)));
         self.project_backward(index, Group::O, self.all_rows(), x, d_u, d_attn, gradients)
     }
 

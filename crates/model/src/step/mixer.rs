@@ -98,11 +98,13 @@ impl<D: Device> Pass<'_, D> {
             (Role::SsmStep, rows(&inside.steps, h, 0, n), Write::Add),
         ];
         for (role, d_y, write) in sources {
-            let linear = LinearBackward { x: input, u, d_y, d_u: rows_mut(d_u, u_width, 0, n) };
+            let (d_u, is_last) = (rows_mut(d_u, u_width, 0, n), role == Role::SsmStep);
+            let linear = LinearBackward { x: input, u, d_y, d_u, is_last };
             let d_input = wants_input.then(|| (write, rows_mut(normed, c, 0, n)));
             self.linear_backward(index, role, n, linear, d_input, gradients)?;
         }
         let (d_u, d_input) = (rows(d_u, u_width, 0, n), wants_input.then(|| rows_mut(normed, c, 0, n)));
+        let d_input = self.with_dropout(d_input);
         self.project_backward(index, Group::SsmIn, self.all_rows(), input, d_u, d_input, gradients)?;
         if !wants_input {
             return Ok(());

@@ -164,12 +164,12 @@ impl<D: Device> Pass<'_, D> {
         for (role, d_y) in gate.into_iter().chain([(Role::Up, &deltas.up)]) {
             let (d_y, d_u) = (rows(d_y, f, 0, m), rows_mut(&mut deltas.u, u_width, 0, m));
             let d_h = Some((write, rows_mut(&mut deltas.normed, c, 0, m)));
-            let linear = LinearBackward { x: h, u, d_y, d_u };
+            let linear = LinearBackward { x: h, u, d_y, d_u, is_last: role == Role::Up };
             self.linear_backward(index, role, m, linear, d_h, gradients)?;
             write = Write::Add;
         }
         let d_u = rows(&deltas.u, u_width, 0, m);
-        let d_h = Some(rows_mut(&mut deltas.normed, c, 0, m));
+        let d_h = self.with_dropout(Some(rows_mut(&mut deltas.normed, c, 0, m)));
         self.project_backward(index, Group::GateUp, tile_rows(&tile), h, d_u, d_h, gradients)?;
         if let (Some(experts), Some(gate)) = (from.experts.as_mut(), deltas.gate.as_mut())
             && config.is_routed(index)
@@ -213,11 +213,12 @@ impl<D: Device> Pass<'_, D> {
             u: rows(&from.u_down, u_width, at, m),
             d_y: d_out,
             d_u: rows_mut(&mut deltas.u, u_width, 0, m),
+            is_last: true,
         };
         let d_act = Some((Write::Set, rows_mut(&mut deltas.act, f, 0, m)));
         self.linear_backward(index, Role::Down, m, linear, d_act, gradients)?;
         let (x, d_u) = (rows(&from.act, f, at, m), rows(&deltas.u, u_width, 0, m));
-        let d_act = Some(rows_mut(&mut deltas.act, f, 0, m));
+        let d_act = self.with_dropout(Some(rows_mut(&mut deltas.act, f, 0, m)));
         self.project_backward(index, Group::Down, tile_rows(tile), x, d_u, d_act, gradients)
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct LinearBackward<'a, D: Device> {
     pub d_y: View<'a, D::Buffer>,
     /// Where the gradient of u goes: this layer's columns.
     pub d_u: ViewMut<'a, D::Buffer>,
+    /// Whether it is the last of its group: du is whole then, and its part of the input's gradient is added too.
+    pub is_last: bool,
 }
 
 impl<'a, D: Device> Pass<'a, D> {
@@ -132,8 +134,8 @@ impl<'a, D: Device> Pass<'a, D> {
         self.device().add(copy.first(y.len()), y)
     }
 
-    /// dx (=|+=) dy·W where wanted, dB += s·dyᵀ·u, du = s·dy·B; the part of dx that goes through du comes with the
-    /// group's [`Pass::project_backward`]. With DoRA dy·m/n takes the place of dy, and dm += Σ dy·(sum / n).
+    /// dx (=|+=) dy·W where wanted, dB += s·dyᵀ·u, du = s·dy·B; the part of dx that goes through du comes with the last
+    /// of a group, or with [`Pass::project_backward`] where there is dropout. With DoRA dy·m/n takes the place of dy, and dm += Σ dy·(sum / n).
     pub fn linear_backward(
         &self,
         index: usize,
@@ -143,7 +145,7 @@ impl<'a, D: Device> Pass<'a, D> {
         d_x: Option<(Write, ViewMut<'_, D::Buffer>)>,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
-        let LinearBackward { x, u, d_y, d_u } = linear;
+        let LinearBackward { x, u, d_y, mut d_u, is_last } = linear;
         let projection = self.config().projection(index, role);
         let mut copy = self.copy.borrow_mut();
         let mut d_y = d_y;
@@ -162,17 +164,23 @@ impl<'a, D: Device> Pass<'a, D> {
             device.scale_columns(factors, copy.first_mut(len))?;
             d_y = copy.first(len);
         }
-        if let Some((write, d_x)) = d_x {
-            let (weights, rows) = self.base.layers[index].linear(self.config(), index, role);
-            self.device().linear_backward(d_y, weights, rows, write, d_x)?;
+        if let Some(adapter) = self.adapter {
+            let (d_y, d_u) = (d_y.matrix(n, projection.rows.len()), d_u.reborrow());
+            adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients)?;
         }
-        match self.adapter {
-            Some(adapter) => {
-                let d_y = d_y.matrix(n, projection.rows.len());
-                adapter.update_backward(index, &projection, n, u, d_y, d_u, gradients)
-            }
-            None => Ok(()),
+        let Some((write, d_x)) = d_x else { return Ok(()) };
+        let (weights, rows) = self.base.layers[index].linear(self.config(), index, role);
+        let adapter = self.adapter.filter(|_| is_last && self.dropout.is_none());
+        let group = Group::of(projection.stored);
+        match adapter.and_then(|adapter| adapter.input_update(index, group, n, d_u.into_view())) {
+            Some(added) => self.device().linear_backward_with(d_y, weights, rows, added, write, d_x),
+            None => self.device().linear_backward(d_y, weights, rows, write, d_x),
         }
+    }
+
+    /// `d_x` for [`Pass::project_backward`] where the group's last layer has not added to it.
+    pub fn with_dropout<T>(&self, d_x: Option<T>) -> Option<T> {
+        d_x.filter(|_| self.dropout.is_some())
     }
 
     /// dA += duᵀ·drop(x), dx += drop(du·A) of a group

@@ -41,8 +41,9 @@ use formats::BlockType;
 use formats::map::Map;
 
 use super::{
-    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, Mask, Matrix, MatrixMut, Operand,
-    Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut, Write,
+    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, LowRank, Mask, Matrix, MatrixMut,
+    Operand, Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut,
+    Write,
 };
 use crate::Result;
 use crate::arena::Arena;
@@ -373,7 +374,8 @@ impl Device for Cpu {
         let _running = self.time(Part::Linear, 2 * x.len() * rows.len());
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(x.len() / weights.cols(), weights.cols(), weights) {
-            return packed::forward(panels, self.dense(), slice(x), weights, rows, write, slice_mut(y));
+            let product = packed::Product { counter: self.dense(), weights, rows, added: None, write };
+            return packed::forward(panels, product, slice(x), slice_mut(y));
         }
         linear::forward(&self.host().tile, slice(x), weights, rows, write, slice_mut(y))
     }
@@ -395,9 +397,69 @@ impl Device for Cpu {
         let _running = self.time(Part::LinearBackward, 2 * d_x.len() * rows.len());
         #[cfg(target_arch = "x86_64")]
         if let Some(panels) = self.panels(d_x.len() / weights.cols(), rows.len(), weights) {
-            return packed::backward(panels, self.dense(), slice(d_y), weights, rows, write, slice_mut(d_x));
+            let product = packed::Product { counter: self.dense(), weights, rows, added: None, write };
+            return packed::backward(panels, product, slice(d_y), slice_mut(d_x));
         }
         linear::backward(&self.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn linear_with(
+        &self,
+        x: Floats<'_>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        added: LowRank<'_, Self::Buffer>,
+        write: Write,
+        mut y: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "linear_with";
+        check_rows(op, &rows, weights)?;
+        let LowRank { u, b, scale } = added;
+        let n = x.len() / weights.cols();
+        check(op, [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len()), ("u", u.rows, n)])?;
+        check(op, [("rows of b", b.rows, rows.len()), ("columns of b", b.cols, u.cols)])?;
+        if let Some(panels) = self.panels(n, weights.cols(), weights).filter(|_| packed::has_room(u.cols)) {
+            let _running = self.time(Part::Linear, 2 * n * rows.len() * (weights.cols() + u.cols));
+            let added =
+                packed::Added::new((slice(u.view), u.stride), (slice(b.view), b.stride), (n, u.cols), scale);
+            let product = packed::Product { counter: self.dense(), weights, rows, added: Some(added), write };
+            return packed::forward(panels, product, slice(x), slice_mut(y));
+        }
+        self.linear(x, weights, rows.clone(), write, y.reborrow())?;
+        let y = y.matrix(n, rows.len());
+        self.matmul(scale, u, Operand::Plain, b, Operand::Transposed, Write::Add, y)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn linear_backward_with(
+        &self,
+        d_y: Floats<'_>,
+        weights: &Self::Weights,
+        rows: Range<usize>,
+        added: LowRank<'_, Self::Buffer>,
+        write: Write,
+        mut d_x: FloatsMut<'_>,
+    ) -> Result<()> {
+        let op = "linear_backward_with";
+        check_rows(op, &rows, weights)?;
+        let LowRank { u, b, scale } = added;
+        let n = d_x.len() / weights.cols();
+        check(op, [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())])?;
+        check(
+            op,
+            [("u", u.rows, n), ("rows of b", b.rows, u.cols), ("columns of b", b.cols, weights.cols())],
+        )?;
+        if let Some(panels) = self.panels(n, rows.len(), weights).filter(|_| packed::has_room(u.cols)) {
+            let _running = self.time(Part::LinearBackward, 2 * d_x.len() * (rows.len() + u.cols));
+            let added =
+                packed::Added::new((slice(u.view), u.stride), (slice(b.view), b.stride), (n, u.cols), scale);
+            let product = packed::Product { counter: self.dense(), weights, rows, added: Some(added), write };
+            return packed::backward(panels, product, slice(d_y), slice_mut(d_x));
+        }
+        self.linear_backward(d_y, weights, rows, write, d_x.reborrow())?;
+        let d_x = d_x.matrix(n, weights.cols());
+        self.matmul(scale, u, Operand::Plain, b, Operand::Plain, Write::Add, d_x)
     }
 
     fn matmul(

@@ -48,7 +48,7 @@ use with_kernel;
 /// Whether a product with a matrix is made here: of more than a few tokens, from blocks that are read by columns, with
 /// room for a tile of its sums' terms.
 pub(super) fn suits(n_tokens: usize, n_terms: usize, weights: &HostBlocks) -> bool {
-    let has_room = n_terms.next_multiple_of(64) * 32 <= ACTIVATION_WORDS;
+    let has_room = (n_terms + ROW_FLOATS / TASK).next_multiple_of(64) * 32 <= ACTIVATION_WORDS;
     let is_read_by_columns =
         weights.cols().is_multiple_of(32) && weights.block_type() != formats::BlockType::F32;
     n_tokens > 8 && has_room && is_read_by_columns
@@ -84,30 +84,64 @@ impl Target {
     }
 }
 
-/// y (=|+=) x · W[rows]ᵀ      x (n, cols), y (n, |rows|)
-pub(super) fn forward(
-    panels: &Panels,
-    counter: &DenseCounter,
-    x: &[f32],
-    weights: &HostBlocks,
-    rows: Range<usize>,
-    write: Write,
-    y: &mut [f32],
-) -> Result<()> {
-    let _copy = panels.counted(counter);
-    with_kernel!(panels, forward_with(panels, x, weights, rows, write, y))
+/// What is multiplied with, and what becomes of the result.
+pub(super) struct Product<'a> {
+    /// Counts what is unpacked.
+    pub counter: &'a DenseCounter,
+    pub weights: &'a HostBlocks,
+    pub rows: Range<usize>,
+    pub added: Option<Added<'a>>,
+    pub write: Write,
 }
 
-fn forward_with<K: Kernel>(
-    panels: &Panels,
-    x: &[f32],
-    weights: &HostBlocks,
-    rows: Range<usize>,
-    write: Write,
-    y: &mut [f32],
-) -> Result<()> {
+/// A product of low rank that is added as further terms of the same sums.
+#[derive(Clone, Copy)]
+pub(super) struct Added<'a> {
+    /// (n, R)
+    u: Rows<'a, f32>,
+    b: &'a [f32],
+    b_stride: usize,
+    scale: f32,
+}
+
+impl<'a> Added<'a> {
+    /// u (n, R) and b, each with its stride
+    pub(super) fn new(
+        (u, u_stride): (&'a [f32], usize),
+        (b, b_stride): (&'a [f32], usize),
+        (n, rank): (usize, usize),
+        scale: f32,
+    ) -> Self {
+        Self { u: Rows::new(u, u_stride, n, rank), b, b_stride, scale }
+    }
+
+    /// Some rows and columns of b, scaled into `to`.
+    fn scaled<'b>(&self, rows: Range<usize>, cols: Range<usize>, to: &'b mut [f32]) -> Rows<'b, f32> {
+        let (n, width) = (rows.len(), cols.len());
+        let from = &self.b[rows.start * self.b_stride + cols.start..];
+        let from = Rows::new(from, self.b_stride, n, width);
+        for (i, to) in to.chunks_exact_mut(width).enumerate().take(n) {
+            from.row(i).iter().zip(to).for_each(|(x, to)| *to = self.scale * x);
+        }
+        Rows::new(to, width, n, width)
+    }
+}
+
+/// Whether a product of this rank can be added.
+pub(super) fn has_room(rank: usize) -> bool {
+    rank > 0 && rank * TASK <= ROW_FLOATS
+}
+
+/// y (=|+=) x · W[rows]ᵀ + s · u · bᵀ      x (n, cols), y (n, |rows|), b (|rows|, R)
+pub(super) fn forward(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    let _copy = panels.counted(product.counter);
+    with_kernel!(panels, forward_with(panels, product, x, y))
+}
+
+fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    let Product { weights, rows, added, write, .. } = product;
     let (cols, width) = (weights.cols(), rows.len());
-    each_chunk::<K>(panels, x, cols, |tiles, tokens| {
+    each_chunk::<K>(panels, x, cols, added, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut y[tokens.start * width..tokens.end * width], n, width, width, write);
         let columns = task_columns(width, LEAST);
@@ -117,37 +151,35 @@ fn forward_with<K: Kernel>(
             for depth in parts(0..cols, DEPTH) {
                 let source = rows.start + of_task.start..rows.start + of_task.end;
                 pack_rows::<K>(weights, source, depth.clone(), scratch)?;
-                multiply::<K>(tiles, cols, scratch.panels(), depth, of_task.clone(), target);
+                multiply::<K>(tiles, scratch.panels(), depth, of_task.clone(), target);
+            }
+            if let Some(added) = added {
+                let (panels, scaled) = scratch.panels_and_rows::<f32>();
+                let b = added.scaled(of_task.clone(), 0..added.u.cols, scaled);
+                // SAFETY: see `each_chunk`.
+                unsafe { K::columns(b, 0, panels) };
+                multiply_added::<K>(tiles, added.u.cols, panels, of_task, target);
             }
             Ok(())
         })
     })
 }
 
-/// dx (=|+=) dy · W[rows]      dy (n, |rows|), dx (n, cols)
-pub(super) fn backward(
-    panels: &Panels,
-    counter: &DenseCounter,
-    d_y: &[f32],
-    weights: &HostBlocks,
-    rows: Range<usize>,
-    write: Write,
-    d_x: &mut [f32],
-) -> Result<()> {
-    let _copy = panels.counted(counter);
-    with_kernel!(panels, backward_with(panels, d_y, weights, rows, write, d_x))
+/// dx (=|+=) dy · W[rows] + s · u · b      dy (n, |rows|), dx (n, cols), b (R, cols)
+pub(super) fn backward(panels: &Panels, product: Product<'_>, d_y: &[f32], d_x: &mut [f32]) -> Result<()> {
+    let _copy = panels.counted(product.counter);
+    with_kernel!(panels, backward_with(panels, product, d_y, d_x))
 }
 
 fn backward_with<K: Kernel>(
     panels: &Panels,
+    product: Product<'_>,
     d_y: &[f32],
-    weights: &HostBlocks,
-    rows: Range<usize>,
-    write: Write,
     d_x: &mut [f32],
 ) -> Result<()> {
+    let Product { weights, rows, added, write, .. } = product;
     let (cols, width) = (weights.cols(), rows.len());
-    each_chunk::<K>(panels, d_y, width, |tiles, tokens| {
+    each_chunk::<K>(panels, d_y, width, added, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut d_x[tokens.start * cols..tokens.end * cols], n, cols, cols, write);
         let columns = task_columns(cols, K::Weight::GRAIN);
@@ -157,7 +189,14 @@ fn backward_with<K: Kernel>(
             for depth in parts(0..width, DEPTH) {
                 let source = rows.start + depth.start..rows.start + depth.end;
                 pack_columns::<K>(weights, source, of_task.clone(), scratch)?;
-                multiply::<K>(tiles, width, scratch.panels(), depth, of_task.clone(), target);
+                multiply::<K>(tiles, scratch.panels(), depth, of_task.clone(), target);
+            }
+            if let Some(added) = added {
+                let (panels, scaled) = scratch.panels_and_rows::<f32>();
+                let b = added.scaled(0..added.u.cols, of_task.clone(), scaled);
+                // SAFETY: see `each_chunk`.
+                unsafe { K::lines(b, 0, b.rows, panels) };
+                multiply_added::<K>(tiles, added.u.cols, panels, of_task, target);
             }
             Ok(())
         })
@@ -173,25 +212,42 @@ fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>>
     range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
 }
 
+/// Packed activations: of each tile the terms of the product, then those that are added.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    tiles: &'a [u32],
+    /// Words of the product's terms, and of both.
+    words: usize,
+    all_words: usize,
+}
+
 /// Packs the activations (n, cols), as many tokens at a time as there is room for.
 fn each_chunk<K: Kernel>(
     panels: &Panels,
     x: &[f32],
     cols: usize,
-    mut run: impl FnMut(&[u32], Range<usize>) -> Result<()>,
+    added: Option<Added<'_>>,
+    mut run: impl FnMut(Activations<'_>, Range<usize>) -> Result<()>,
 ) -> Result<()> {
     let (n, words) = (x.len() / cols, K::words(cols));
-    let chunk = (ACTIVATION_WORDS / words / K::TILE).max(1) * K::TILE;
+    let all_words = words + added.map_or(0, |added| K::words(added.u.cols));
+    let chunk = (ACTIVATION_WORDS / all_words / K::TILE).max(1) * K::TILE;
     let mut activations = panels.activations();
     for tokens in parts(0..n, chunk) {
-        let tiles = &mut activations.words()[..tokens.len().div_ceil(K::TILE) * K::TILE * words];
-        tiles.par_chunks_mut(words * K::TILE).enumerate().for_each(|(tile, to)| {
+        let tiles = &mut activations.words()[..tokens.len().div_ceil(K::TILE) * K::TILE * all_words];
+        tiles.par_chunks_mut(all_words * K::TILE).enumerate().for_each(|(tile, to)| {
             let first = tokens.start + tile * K::TILE;
             let rows = K::TILE.min(tokens.end - first);
+            let (of_product, of_added) = to.split_at_mut(words * K::TILE);
             // SAFETY: `Panels` are made only where the kernel is possible.
-            unsafe { K::tiles(Rows::new(&x[first * cols..], cols, rows, cols), to) };
+            unsafe {
+                K::tiles(Rows::new(&x[first * cols..], cols, rows, cols), of_product);
+                if let Some(Added { u, .. }) = added {
+                    K::tiles(u.part(first..first + rows, 0..u.cols), of_added);
+                }
+            }
         });
-        run(tiles, tokens)?;
+        run(Activations { tiles, words, all_words }, tokens)?;
     }
     Ok(())
 }
@@ -234,18 +290,31 @@ fn pack_columns<K: Kernel>(
 
 /// All tokens against packed weights: some columns of the result, some terms of their sums.
 fn multiply<K: Kernel>(
-    tiles: &[u32],
-    terms: usize,
+    x: Activations<'_>,
     panels: &[u32],
     depth: Range<usize>,
     columns: Range<usize>,
     target: Target,
 ) {
-    let (all_words, words, before) = (K::words(terms), K::words(depth.len()), depth.start / K::TERMS);
-    let tiles = Tiles { words: &tiles[before * K::TILE..], stride: all_words * K::TILE };
+    let (words, before) = (K::words(depth.len()), depth.start / K::TERMS);
+    let tiles = Tiles { words: &x.tiles[before * K::TILE..], stride: x.all_words * K::TILE };
     let out = target.out(&(0..target.rows), &columns, depth.start == 0);
     // SAFETY: the columns are this task's alone; see `each_chunk`.
     unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
+}
+
+/// The terms that are added.
+fn multiply_added<K: Kernel>(
+    x: Activations<'_>,
+    rank: usize,
+    panels: &[u32],
+    columns: Range<usize>,
+    target: Target,
+) {
+    let tiles = Tiles { words: &x.tiles[x.words * K::TILE..], stride: x.all_words * K::TILE };
+    let out = target.out(&(0..target.rows), &columns, false);
+    // SAFETY: as in `multiply`.
+    unsafe { K::multiply(K::words(rank), tiles, panels, (target.rows, columns.len()), out) };
 }
 
 /// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)
