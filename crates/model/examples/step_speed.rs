@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use formats::TensorSource;
 use formats::config::HfConfig;
+#[cfg(target_arch = "x86_64")]
+use formats::isa::Isa;
 use formats::observe::Silent;
 use formats::source::rows_and_cols;
 use model::arena::Arena;
@@ -66,6 +68,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (n, kept_layers) = (argument(1, "512").parse::<usize>()?, argument(2, "0").parse()?);
     let (quant, options) = (Quant::parse(argument(3, "q4_k_m"))?, LoraOptions::default());
     let kernel = kernel(argument(4, "16"))?;
+    #[cfg(target_arch = "x86_64")]
+    if kernel == ProductKernel::Avx2F32 {
+        // Everything else then as on a processor that has no more.
+        assert!(Isa::limit_to(Isa::Avx2), "nothing has asked before");
+    }
     let device = Cpu::with_kernel(Arena::unlimited(), kernel)?;
     let base = Arc::new(Base::load(&device, &config, &Noise::new(&config), quant, &mut Silent)?);
     let mut adapter = Adapter::new(&device, &config, &options, 1)?;

@@ -8,7 +8,8 @@ use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
 use model::config::{LongRope, NormKind, Rope, RopeScaling, Window};
-use model::device::{Activation, Device};
+use model::device::cpu::fixed_bytes;
+use model::device::{Activation, Device, Precision};
 use model::lora::Gradients;
 use model::optimizer::{AdamWOptions, Moment};
 use model::step::{Batch, IGNORE, LayerInputs, LossSum, StepPlan, workspace_bytes};
@@ -434,9 +435,9 @@ fn no_dense_copy_outlives_its_use_and_the_plan_is_what_is_drawn() {
     let options = options();
     let mut bench = Bench::new(&config, Quant::Q4KM, &options, plan);
     let base = bench.step.base().clone();
-    let tile = 4 * model::device::cpu::TILE_FLOATS as u64;
+    let fixed: u64 = fixed_bytes(Precision::F32).iter().map(|(_, bytes)| bytes).sum();
     let planned: u64 = workspace_bytes(&config, Some(&options), &plan).unwrap().iter().map(|(_, b)| b).sum();
-    let resident = tile + base.bytes() + 4 * bench.adapter.n_weights() as u64 + planned;
+    let resident = fixed + base.bytes() + 4 * bench.adapter.n_weights() as u64 + planned;
     assert_eq!(bench.device.arena().used_bytes(), resident);
 
     let before = bench.device.arena().peak_bytes();
@@ -449,7 +450,10 @@ fn no_dense_copy_outlives_its_use_and_the_plan_is_what_is_drawn() {
     assert_eq!(bench.device.dense().live_bytes(), 0);
     let largest = 4 * (config.vocab_size * config.hidden) as u64;
     let peak = bench.device.dense().peak_bytes();
-    assert!(peak > 0 && peak <= tile.max(largest), "at most one tile, or one chunk while loading: {peak}");
+    assert!(
+        peak > 0 && peak <= fixed.max(largest),
+        "at most what is packed, or one chunk while loading: {peak}"
+    );
 }
 
 #[test]
@@ -459,8 +463,8 @@ fn a_cap_below_the_plan_is_refused_with_what_and_how_much() {
     let device = Cpu::new(Arena::unlimited()).unwrap();
     let base =
         Base::load(&device, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
-    let tile = 4 * model::device::cpu::TILE_FLOATS as u64;
-    let capped = Cpu::new(Arena::new(base.bytes() + tile + (64 << 10))).unwrap();
+    let fixed: u64 = fixed_bytes(Precision::F32).iter().map(|(_, bytes)| bytes).sum();
+    let capped = Cpu::new(Arena::new(base.bytes() + fixed + (64 << 10))).unwrap();
     let base =
         Base::load(&capped, &config, &HashedCheckpoint::new(&config), Quant::Q4KM, &mut Silent).unwrap();
     let refused = TrainStep::new(Arc::new(base), None, plan).err().unwrap().to_string();

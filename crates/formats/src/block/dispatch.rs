@@ -5,12 +5,15 @@
 //! in the decoders, 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
+
 use super::{BlockType, nf4, nf4_ic, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 /// Encodes whole rows whose lengths have been checked.
 pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
+    if Isa::get() >= Isa::Avx2 {
         // SAFETY: the processor has just said that it has AVX2.
         unsafe { encode_avx2(ty, weights, cols, imatrix, out) };
         return;
@@ -47,16 +50,12 @@ fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<
 /// Decodes whole blocks whose lengths have been checked; of NF4 those from column `start` on of a row of `cols`.
 pub(super) fn decode(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-            // SAFETY: the processor has just said that it has these extensions.
-            return unsafe { decode_avx512(ty, blocks, (cols, start), out) };
-        }
-        if has!("avx2") {
-            // SAFETY: the processor has just said that it has AVX2.
-            return unsafe { decode_avx2(ty, blocks, (cols, start), out) };
-        }
+    match Isa::get() {
+        // SAFETY: the processor has said that it has these extensions.
+        Isa::Avx512 => return unsafe { decode_avx512(ty, blocks, (cols, start), out) },
+        // SAFETY: as above.
+        Isa::Avx2 => return unsafe { decode_avx2(ty, blocks, (cols, start), out) },
+        Isa::Baseline => {}
     }
     decode_portable(ty, blocks, (cols, start), out);
 }

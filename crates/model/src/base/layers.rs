@@ -83,11 +83,10 @@ impl<D: Device> Base<D> {
             Some(added) => self.device.linear_with(x, weights, rows, added, write, y.reborrow())?,
             None => self.device.linear(x, weights, rows, write, y.reborrow())?,
         }
-        if let Some(Update { adapter, norms, .. }) = update {
-            if let Some(factors) = norms.and_then(|norms| norms.factors(adapter, layer, &projection)) {
-                debug_assert_eq!(write, Write::Set, "the factors of DoRA are for the product alone");
-                self.device.scale_columns(factors, y.reborrow())?;
-            }
+        let factors = update.and_then(|update| update.norms?.factors(update.adapter, layer, &projection));
+        if let Some(factors) = factors {
+            debug_assert_eq!(write, Write::Set, "the factors of DoRA are for the product alone");
+            self.device.scale_columns(factors, y.reborrow())?;
         }
         match role.bias().and_then(|bias| tensors.vector(bias)) {
             Some(bias) => self.device.add_row(bias.all(), y),

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses some of these")]
 
+use formats::block::{self, BlockType};
 use model::arena::Arena;
 use model::device::{Buffer, Device, cpu::Cpu};
 
@@ -96,4 +97,35 @@ pub fn assert_gradient(
 
 pub fn dot(a: &[f64], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, &b)| a * f64::from(b)).sum()
+}
+
+/// (m, k) · (n, k)ᵀ
+pub fn product_transposed(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
+    let row =
+        |a: &[f64]| b.chunks(k).map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect::<Vec<f64>>();
+    a.chunks(k).flat_map(row).collect()
+}
+
+pub fn transposed(a: &[f64], cols: usize) -> Vec<f64> {
+    (0..cols).flat_map(|j| a.chunks(cols).map(move |row| row[j])).collect()
+}
+
+/// A frozen matrix on the device and what its blocks decode to.
+pub fn frozen(
+    cpu: &Cpu,
+    ty: BlockType,
+    rows: usize,
+    cols: usize,
+    random: &mut Random,
+) -> (<Cpu as Device>::Weights, Vec<f32>) {
+    let mut blocks = vec![0; rows * ty.row_bytes(cols).unwrap()];
+    block::encode(ty, &random.values(rows * cols), cols, None, &mut blocks).unwrap();
+    let mut dense = vec![0.0; rows * cols];
+    let row_bytes = ty.row_bytes(cols).unwrap();
+    for (row, out) in blocks.chunks(row_bytes).zip(dense.chunks_mut(cols)) {
+        block::decode(ty, row, out).unwrap();
+    }
+    let mut weights = cpu.alloc_weights("test", ty, rows, cols).unwrap();
+    cpu.upload_rows(&blocks, 0, &mut weights).unwrap();
+    (weights, dense)
 }

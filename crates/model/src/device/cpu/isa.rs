@@ -1,50 +1,10 @@
-//! One body, compiled for several instruction sets; which one runs is found out once, at run time.
+//! One body, compiled for several instruction sets; which one runs is found out once, at run time: [`formats::isa`].
 //!
 //! Bodies use plain f32 operations without fused multiply-add and reduce in [`LANES`] fixed lanes, so that AVX2,
 //! AVX-512 and baseline give the same bits: the sets differ in speed alone.
 
-use std::sync::OnceLock;
-
 /// Partial sums of a reduction; 16 f32 fill one AVX-512 register, two AVX2 registers.
 pub(super) const LANES: usize = 16;
-
-/// Instruction sets that bodies are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Isa {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Baseline,
-}
-
-impl Isa {
-    /// The widest set that this processor has.
-    pub(super) fn get() -> Isa {
-        static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(Isa::detect)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn detect() -> Isa {
-        let has_avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq");
-        if has_avx512 {
-            Isa::Avx512
-        } else if is_x86_feature_detected!("avx2") {
-            Isa::Avx2
-        } else {
-            Isa::Baseline
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn detect() -> Isa {
-        Isa::Baseline
-    }
-}
 
 /// Defines a function whose body is compiled for each [`Isa`] and dispatched at run time.
 macro_rules! multiversion {
@@ -59,12 +19,12 @@ macro_rules! multiversion {
                 fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                match $crate::device::cpu::isa::Isa::get() {
+                match formats::isa::Isa::get() {
                     // SAFETY: `Isa::get` found the features of this arm on this processor.
-                    $crate::device::cpu::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    formats::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::device::cpu::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::device::cpu::isa::Isa::Baseline => {}
+                    formats::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    formats::isa::Isa::Baseline => {}
                 }
             }
             body($($arg),*)

@@ -102,7 +102,7 @@ impl Panels {
 
     /// Counts what is unpacked while an op runs.
     pub(super) fn counted(&self, counter: &DenseCounter) -> DenseCopy {
-        counter.count((4 * PANEL_WORDS * self.scratch.len()) as u64)
+        counter.count((4 * TASK * DEPTH * self.scratch.len()) as u64)
     }
 
     pub(super) fn activations(&self) -> MutexGuard<'_, Words> {
