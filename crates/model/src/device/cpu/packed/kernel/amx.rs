@@ -5,6 +5,7 @@
 //! here as assembly.
 
 use std::arch::asm;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
@@ -107,6 +108,8 @@ impl Kernel for AmxBf16 {
                     let out = Out { start: out.start.add(column), ..out };
                     if rows == BLOCK && column + BLOCK <= cols {
                         block(words, a, b, out);
+                    } else if rows == BLOCK && column + SIDE == cols {
+                        left_half(words, a, b, out);
                     } else {
                         edge(words, a, b, (rows, BLOCK.min(cols - column)), out);
                     }
@@ -124,15 +127,15 @@ impl Kernel for AmxBf16 {
 /// As [`block`], of `out` but for the rows and columns that it has not.
 #[cold]
 unsafe fn edge(words: usize, a: *const u32, b: *const u32, (rows, cols): (usize, usize), out: Out) {
-    let mut edge = Edge([0.0; BLOCK * BLOCK]);
-    let whole = Out { start: edge.0.as_mut_ptr(), stride: BLOCK, adds: false };
-    // SAFETY: the caller's promises are the callee's; our own block is whole.
+    let mut edge = MaybeUninit::<Edge>::uninit();
+    let whole = Out { start: edge.as_mut_ptr().cast(), stride: BLOCK, adds: false };
+    // SAFETY: the caller's promises are the callee's; our own block is whole, and what is copied of it has been written.
     unsafe {
         match rows > SIDE {
             true => block(words, a, b, whole),
             false => upper_half(words, a, b, whole),
         }
-        edge.copy_to(rows, cols, out);
+        copy(whole, (rows, cols), out);
     }
 }
 
@@ -140,17 +143,20 @@ unsafe fn edge(words: usize, a: *const u32, b: *const u32, (rows, cols): (usize,
 #[repr(C, align(64))]
 struct Edge([f32; BLOCK * BLOCK]);
 
-impl Edge {
-    /// # Safety
-    /// `out` has the rows and columns.
-    unsafe fn copy_to(&self, rows: usize, cols: usize, out: Out) {
-        for (i, row) in self.0.chunks_exact(BLOCK).enumerate().take(rows) {
-            // SAFETY: the row is inside of `out` and no one else's.
-            let to = unsafe { std::slice::from_raw_parts_mut(out.start.add(i * out.stride), cols) };
-            match out.adds {
-                true => to.iter_mut().zip(row).for_each(|(to, x)| *to += x),
-                false => to.copy_from_slice(&row[..cols]),
-            }
+/// Some rows and columns of a block.
+///
+/// # Safety
+/// Both have them.
+unsafe fn copy(block: Out, (rows, cols): (usize, usize), out: Out) {
+    for i in 0..rows {
+        // SAFETY: the row is inside of both, and of `out` no one else's.
+        let (row, to) = unsafe {
+            let row = std::slice::from_raw_parts(block.start.add(i * block.stride), cols);
+            (row, std::slice::from_raw_parts_mut(out.start.add(i * out.stride), cols))
+        };
+        match out.adds {
+            true => to.iter_mut().zip(row).for_each(|(to, x)| *to += x),
+            false => to.copy_from_slice(row),
         }
     }
 }
@@ -238,6 +244,49 @@ unsafe fn upper_half(words: usize, a: *const u32, b: *const u32, out: Out) {
             a_row = in(reg) 64u64,
             b_row = in(reg) 128u64,
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// The first 16 of 32 columns: what adapters of rank 16 make.
+///
+/// # Safety
+/// As [`block`].
+unsafe fn left_half(words: usize, a: *const u32, b: *const u32, out: Out) {
+    // SAFETY: reads 32 · words of a and of b, reads and writes 32 x 16 of out.
+    unsafe {
+        asm!(
+            "test {adds}, {adds}",
+            "jz 2f",
+            "tileloadd tmm0, [{upper} + {stride}*1]",
+            "tileloadd tmm2, [{lower} + {stride}*1]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm2",
+            "3:",
+            "tileloadd tmm6, [{b} + {b_row}*1]",
+            "tileloadd tmm4, [{a} + {a_row}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a} + {a_row}*1 + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "add {a}, 2048",
+            "add {b}, 2048",
+            "sub {words}, 16",
+            "jnz 3b",
+            "tilestored [{upper} + {stride}*1], tmm0",
+            "tilestored [{lower} + {stride}*1], tmm2",
+            adds = in(reg) u64::from(out.adds),
+            upper = in(reg) out.start,
+            lower = in(reg) out.start.add(SIDE * out.stride),
+            stride = in(reg) 4 * out.stride,
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            words = inout(reg) words => _,
+            a_row = in(reg) 64u64,
+            b_row = in(reg) 128u64,
+            out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             options(nostack),
         );
     }
