@@ -147,7 +147,7 @@ pub enum Error {
         capacity_bytes: u64,
     },
     /// Products in 16 bits on a processor without instructions for them.
-    #[error("this processor has no instructions for products in 16 bits (AVX-512 BF16)")]
+    #[error("this processor has no instructions for products in 16 bits (AMX or AVX-512 BF16)")]
     Precision,
     /// A batch that the step cannot run.
     #[error("batch: {what} is {found}, expected {expected}")]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use model::device::Precision;
 use trainer::Length;
 use trainer::options::{AdapterOptions, DataOptions, EvalOptions, ModelOptions, Options, TrainOptions};
 
@@ -36,7 +37,12 @@ fn stories_start_at_the_published_loss_and_are_learned() {
 
     let (outcome, _) = train(&Options {
         run_dir: dir.path().join("run"),
-        model: ModelOptions { base, quant: Some("f32".into()), ..ModelOptions::default() },
+        model: ModelOptions {
+            base,
+            quant: Some("f32".into()),
+            compute: Some(Precision::F32),
+            ..ModelOptions::default()
+        },
         adapter: AdapterOptions { rank: 8, alpha: 16.0, ..AdapterOptions::default() },
         data: DataOptions {
             train: vec![stories.clone()],

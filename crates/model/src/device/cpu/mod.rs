@@ -1,4 +1,5 @@
-//! The CPU side of the op trait: shapes are checked here, those of experts in `expert_ops`; each group of ops has a file.
+//! The CPU side of the op trait: shapes are checked here, those of products in `product_ops`, of experts in
+//! `expert_ops`; each group of ops has a file.
 //!
 //! Ops share work over the rayon pool in which they are called. Work is split at fixed places and no sum crosses a
 //! split, so results depend neither on timing nor on which thread did what.
@@ -22,6 +23,7 @@ mod norm;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 pub(crate) mod product;
+mod product_ops;
 mod products;
 mod rope;
 mod rows;
@@ -47,9 +49,8 @@ use super::{
 };
 use crate::Result;
 use crate::arena::Arena;
-use checks::{Written, attention_rows, check, check_ids, check_rows, check_segments, shape};
+use checks::{check, check_ids, check_rows, shape};
 use memory::{slice, slice_mut};
-use product::{Mat, MatMut, Threads, multiply};
 
 type Floats<'a> = View<'a, HostBuffer<f32>>;
 type FloatsMut<'a> = ViewMut<'a, HostBuffer<f32>>;
@@ -368,16 +369,7 @@ impl Device for Cpu {
         write: Write,
         y: FloatsMut<'_>,
     ) -> Result<()> {
-        check_rows("linear", &rows, weights)?;
-        let n = x.len() / weights.cols();
-        check("linear", [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len())])?;
-        let _running = self.time(Part::Linear, 2 * x.len() * rows.len());
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.panels(x.len() / weights.cols(), weights.cols(), weights) {
-            let product = packed::Product { counter: self.dense(), weights, rows, added: None, write };
-            return packed::forward(panels, product, slice(x), slice_mut(y));
-        }
-        linear::forward(&self.host().tile, slice(x), weights, rows, write, slice_mut(y))
+        product_ops::linear(self, x, weights, rows, None, write, y)
     }
 
     fn linear_backward(
@@ -388,22 +380,9 @@ impl Device for Cpu {
         write: Write,
         d_x: FloatsMut<'_>,
     ) -> Result<()> {
-        check_rows("linear_backward", &rows, weights)?;
-        let n = d_x.len() / weights.cols();
-        check(
-            "linear_backward",
-            [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())],
-        )?;
-        let _running = self.time(Part::LinearBackward, 2 * d_x.len() * rows.len());
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.panels(d_x.len() / weights.cols(), rows.len(), weights) {
-            let product = packed::Product { counter: self.dense(), weights, rows, added: None, write };
-            return packed::backward(panels, product, slice(d_y), slice_mut(d_x));
-        }
-        linear::backward(&self.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x))
+        product_ops::linear_backward(self, d_y, weights, rows, None, write, d_x)
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn linear_with(
         &self,
         x: Floats<'_>,
@@ -411,27 +390,11 @@ impl Device for Cpu {
         rows: Range<usize>,
         added: LowRank<'_, Self::Buffer>,
         write: Write,
-        mut y: FloatsMut<'_>,
+        y: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "linear_with";
-        check_rows(op, &rows, weights)?;
-        let LowRank { u, b, scale } = added;
-        let n = x.len() / weights.cols();
-        check(op, [("x", x.len(), n * weights.cols()), ("y", y.len(), n * rows.len()), ("u", u.rows, n)])?;
-        check(op, [("rows of b", b.rows, rows.len()), ("columns of b", b.cols, u.cols)])?;
-        if let Some(panels) = self.panels(n, weights.cols(), weights).filter(|_| packed::has_room(u.cols)) {
-            let _running = self.time(Part::Linear, 2 * n * rows.len() * (weights.cols() + u.cols));
-            let added =
-                packed::Added::new((slice(u.view), u.stride), (slice(b.view), b.stride), (n, u.cols), scale);
-            let product = packed::Product { counter: self.dense(), weights, rows, added: Some(added), write };
-            return packed::forward(panels, product, slice(x), slice_mut(y));
-        }
-        self.linear(x, weights, rows.clone(), write, y.reborrow())?;
-        let y = y.matrix(n, rows.len());
-        self.matmul(scale, u, Operand::Plain, b, Operand::Transposed, Write::Add, y)
+        product_ops::linear(self, x, weights, rows, Some(added), write, y)
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn linear_backward_with(
         &self,
         d_y: Floats<'_>,
@@ -439,27 +402,9 @@ impl Device for Cpu {
         rows: Range<usize>,
         added: LowRank<'_, Self::Buffer>,
         write: Write,
-        mut d_x: FloatsMut<'_>,
+        d_x: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "linear_backward_with";
-        check_rows(op, &rows, weights)?;
-        let LowRank { u, b, scale } = added;
-        let n = d_x.len() / weights.cols();
-        check(op, [("d_x", d_x.len(), n * weights.cols()), ("d_y", d_y.len(), n * rows.len())])?;
-        check(
-            op,
-            [("u", u.rows, n), ("rows of b", b.rows, u.cols), ("columns of b", b.cols, weights.cols())],
-        )?;
-        if let Some(panels) = self.panels(n, rows.len(), weights).filter(|_| packed::has_room(u.cols)) {
-            let _running = self.time(Part::LinearBackward, 2 * d_x.len() * (rows.len() + u.cols));
-            let added =
-                packed::Added::new((slice(u.view), u.stride), (slice(b.view), b.stride), (n, u.cols), scale);
-            let product = packed::Product { counter: self.dense(), weights, rows, added: Some(added), write };
-            return packed::backward(panels, product, slice(d_y), slice_mut(d_x));
-        }
-        self.linear_backward(d_y, weights, rows, write, d_x.reborrow())?;
-        let d_x = d_x.matrix(n, weights.cols());
-        self.matmul(scale, u, Operand::Plain, b, Operand::Plain, Write::Add, d_x)
+        product_ops::linear_backward(self, d_y, weights, rows, Some(added), write, d_x)
     }
 
     fn matmul(
@@ -472,26 +417,7 @@ impl Device for Cpu {
         write: Write,
         c: MatrixMut<'_, Self::Buffer>,
     ) -> Result<()> {
-        let oriented =
-            |rows, cols, operand| if operand == Operand::Plain { (rows, cols) } else { (cols, rows) };
-        let (m, k) = oriented(a.rows, a.cols, a_as);
-        let (b_rows, n) = oriented(b.rows, b.cols, b_as);
-        check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
-        let _running = self.time(Part::Adapter, 2 * m * n * k);
-        let to = slice_mut(c.view);
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.dense_panels() {
-            let left = packed::Side::new(slice(a.view), a.stride, (a.rows, a.cols), a_as);
-            let right = packed::Side::new(slice(b.view), b.stride, (b.rows, b.cols), b_as);
-            if packed::matmul(panels, alpha, left, right, write, (&mut *to, c.stride)) {
-                return Ok(());
-            }
-        }
-        let a = Mat::new(slice(a.view), a.rows, a.cols, a.stride);
-        let b = Mat::new(slice(b.view), b.rows, b.cols, b.stride);
-        let c = MatMut::new(to, c.rows, c.cols, c.stride);
-        multiply(alpha, a.read_as(a_as), b.read_as(b_as), write, c, Threads::All);
-        Ok(())
+        product_ops::matmul(self, alpha, (a, a_as), (b, b_as), write, c)
     }
 
     fn route(
@@ -562,19 +488,7 @@ impl Device for Cpu {
         out: FloatsMut<'_>,
         lse: FloatsMut<'_>,
     ) -> Result<()> {
-        let (n, n_keys) = attention_rows("attention", heads, q, k, v)?;
-        check("attention", [("out", out.len(), n * heads.n_heads * heads.value_dim)])?;
-        check("attention", [("lse", lse.len(), n * heads.n_heads)])?;
-        check_segments("attention", segments, n, n_keys, Written::Queries)?;
-        let _running = self.time(Part::Attention, attention::flops(heads, segments));
-        let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.attention_panels(heads, segments) {
-            packed::attention::forward(panels, inputs, segments, slice_mut(out), slice_mut(lse));
-            return Ok(());
-        }
-        attention::forward(inputs, segments, slice_mut(out), slice_mut(lse));
-        Ok(())
+        product_ops::attention(self, heads, segments, [q, k, v], out, lse)
     }
 
     fn attention_backward(
@@ -591,26 +505,7 @@ impl Device for Cpu {
         d_k: FloatsMut<'_>,
         d_v: FloatsMut<'_>,
     ) -> Result<()> {
-        let op = "attention_backward";
-        let (n, n_keys) = attention_rows(op, heads, q, k, v)?;
-        check(
-            op,
-            [("out", out.len(), n * heads.n_heads * heads.value_dim), ("d_out", d_out.len(), out.len())],
-        )?;
-        check(op, [("lse", lse.len(), n * heads.n_heads), ("d_q", d_q.len(), q.len())])?;
-        check(op, [("d_k", d_k.len(), k.len()), ("d_v", d_v.len(), v.len())])?;
-        check_segments(op, segments, n, n_keys, Written::QueriesAndKeys)?;
-        let _running = self.time(Part::AttentionBackward, attention::backward_flops(heads, segments));
-        let inputs = attention::Inputs { heads, q: slice(q), k: slice(k), v: slice(v) };
-        let outputs = attention::Outputs { out: slice(out), lse: slice(lse), d_out: slice(d_out) };
-        let (d_q, d_k, d_v) = (slice_mut(d_q), slice_mut(d_k), slice_mut(d_v));
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = self.attention_panels(heads, segments) {
-            packed::attention::backward(panels, inputs, segments, outputs, d_q, d_k, d_v);
-            return Ok(());
-        }
-        attention::backward(inputs, segments, outputs, d_q, d_k, d_v);
-        Ok(())
+        product_ops::attention_backward(self, heads, segments, [q, k, v], [out, lse, d_out], [d_q, d_k, d_v])
     }
 
     fn group_norm(

@@ -127,20 +127,20 @@ impl<'a> Added<'a> {
     }
 }
 
-/// Whether a product of this rank can be added.
+/// Whether a product of this rank can be added, 0 being none.
 pub(super) fn has_room(rank: usize) -> bool {
-    rank > 0 && rank * TASK <= ROW_FLOATS
+    rank * TASK <= ROW_FLOATS
 }
 
 /// y (=|+=) x · W[rows]ᵀ + s · u · bᵀ      x (n, cols), y (n, |rows|), b (|rows|, R)
 pub(super) fn forward(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    let _copy = panels.counted(product.counter);
     with_kernel!(panels, forward_with(panels, product, x, y))
 }
 
 fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    let Product { weights, rows, added, write, .. } = product;
+    let Product { counter, weights, rows, added, write } = product;
     let (cols, width) = (weights.cols(), rows.len());
+    let _copy = panels.counted::<K>(counter, width, cols);
     each_chunk::<K>(panels, x, cols, added, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut y[tokens.start * width..tokens.end * width], n, width, width, write);
@@ -167,7 +167,6 @@ fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: 
 
 /// dx (=|+=) dy · W[rows] + s · u · b      dy (n, |rows|), dx (n, cols), b (R, cols)
 pub(super) fn backward(panels: &Panels, product: Product<'_>, d_y: &[f32], d_x: &mut [f32]) -> Result<()> {
-    let _copy = panels.counted(product.counter);
     with_kernel!(panels, backward_with(panels, product, d_y, d_x))
 }
 
@@ -177,8 +176,9 @@ fn backward_with<K: Kernel>(
     d_y: &[f32],
     d_x: &mut [f32],
 ) -> Result<()> {
-    let Product { weights, rows, added, write, .. } = product;
+    let Product { counter, weights, rows, added, write } = product;
     let (cols, width) = (weights.cols(), rows.len());
+    let _copy = panels.counted::<K>(counter, cols, width);
     each_chunk::<K>(panels, d_y, width, added, |tiles, tokens| {
         let n = tokens.len();
         let target = Target::new(&mut d_x[tokens.start * cols..tokens.end * cols], n, cols, cols, write);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytemuck::{Pod, Zeroable};
 
 use super::super::products::ProductKernel;
-use super::Weight;
+use super::{Kernel, Weight};
 use crate::Result;
 use crate::arena::{Arena, Drawn};
 use crate::device::{DenseCopy, DenseCounter};
@@ -100,9 +100,15 @@ impl Panels {
         })
     }
 
-    /// Counts what is unpacked while an op runs.
-    pub(super) fn counted(&self, counter: &DenseCounter) -> DenseCopy {
-        counter.count((4 * TASK * DEPTH * self.scratch.len()) as u64)
+    /// Counts what is unpacked while an op runs: of each thread up to `columns` columns of `terms` terms.
+    pub(super) fn counted<K: Kernel>(
+        &self,
+        counter: &DenseCounter,
+        columns: usize,
+        terms: usize,
+    ) -> DenseCopy {
+        let tasks = columns.div_ceil(TASK).clamp(1, self.scratch.len());
+        counter.count((4 * columns.min(tasks * TASK) * K::words(terms.min(DEPTH))) as u64)
     }
 
     pub(super) fn activations(&self) -> MutexGuard<'_, Words> {
