@@ -15,7 +15,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Rounded factors differ by 2^-9; what a step changes in the weights differs then too, and the next step shows it.
-ABSOLUTE, RELATIVE = 0.02, 0.05
+ABSOLUTE, RELATIVE = 0.005, 0.002
 MATCH = 1.0
 
 
