@@ -72,10 +72,11 @@ impl Cpu {
             return Err(crate::Error::Precision);
         }
         let tile = DenseTile::new(&arena)?;
-        let is_packed = kernel != ProductKernel::Portable;
         Ok(Self(Arc::new(Host {
             #[cfg(target_arch = "x86_64")]
-            panels: is_packed.then(|| packed::Panels::new(&arena, kernel)).transpose()?,
+            panels: (kernel != ProductKernel::Portable)
+                .then(|| packed::Panels::new(&arena, kernel))
+                .transpose()?,
             arena,
             tile,
             clock: Clock::default(),
@@ -112,9 +113,9 @@ impl Cpu {
         self.0.panels.as_ref().filter(|panels| packed::attention::suits(panels, heads, segments))
     }
 
-    /// Where products of dense matrices are made of packed operands.
+    /// Where a product of dense matrices (m, k) · (k, n) is made of packed operands.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn dense_panels(&self) -> Option<&packed::Panels> {
-        self.0.panels.as_ref()
+    pub(super) fn dense_panels(&self, m: usize, n: usize, k: usize) -> Option<&packed::Panels> {
+        self.0.panels.as_ref().filter(|_| packed::suits_dense(m, n, k))
     }
 }

@@ -111,6 +111,8 @@ impl HostBlocks {
     }
 }
 
+/// What packed products ask for.
+#[cfg(target_arch = "x86_64")]
 impl HostBlocks {
     /// Unpacks some columns of a row, from the beginning of a block to the end of one.
     pub(super) fn decode_columns(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {

@@ -10,7 +10,7 @@ use super::packed;
 use super::product::{Mat, MatMut, Threads, multiply};
 use super::{Cpu, Floats, FloatsMut, Part, attention as blockwise, linear as dense_tile};
 use crate::Result;
-use crate::device::{BlockMatrix, Device, Heads, LowRank, Matrix, MatrixMut, Operand, Segment, Write};
+use crate::device::{BlockMatrix, Heads, LowRank, Matrix, MatrixMut, Operand, Segment, Write};
 
 type Added<'a> = Option<LowRank<'a, HostBuffer<f32>>>;
 
@@ -33,7 +33,7 @@ pub(super) fn linear(
     #[cfg(target_arch = "x86_64")]
     if let Some(panels) = cpu.panels(n, cols, weights).filter(|_| packed::has_room(rank)) {
         let added = added.map(further_terms);
-        let product = packed::Product { counter: cpu.dense(), weights, rows, added, write };
+        let product = packed::Product { counter: cpu.host().tile.counter(), weights, rows, added, write };
         return packed::forward(panels, product, slice(x), slice_mut(y));
     }
     dense_tile::forward(&cpu.host().tile, slice(x), weights, rows, write, slice_mut(y.reborrow()))?;
@@ -59,7 +59,7 @@ pub(super) fn linear_backward(
     #[cfg(target_arch = "x86_64")]
     if let Some(panels) = cpu.panels(n, width, weights).filter(|_| packed::has_room(rank)) {
         let added = added.map(further_terms);
-        let product = packed::Product { counter: cpu.dense(), weights, rows, added, write };
+        let product = packed::Product { counter: cpu.host().tile.counter(), weights, rows, added, write };
         return packed::backward(panels, product, slice(d_y), slice_mut(d_x));
     }
     dense_tile::backward(&cpu.host().tile, slice(d_y), weights, rows, write, slice_mut(d_x.reborrow()))?;
@@ -103,7 +103,7 @@ pub(super) fn matmul(
     a: Side<'_>,
     b: Side<'_>,
     write: Write,
-    mut c: MatrixMut<'_, HostBuffer<f32>>,
+    c: MatrixMut<'_, HostBuffer<f32>>,
 ) -> Result<()> {
     let oriented = |(x, operand): &Side<'_>| match operand {
         Operand::Plain => (x.rows, x.cols),
@@ -113,11 +113,10 @@ pub(super) fn matmul(
     check("matmul", [("rows of b", b_rows, k), ("rows of c", c.rows, m), ("columns of c", c.cols, n)])?;
     let _running = cpu.time(Part::Adapter, 2 * m * n * k);
     #[cfg(target_arch = "x86_64")]
-    if let Some(panels) = cpu.dense_panels() {
-        let to = (slice_mut(c.view.reborrow()), c.stride);
-        if packed::matmul(panels, alpha, packed_side(a), packed_side(b), write, to) {
-            return Ok(());
-        }
+    if let Some(panels) = cpu.dense_panels(m, n, k) {
+        let to = (slice_mut(c.view), c.stride);
+        packed::matmul(panels, alpha, packed_side(a), packed_side(b), write, to);
+        return Ok(());
     }
     by_gemm(alpha, a, b, write, c);
     Ok(())

@@ -52,7 +52,14 @@ impl<'a> Side<'a> {
     }
 }
 
-/// c (=|+=) alpha · a · b where it is made here; whether it was      c with its stride
+/// Whether a product (m, k) · (k, n) is made here: large enough to be worth packing, the right side narrow enough for its
+/// room.
+pub(in super::super) fn suits(m: usize, n: usize, k: usize) -> bool {
+    let is_large = m.saturating_mul(n).saturating_mul(k) >= LEAST && m > 8 && n > 1 && k > 1;
+    is_large && n.next_multiple_of(STRIP) * 64 <= ACTIVATION_WORDS
+}
+
+/// c (=|+=) alpha · a · b      c with its stride
 pub(in super::super) fn matmul(
     panels: &Panels,
     alpha: f32,
@@ -60,16 +67,9 @@ pub(in super::super) fn matmul(
     b: Side<'_>,
     write: Write,
     (c, stride): (&mut [f32], usize),
-) -> bool {
-    let ((m, k), (_, n)) = (a.shape(), b.shape());
-    let is_large = m.saturating_mul(n).saturating_mul(k) >= LEAST && m > 8 && n > 1 && k > 1;
-    let has_room = n.next_multiple_of(STRIP) * 64 <= ACTIVATION_WORDS;
-    if !is_large || !has_room {
-        return false;
-    }
-    let target = Target::new(c, m, n, stride, write);
+) {
+    let target = Target::new(c, a.shape().0, b.shape().1, stride, write);
     with_kernel!(panels, multiply(panels, alpha, a, b, target));
-    true
 }
 
 fn multiply<K: Kernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) {

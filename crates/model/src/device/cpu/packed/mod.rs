@@ -27,7 +27,7 @@ use crate::device::{BlockMatrix, DenseCounter, Write};
 use kernel::{AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Tiles, Weight};
 use rows::Rows;
 
-pub(super) use dense::{Side, matmul};
+pub(super) use dense::{Side, matmul, suits as suits_dense};
 pub(super) use kernel::is_possible;
 use room::{ACTIVATION_WORDS, DEPTH, GROUP, LEAST, ROW_FLOATS, Scratch, TASK};
 pub(super) use room::{Panels, panel_bytes};
