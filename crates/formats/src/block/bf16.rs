@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{BlockType, dispatch};
+use super::{BlockType, dispatch, plain};
 
 /// Columns that pass through f32 at a time: whole blocks of every format.
 const SPAN: usize = 256;
@@ -61,16 +61,8 @@ fn through_f32(ty: BlockType, row: &[u8], cols: usize, columns: Range<usize>, ou
 }
 
 /// To nearest even; subnormals to zero; what is no number stays none.
-#[allow(clippy::cast_possible_truncation, reason = "the upper half is what is kept")]
 fn rounded(x: f32) -> u16 {
-    let bits = x.to_bits();
-    if x.is_nan() {
-        (bits >> 16) as u16 | 0x40
-    } else if x.is_subnormal() {
-        (bits >> 16) as u16 & 0x8000
-    } else {
-        ((bits + (0x7fff + ((bits >> 16) & 1))) >> 16) as u16
-    }
+    plain::bf16_bits(if x.is_subnormal() { 0f32.copysign(x) } else { x })
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -191,11 +183,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
     fn decode_q4_k(row: &[u8], start: usize, out: &mut [u16]) {
         each_k_block::<{ q4_k::BYTES }>(row, start, out, |block, first, out| {
-            let scales = k_scales::decoded(
-                [block[0], block[1]],
-                [block[2], block[3]],
-                block[4..].first_chunk().expect("a block is longer"),
-            );
+            let scales = k_scales::of_block(block);
             let codes = block[16..].as_chunks::<32>().0;
             for (j, out) in (first..).zip(out) {
                 let codes = bytes(&codes[j / 2]);
@@ -210,11 +198,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
     fn decode_q5_k(row: &[u8], start: usize, out: &mut [u16]) {
         each_k_block::<{ q5_k::BYTES }>(row, start, out, |block, first, out| {
-            let scales = k_scales::decoded(
-                [block[0], block[1]],
-                [block[2], block[3]],
-                block[4..].first_chunk().expect("a block is longer"),
-            );
+            let scales = k_scales::of_block(block);
             let (fifth, low) = block[16..].split_at(32);
             let fifth = bytes(fifth.first_chunk().expect("split at 32"));
             let low = low.as_chunks::<32>().0;

@@ -104,10 +104,11 @@ pub(super) fn unpack(packed: &[u8; 12], j: usize) -> (u8, u8) {
     }
 }
 
-/// d·s and dm·m of the eight groups of a block.
+/// d·s and dm·m of the eight groups of a block, which begins with d, dm and the packed s and m.
 #[inline(always)]
-pub(super) fn decoded(d: [u8; 2], dm: [u8; 2], packed: &[u8; 12]) -> [(f32, f32); GROUPS] {
-    let (d, dm) = (float16::from_bytes(d), float16::from_bytes(dm));
+pub(super) fn of_block(block: &[u8]) -> [(f32, f32); GROUPS] {
+    let (d, dm) = (float16::from_bytes([block[0], block[1]]), float16::from_bytes([block[2], block[3]]));
+    let packed = block[4..].first_chunk().expect("a block is longer");
     std::array::from_fn(|j| {
         let (scale, min) = unpack(packed, j);
         (d * f32::from(scale), dm * f32::from(min))

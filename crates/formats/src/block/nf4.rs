@@ -111,10 +111,16 @@ pub(super) fn nearest(x: f32) -> u8 {
 pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
     let blocks = out.as_chunks_mut::<LEN>().0;
     each_block(row, cols, start, blocks.len() * LEN, |index, scaled, codes| {
-        for (pair, code) in blocks[index].as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *pair = [scaled[usize::from(code & 15)], scaled[usize::from(code >> 4)]];
-        }
+        look_up(scaled, codes, &mut blocks[index]);
     });
+}
+
+/// The values of a block's codes.
+#[inline(always)]
+pub(super) fn look_up(values: &[f32; 16], codes: &[u8; CODE_BYTES], out: &mut [f32; LEN]) {
+    for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        *pair = [values[usize::from(code & 15)], values[usize::from(code >> 4)]];
+    }
 }
 
 /// Calls `each` with index, values and codes of each block of `n` weights from column `start` on.

@@ -8,7 +8,7 @@
 //! Source: Qin et al. 2024, arXiv:2402.05445, section 3.2 (IR-QLoRA, information calibration quantization); the range of
 //! the search as in the authors' code. The shifts are quantised evenly here, as floating bytes there.
 
-use super::nf4::{CODE_BOOK, CODE_BYTES, GROUP, LEN, nearest};
+use super::nf4::{CODE_BOOK, CODE_BYTES, GROUP, LEN, look_up, nearest};
 
 /// Offset and step of magnitudes, then of shifts.
 const GROUP_BYTES: usize = 16;
@@ -123,9 +123,7 @@ static N_LOG_N: std::sync::LazyLock<[f32; LEN + 1]> = std::sync::LazyLock::new(|
 pub(super) fn decode(row: &[u8], cols: usize, start: usize, out: &mut [f32]) {
     let blocks = out.as_chunks_mut::<LEN>().0;
     each_block(row, cols, start, blocks.len() * LEN, |index, entries, codes| {
-        for (pair, code) in blocks[index].as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *pair = [entries[usize::from(code & 15)], entries[usize::from(code >> 4)]];
-        }
+        look_up(entries, codes, &mut blocks[index]);
     });
 }
 

@@ -52,7 +52,7 @@ pub(super) fn decode_bf16(blocks: &[u8], out: &mut [f32]) {
 
 /// To nearest even; a NaN keeps its upper bits and becomes quiet.
 #[allow(clippy::cast_possible_truncation, reason = "the upper half is what is kept")]
-fn bf16_bits(value: f32) -> u16 {
+pub(super) fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         return (bits >> 16) as u16 | 0x40;

@@ -2,7 +2,7 @@
 //!
 //! A block: d (f16), dm (f16), s and m (12 bytes), fifth bits (32 bytes), low bits (128 bytes).
 
-use super::k_scales::{GROUPS, Scales, decoded, find, find_weighted, pack_low_bits};
+use super::k_scales::{self, GROUPS, Scales, find, find_weighted, pack_low_bits};
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
@@ -41,11 +41,7 @@ fn store(found: &Scales, block: &mut [u8; BYTES]) {
 #[inline(always)]
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
     for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
-        let scales = decoded(
-            [block[0], block[1]],
-            [block[2], block[3]],
-            block[4..].first_chunk().expect("a block is longer"),
-        );
+        let scales = k_scales::of_block(block);
         let (fifth, low) = block[16..].split_at(32);
         let low = low.as_chunks::<32>().0;
         for (j, x) in x.as_chunks_mut::<32>().0.iter_mut().enumerate() {

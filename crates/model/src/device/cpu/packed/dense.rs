@@ -119,13 +119,10 @@ fn pack_right<K: Kernel>(
     let part = b.part(depth.clone(), columns);
     let (_, scaled) = scratch.panels_and_rows::<f32>();
     let at_once = if alpha == 1.0 { part.rows } else { (ROW_FLOATS / part.cols / GROUP * GROUP).max(1) };
-    for rows in parts(0..part.rows, at_once.max(1)) {
+    for rows in parts(0..part.rows, at_once) {
         let mut some = part.part(rows.clone(), 0..part.cols);
         if alpha != 1.0 {
-            for (i, to) in scaled.chunks_exact_mut(part.cols).enumerate().take(some.rows) {
-                some.row(i).iter().zip(to).for_each(|(x, to)| *to = alpha * x);
-            }
-            some = Rows::new(scaled, part.cols, rows.len(), part.cols);
+            some = some.scaled(alpha, scaled);
         }
         // SAFETY: `Panels` are made only where the kernel is possible.
         unsafe {

@@ -117,13 +117,8 @@ impl<'a> Added<'a> {
 
     /// Some rows and columns of b, scaled into `to`.
     fn scaled<'b>(&self, rows: Range<usize>, cols: Range<usize>, to: &'b mut [f32]) -> Rows<'b, f32> {
-        let (n, width) = (rows.len(), cols.len());
         let from = &self.b[rows.start * self.b_stride + cols.start..];
-        let from = Rows::new(from, self.b_stride, n, width);
-        for (i, to) in to.chunks_exact_mut(width).enumerate().take(n) {
-            from.row(i).iter().zip(to).for_each(|(x, to)| *to = self.scale * x);
-        }
-        Rows::new(to, width, n, width)
+        Rows::new(from, self.b_stride, rows.len(), cols.len()).scaled(self.scale, to)
     }
 }
 
@@ -296,11 +291,7 @@ fn multiply<K: Kernel>(
     columns: Range<usize>,
     target: Target,
 ) {
-    let (words, before) = (K::words(depth.len()), depth.start / K::TERMS);
-    let tiles = Tiles { words: &x.tiles[before * K::TILE..], stride: x.all_words * K::TILE };
-    let out = target.out(&(0..target.rows), &columns, depth.start == 0);
-    // SAFETY: the columns are this task's alone; see `each_chunk`.
-    unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
+    multiply_words::<K>(x, depth.start / K::TERMS, K::words(depth.len()), panels, columns, target);
 }
 
 /// The terms that are added.
@@ -311,10 +302,22 @@ fn multiply_added<K: Kernel>(
     columns: Range<usize>,
     target: Target,
 ) {
-    let tiles = Tiles { words: &x.tiles[x.words * K::TILE..], stride: x.all_words * K::TILE };
-    let out = target.out(&(0..target.rows), &columns, false);
-    // SAFETY: as in `multiply`.
-    unsafe { K::multiply(K::words(rank), tiles, panels, (target.rows, columns.len()), out) };
+    multiply_words::<K>(x, x.words, K::words(rank), panels, columns, target);
+}
+
+/// Those of `words` words from `first` on; the first of all are what the sums begin with.
+fn multiply_words<K: Kernel>(
+    x: Activations<'_>,
+    first: usize,
+    words: usize,
+    panels: &[u32],
+    columns: Range<usize>,
+    target: Target,
+) {
+    let tiles = Tiles { words: &x.tiles[first * K::TILE..], stride: x.all_words * K::TILE };
+    let out = target.out(&(0..target.rows), &columns, first == 0);
+    // SAFETY: the columns are this task's alone; see `each_chunk`.
+    unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
 }
 
 /// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)

@@ -30,3 +30,13 @@ impl<'a, T: Copy> Rows<'a, T> {
         Self::new(&self.data[rows.start * self.stride + cols.start..], self.stride, rows.len(), cols.len())
     }
 }
+
+impl Rows<'_, f32> {
+    /// All of them times a factor, in `to`.
+    pub(super) fn scaled<'b>(&self, factor: f32, to: &'b mut [f32]) -> Rows<'b, f32> {
+        for (i, to) in to.chunks_exact_mut(self.cols).enumerate().take(self.rows) {
+            self.row(i).iter().zip(to).for_each(|(x, to)| *to = factor * x);
+        }
+        Rows::new(to, self.cols, self.rows, self.cols)
+    }
+}
