@@ -1,4 +1,5 @@
-//! Products with frozen weights, forward and backward: GFLOP/s in 32 and in 16 bits, and how far the results differ.
+//! Products with frozen weights, forward and backward, by every kernel of this processor: GFLOP/s, and how far the results
+//! are from those of f32 factors.
 //!
 //!     cargo run --release -p model --example product_speed [TOKENS ROWS COLS TYPE]
 
@@ -6,7 +7,8 @@ use std::time::Instant;
 
 use formats::{BlockType, block};
 use model::arena::Arena;
-use model::device::{Buffer, Device, Precision, Write, cpu::Cpu};
+use model::device::cpu::{Cpu, ProductKernel};
+use model::device::{Buffer, Device, Write};
 
 const REPEATS: usize = 7;
 
@@ -28,9 +30,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut blocks = vec![0; rows * ty.row_bytes(cols)?];
     block::encode_par(ty, &values(rows * cols, 1), cols, None, &mut blocks)?;
     let flops = 2.0 * (n * rows * cols) as f64;
-    let mut results = Vec::new();
-    for (bits, precision) in [(32, Precision::F32), (16, Precision::BF16)] {
-        let cpu = Cpu::with_precision(Arena::unlimited(), precision)?;
+    let mut exact: Option<[Vec<f32>; 2]> = None;
+    println!("{n} tokens, {rows} x {cols} of {ty}");
+    for kernel in ProductKernel::ALL.into_iter().rev().filter(|kernel| kernel.is_possible()) {
+        let cpu = Cpu::with_kernel(Arena::unlimited(), kernel)?;
         let mut weights = cpu.alloc_weights("weights", ty, rows, cols)?;
         cpu.upload_rows(&blocks, 0, &mut weights)?;
         let (mut x, mut y) = (cpu.alloc("x", n * cols)?, cpu.alloc("y", n * rows)?);
@@ -52,16 +55,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut backward = vec![0.0; n * cols];
         cpu.download(x.all(), &mut backward)?;
         let [forward_rate, backward_rate] = best.map(|seconds| flops / seconds / 1e9);
-        println!(
-            "{bits} bits  forward {forward_rate:6.0}  backward {backward_rate:6.0} GFLOP/s  ({n} tokens, {rows} x {cols} of {ty})"
-        );
-        results.push([forward, backward]);
-    }
-    for (what, i) in [("forward", 0), ("backward", 1)] {
-        let (exact, found) = (&results[0][i], &results[1][i]);
+        let results = [forward, backward];
+        let exact = &*exact.get_or_insert_with(|| results.clone());
         let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        let difference: Vec<f32> = exact.iter().zip(found).map(|(a, b)| a - b).collect();
-        println!("{what:8} differs by {:.1e} of its norm", norm(&difference) / norm(exact));
+        let [forward, backward] = [0, 1].map(|i| {
+            let difference: Vec<f32> = exact[i].iter().zip(&results[i]).map(|(a, b)| a - b).collect();
+            norm(&difference) / norm(&exact[i])
+        });
+        println!(
+            "{:11} forward {forward_rate:6.0}  backward {backward_rate:6.0} GFLOP/s, off by {forward:.1e} and {backward:.1e}",
+            format!("{kernel:?}")
+        );
     }
     Ok(())
 }

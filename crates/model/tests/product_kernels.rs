@@ -15,10 +15,29 @@ fn to_bf16(x: f32) -> f64 {
     f64::from(f32::from_bits((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000))
 }
 
-/// Factors as a kernel takes them.
+/// Factors as a kernel of floats takes them.
 fn factors(kernel: ProductKernel, x: &[f32]) -> Vec<f64> {
     let is_rounded = kernel.precision() == Precision::BF16;
     x.iter().map(|&x| if is_rounded { to_bf16(x) } else { f64::from(x) }).collect()
+}
+
+/// Factors of sums along rows of `terms` numbers, as products with frozen weights take them.
+fn frozen_factors(kernel: ProductKernel, x: &[f32], terms: usize) -> Vec<f64> {
+    if kernel.precision() != Precision::Int8 {
+        return factors(kernel, x);
+    }
+    // 64 neighbours share a scale, the largest magnitude over 127.
+    let of_group = |group: &[f32]| {
+        let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let (scale, factor) = (largest / 127.0, if largest == 0.0 { 0.0 } else { 127.0 / largest });
+        group.iter().map(|x| f64::from((x * factor).round_ties_even()) * f64::from(scale)).collect::<Vec<_>>()
+    };
+    x.chunks(terms).flat_map(|row| row.chunks(64).flat_map(of_group)).collect()
+}
+
+/// Factors of an adapter's part: f32 beside whole numbers.
+fn added_factors(kernel: ProductKernel, x: &[f32]) -> Vec<f64> {
+    factors(if kernel.precision() == Precision::Int8 { ProductKernel::Portable } else { kernel }, x)
 }
 
 /// Those that this processor has.
@@ -50,9 +69,10 @@ fn check_products(kernel: ProductKernel) {
     ];
     for (ty, n, rows, cols) in cases {
         let (weights, dense) = frozen(&cpu, ty, rows, cols, &mut random);
-        let rounded = |x: &[f32]| factors(kernel, x);
+        let rounded = |x: &[f32]| added_factors(kernel, x);
+        let frozen_rounded = |x: &[f32], terms: usize| frozen_factors(kernel, x, terms);
         for part in [0..rows, rows / 3..rows - 1] {
-            let w = rounded(&dense[part.start * cols..part.end * cols]);
+            let w = &dense[part.start * cols..part.end * cols];
             let (x, d_y) = (random.values(n * cols), random.values(n * part.len()));
             let (x_d, d_y_d) = (on_device(&cpu, &x), on_device(&cpu, &d_y));
             let (before_y, before_x) = (random.values(n * part.len()), random.values(n * cols));
@@ -73,7 +93,10 @@ fn check_products(kernel: ProductKernel) {
                 };
                 let mut y = on_device(&cpu, &before_y);
                 cpu.linear(x_d.all(), &weights, part.clone(), write, y.all_mut()).unwrap();
-                let expected = with(product_transposed(&rounded(&x), &w, cols), &before_y);
+                let expected = with(
+                    product_transposed(&frozen_rounded(&x, cols), &frozen_rounded(w, cols), cols),
+                    &before_y,
+                );
                 assert_close(&format!("{ty} y"), &on_host(&cpu, &y), &expected, TOLERANCE);
                 let mut y = on_device(&cpu, &before_y);
                 let added = LowRank {
@@ -85,7 +108,9 @@ fn check_products(kernel: ProductKernel) {
                 assert_close(&format!("{ty} y with"), &on_host(&cpu, &y), &plus(&expected, &of_y), TOLERANCE);
                 let mut d_x = on_device(&cpu, &before_x);
                 cpu.linear_backward(d_y_d.all(), &weights, part.clone(), write, d_x.all_mut()).unwrap();
-                let expected = product_transposed(&rounded(&d_y), &transposed(&w, cols), part.len());
+                let (d_y_f, w_f) =
+                    (frozen_rounded(&d_y, part.len()), frozen_rounded(&transposed(w, cols), part.len()));
+                let expected = product_transposed(&d_y_f, &w_f, part.len());
                 let expected = with(expected, &before_x);
                 assert_close(&format!("{ty} d_x"), &on_host(&cpu, &d_x), &expected, TOLERANCE);
                 let mut d_x = on_device(&cpu, &before_x);
@@ -138,7 +163,8 @@ fn dense_products_of_every_kernel_in_every_orientation() {
             let b_m = if is_plain(b_as) { b_d.all().matrix(k, n) } else { b_d.all().matrix(n, k) };
             let c_m = c_d.all_mut().matrix(m, n + 5).columns(2..2 + n);
             cpu.matmul(0.5, a_m, a_as, b_m, b_as, Write::Add, c_m).unwrap();
-            let (a, b) = (factors(kernel, &a), factors(kernel, &b));
+            let floats = kernel.of_floats();
+            let (a, b) = (factors(floats, &a), factors(floats, &b));
             let a_plain = if is_plain(a_as) { a } else { transposed(&a, m) };
             let b_turned = if is_plain(b_as) { transposed(&b, n) } else { b };
             let product = product_transposed(&a_plain, &b_turned, k);
@@ -211,7 +237,7 @@ fn attention_of_every_kernel_is_attention() {
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
             let error = difference / norm(&mut expected.iter().copied());
-            let is_rounded = kernel.precision() == Precision::BF16;
+            let is_rounded = kernel.of_floats().precision() == Precision::BF16;
             let tolerance = if is_rounded { ROUNDED_ATTENTION_TOLERANCE } else { TOLERANCE };
             assert!(error < tolerance, "{kernel:?} {heads:?} {what}: {error:e}");
             assert!(

@@ -106,7 +106,7 @@ pub fn product_transposed(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
     a.chunks(k).flat_map(row).collect()
 }
 
-pub fn transposed(a: &[f64], cols: usize) -> Vec<f64> {
+pub fn transposed<T: Copy>(a: &[T], cols: usize) -> Vec<T> {
     (0..cols).flat_map(|j| a.chunks(cols).map(move |row| row[j])).collect()
 }
 

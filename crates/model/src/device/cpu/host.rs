@@ -16,9 +16,9 @@ use crate::device::Precision;
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Heads, Segment};
 
-/// The fastest precision of this processor.
+/// The fastest precision of floats of this processor.
 pub fn best_precision() -> Precision {
-    if ProductKernel::best(Precision::BF16).is_some() { Precision::BF16 } else { Precision::F32 }
+    ProductKernel::fastest_of_floats().precision()
 }
 
 /// What a [`Cpu`] draws at once, whatever it is used for: names and bytes.

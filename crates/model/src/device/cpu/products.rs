@@ -15,19 +15,22 @@ pub enum ProductKernel {
     Avx512F32,
     /// f32 in vectors of eight, AVX2 and FMA.
     Avx2F32,
+    /// Whole numbers of eight bits in vectors, AVX-512 VNNI.
+    Avx512Int8,
     /// f32 on any processor: weights are unpacked to a dense tile, which the `gemm` crate multiplies.
     Portable,
 }
 
 impl ProductKernel {
     /// All of them, the fastest of a precision first.
-    pub const ALL: [ProductKernel; 5] =
-        [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::Portable];
+    pub const ALL: [ProductKernel; 6] =
+        [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::Avx512Int8, Self::Portable];
 
     /// Bits of the factors.
     pub fn precision(self) -> Precision {
         match self {
             Self::AmxBf16 | Self::Avx512Bf16 => Precision::BF16,
+            Self::Avx512Int8 => Precision::Int8,
             Self::Avx512F32 | Self::Avx2F32 | Self::Portable => Precision::F32,
         }
     }
@@ -45,4 +48,34 @@ impl ProductKernel {
     pub fn best(precision: Precision) -> Option<Self> {
         Self::ALL.into_iter().find(|kernel| kernel.precision() == precision && kernel.is_possible())
     }
+
+    /// The fastest of those that multiply floats, on this processor.
+    pub fn fastest_of_floats() -> Self {
+        let by_speed = match has_slow_bf16() {
+            true => [Self::AmxBf16, Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32],
+            false => [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32],
+        };
+        by_speed.into_iter().find(|kernel| kernel.is_possible()).unwrap_or(Self::Portable)
+    }
+
+    /// What multiplies attention and dense matrices where frozen weights are multiplied by this.
+    pub fn of_floats(self) -> Self {
+        match self {
+            Self::Avx512Int8 => Self::fastest_of_floats(),
+            of_floats => of_floats,
+        }
+    }
+}
+
+/// Whether bf16 in vectors is slower than f32: Intel's processors with AMX keep the instruction for old programs, at 0.6 of
+/// the speed of fused multiply-add (measured), and virtual machines may have no AMX.
+#[cfg(target_arch = "x86_64")]
+fn has_slow_bf16() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_slow_bf16() -> bool {
+    false
 }

@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::products::ProductKernel;
 use super::{
-    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, GROUP, Kernel, Panels, ROW_FLOATS, Rows,
-    Scratch, Target, Tiles, parts, with_kernel,
+    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, GROUP, Panels,
+    ROW_FLOATS, Rows, Scratch, Target, Tiles, parts, with_floats,
 };
 use crate::device::{Operand, Write};
 
@@ -69,10 +68,10 @@ pub(in super::super) fn matmul(
     (c, stride): (&mut [f32], usize),
 ) {
     let target = Target::new(c, a.shape().0, b.shape().1, stride, write);
-    with_kernel!(panels, multiply(panels, alpha, a, b, target));
+    with_floats!(panels.floats, multiply(panels, alpha, a, b, target));
 }
 
-fn multiply<K: Kernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) {
+fn multiply<K: FloatKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) {
     let ((m, k), (_, n)) = (a.shape(), b.shape());
     let room = ACTIVATION_WORDS / n.next_multiple_of(STRIP) * K::TERMS / 64 * 64;
     let tasks = Tasks::new::<K>(m, n);
@@ -108,7 +107,7 @@ fn multiply<K: Kernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, ta
 }
 
 /// Packs some columns of alpha · b.
-fn pack_right<K: Kernel>(
+fn pack_right<K: FloatKernel>(
     alpha: f32,
     b: Side<'_>,
     depth: Range<usize>,
@@ -145,7 +144,7 @@ struct Tasks {
 
 impl Tasks {
     /// About eight for each thread: tall results are cut into rows, wide ones into columns.
-    fn new<K: Kernel>(m: usize, n: usize) -> Self {
+    fn new<K: FloatKernel>(m: usize, n: usize) -> Self {
         let wanted = 8 * rayon::current_num_threads();
         let tiles = m.div_ceil(K::TILE);
         let rows = tiles.div_ceil(wanted) * K::TILE;

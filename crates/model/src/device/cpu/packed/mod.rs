@@ -13,6 +13,7 @@ pub(super) mod attention;
 mod dense;
 mod kernel;
 mod pack;
+mod quantise;
 mod room;
 mod rows;
 
@@ -21,10 +22,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::memory::HostBlocks;
-use super::products::ProductKernel;
 use crate::Result;
 use crate::device::{BlockMatrix, DenseCounter, Write};
-use kernel::{AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Tiles, Weight};
+use kernel::{
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int8, FloatKernel, Floats, Frozen, Kernel, Out, Tiles,
+    Weight,
+};
 use rows::Rows;
 
 pub(super) use dense::{Side, matmul, suits as suits_dense};
@@ -32,18 +35,28 @@ pub(super) use kernel::is_possible;
 use room::{ACTIVATION_WORDS, DEPTH, GROUP, LEAST, ROW_FLOATS, Scratch, TASK};
 pub(super) use room::{Panels, panel_bytes};
 
-/// Calls a generic function for the kernel of `panels`.
-macro_rules! with_kernel {
-    ($panels:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match $panels.kernel {
-            ProductKernel::AmxBf16 => $function::<AmxBf16>($($argument),*),
-            ProductKernel::Avx512Bf16 => $function::<Avx512Bf16>($($argument),*),
-            ProductKernel::Avx512F32 => $function::<Avx512F32>($($argument),*),
-            ProductKernel::Avx2F32 | ProductKernel::Portable => $function::<Avx2F32>($($argument),*),
+/// Calls a generic function for a kernel of floats.
+macro_rules! with_floats {
+    ($kernel:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $kernel {
+            Floats::AmxBf16 => $function::<AmxBf16>($($argument),*),
+            Floats::Avx512Bf16 => $function::<Avx512Bf16>($($argument),*),
+            Floats::Avx512F32 => $function::<Avx512F32>($($argument),*),
+            Floats::Avx2F32 => $function::<Avx2F32>($($argument),*),
         }
     };
 }
-use with_kernel;
+use with_floats;
+
+/// Calls a generic function for what multiplies with frozen weights.
+macro_rules! with_frozen {
+    ($kernel:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $kernel {
+            Frozen::Floats(floats) => with_floats!(floats, $function($($argument),*)),
+            Frozen::Avx512Int8 => $function::<Avx512Int8>($($argument),*),
+        }
+    };
+}
 
 /// Whether a product with a matrix is made here: of more than a few tokens, from blocks that are read by columns, with
 /// room for a tile of its sums' terms.
@@ -129,7 +142,7 @@ pub(super) fn has_room(rank: usize) -> bool {
 
 /// y (=|+=) x · W[rows]ᵀ + s · u · bᵀ      x (n, cols), y (n, |rows|), b (|rows|, R)
 pub(super) fn forward(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    with_kernel!(panels, forward_with(panels, product, x, y))
+    with_frozen!(panels.frozen, forward_with(panels, product, x, y))
 }
 
 fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
@@ -151,9 +164,9 @@ fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: 
             if let Some(added) = added {
                 let (panels, scaled) = scratch.panels_and_rows::<f32>();
                 let b = added.scaled(of_task.clone(), 0..added.u.cols, scaled);
-                // SAFETY: see `each_chunk`.
-                unsafe { K::columns(b, 0, panels) };
-                multiply_added::<K>(tiles, added.u.cols, panels, of_task, target);
+                // SAFETY: see `pack_tiles`.
+                unsafe { K::Added::columns(b, 0, panels) };
+                multiply_added::<K::Added>(tiles, added.u.cols, panels, of_task, target);
             }
             Ok(())
         })
@@ -162,7 +175,7 @@ fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: 
 
 /// dx (=|+=) dy · W[rows] + s · u · b      dy (n, |rows|), dx (n, cols), b (R, cols)
 pub(super) fn backward(panels: &Panels, product: Product<'_>, d_y: &[f32], d_x: &mut [f32]) -> Result<()> {
-    with_kernel!(panels, backward_with(panels, product, d_y, d_x))
+    with_frozen!(panels.frozen, backward_with(panels, product, d_y, d_x))
 }
 
 fn backward_with<K: Kernel>(
@@ -189,9 +202,9 @@ fn backward_with<K: Kernel>(
             if let Some(added) = added {
                 let (panels, scaled) = scratch.panels_and_rows::<f32>();
                 let b = added.scaled(0..added.u.cols, of_task.clone(), scaled);
-                // SAFETY: see `each_chunk`.
-                unsafe { K::lines(b, 0, b.rows, panels) };
-                multiply_added::<K>(tiles, added.u.cols, panels, of_task, target);
+                // SAFETY: see `pack_tiles`.
+                unsafe { K::Added::lines(b, 0, b.rows, panels) };
+                multiply_added::<K::Added>(tiles, added.u.cols, panels, of_task, target);
             }
             Ok(())
         })
@@ -207,13 +220,11 @@ fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>>
     range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
 }
 
-/// Packed activations: of each tile the terms of the product, then those that are added.
+/// Packed activations: the terms of the product, and those that are added.
 #[derive(Clone, Copy)]
 struct Activations<'a> {
-    tiles: &'a [u32],
-    /// Words of the product's terms, and of both.
-    words: usize,
-    all_words: usize,
+    of_product: Tiles<'a>,
+    of_added: Tiles<'a>,
 }
 
 /// Packs the activations (n, cols), as many tokens at a time as there is room for.
@@ -225,26 +236,33 @@ fn each_chunk<K: Kernel>(
     mut run: impl FnMut(Activations<'_>, Range<usize>) -> Result<()>,
 ) -> Result<()> {
     let (n, words) = (x.len() / cols, K::words(cols));
-    let all_words = words + added.map_or(0, |added| K::words(added.u.cols));
-    let chunk = (ACTIVATION_WORDS / all_words / K::TILE).max(1) * K::TILE;
+    let added_words = added.map_or(0, |added| K::Added::words(added.u.cols));
+    let room = ACTIVATION_WORDS - K::Added::TILE * added_words;
+    let chunk = (room / (words + added_words) / K::TILE).max(1) * K::TILE;
     let mut activations = panels.activations();
     for tokens in parts(0..n, chunk) {
-        let tiles = &mut activations.words()[..tokens.len().div_ceil(K::TILE) * K::TILE * all_words];
-        tiles.par_chunks_mut(all_words * K::TILE).enumerate().for_each(|(tile, to)| {
-            let first = tokens.start + tile * K::TILE;
-            let rows = K::TILE.min(tokens.end - first);
-            let (of_product, of_added) = to.split_at_mut(words * K::TILE);
-            // SAFETY: `Panels` are made only where the kernel is possible.
-            unsafe {
-                K::tiles(Rows::new(&x[first * cols..], cols, rows, cols), of_product);
-                if let Some(Added { u, .. }) = added {
-                    K::tiles(u.part(first..first + rows, 0..u.cols), of_added);
-                }
-            }
-        });
-        run(Activations { tiles, words, all_words }, tokens)?;
+        let words_of = |tile: usize, words: usize| tokens.len().next_multiple_of(tile) * words;
+        let (of_product, rest) = activations.words().split_at_mut(words_of(K::TILE, words));
+        let of_added = &mut rest[..words_of(K::Added::TILE, added_words)];
+        let x = Rows::new(&x[tokens.start * cols..], cols, tokens.len(), cols);
+        pack_tiles::<K>(x, of_product);
+        if let Some(Added { u, .. }) = added {
+            pack_tiles::<K::Added>(u.part(tokens.clone(), 0..u.cols), of_added);
+        }
+        let of_product = Tiles { words: of_product, stride: words * K::TILE };
+        let of_added = Tiles { words: of_added, stride: added_words * K::Added::TILE };
+        run(Activations { of_product, of_added }, tokens)?;
     }
     Ok(())
+}
+
+/// Packs a left side, each tile a task.
+fn pack_tiles<K: Kernel>(x: Rows<'_, f32>, to: &mut [u32]) {
+    to.par_chunks_mut(K::words(x.cols) * K::TILE).enumerate().for_each(|(tile, to)| {
+        let rows = tile * K::TILE..((tile + 1) * K::TILE).min(x.rows);
+        // SAFETY: `Panels` are made only where the kernel is possible.
+        unsafe { K::tiles(x.part(rows, 0..x.cols), to) };
+    });
 }
 
 /// Unpacks rows of W, some columns of each, for sums along the columns.
@@ -259,7 +277,7 @@ fn pack_rows<K: Kernel>(
     for group in parts(rows, GROUP) {
         let (n, column) = (group.len(), group.start - first);
         K::Weight::unpack(weights, group, depth.clone(), &mut unpacked[..n * cols])?;
-        // SAFETY: see `each_chunk`.
+        // SAFETY: see `pack_tiles`.
         unsafe { K::weight_columns(Rows::new(unpacked, cols, n, cols), column, panels) };
     }
     Ok(())
@@ -274,10 +292,10 @@ fn pack_columns<K: Kernel>(
 ) -> Result<()> {
     let (cols, terms, first) = (columns.len(), rows.len(), rows.start);
     let (panels, unpacked) = to.panels_and_rows::<K::Weight>();
-    for group in parts(rows, GROUP) {
+    for group in parts(rows, K::LINES) {
         let (n, term) = (group.len(), group.start - first);
         K::Weight::unpack(weights, group, columns.clone(), &mut unpacked[..n * cols])?;
-        // SAFETY: see `each_chunk`.
+        // SAFETY: see `pack_tiles`.
         unsafe { K::weight_lines(Rows::new(unpacked, cols, n, cols), term, terms, panels) };
     }
     Ok(())
@@ -291,10 +309,14 @@ fn multiply<K: Kernel>(
     columns: Range<usize>,
     target: Target,
 ) {
-    multiply_words::<K>(x, depth.start / K::TERMS, K::words(depth.len()), panels, columns, target);
+    let Tiles { words, stride } = x.of_product;
+    let tiles = Tiles { words: &words[K::words(depth.start) * K::TILE..], stride };
+    let out = target.out(&(0..target.rows), &columns, depth.start == 0);
+    // SAFETY: the columns are this task's alone; see `pack_tiles`.
+    unsafe { K::multiply(K::words(depth.len()), tiles, panels, (target.rows, columns.len()), out) };
 }
 
-/// The terms that are added.
+/// The terms that are added to sums that have begun.
 fn multiply_added<K: Kernel>(
     x: Activations<'_>,
     rank: usize,
@@ -302,22 +324,9 @@ fn multiply_added<K: Kernel>(
     columns: Range<usize>,
     target: Target,
 ) {
-    multiply_words::<K>(x, x.words, K::words(rank), panels, columns, target);
-}
-
-/// Those of `words` words from `first` on; the first of all are what the sums begin with.
-fn multiply_words<K: Kernel>(
-    x: Activations<'_>,
-    first: usize,
-    words: usize,
-    panels: &[u32],
-    columns: Range<usize>,
-    target: Target,
-) {
-    let tiles = Tiles { words: &x.tiles[first * K::TILE..], stride: x.all_words * K::TILE };
-    let out = target.out(&(0..target.rows), &columns, first == 0);
-    // SAFETY: the columns are this task's alone; see `each_chunk`.
-    unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
+    let out = target.out(&(0..target.rows), &columns, false);
+    // SAFETY: as in `multiply`.
+    unsafe { K::multiply(K::words(rank), x.of_added, panels, (target.rows, columns.len()), out) };
 }
 
 /// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)

@@ -120,7 +120,7 @@ impl Words<u16> for Pair {
 /// Up to sixteen floats, then zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn floats(from: &[f32]) -> __m512 {
+pub(super) fn floats(from: &[f32]) -> __m512 {
     // SAFETY: only as many floats as there are are read.
     unsafe { _mm512_maskz_loadu_ps(lanes(from.len()), from.as_ptr()) }
 }
@@ -164,7 +164,7 @@ fn joined(low: __m512i, high: __m512i) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(line: __m512i, to: &mut [u32]) {
+pub(super) fn store(line: __m512i, to: &mut [u32]) {
     // SAFETY: only as many words as there are are written.
     unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), lanes(to.len()), line) };
 }
@@ -354,7 +354,7 @@ pub(super) unsafe fn panels_of_columns<T: Copy, W: Words<T>, const PANEL: usize>
 /// 16 x 16 words.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut words = rows;
     for i in (0..16).step_by(2) {
         let (a, b) = (rows[i], rows[i + 1]);

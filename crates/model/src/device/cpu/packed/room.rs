@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytemuck::{Pod, Zeroable};
 
 use super::super::products::ProductKernel;
-use super::{Kernel, Weight};
+use super::{Floats, Frozen, Kernel, Weight};
 use crate::Result;
 use crate::arena::{Arena, Drawn};
 use crate::device::{DenseCopy, DenseCounter};
@@ -75,7 +75,9 @@ impl Scratch {
 /// Room for packed activations and, for each thread, packed weights.
 #[derive(Debug)]
 pub(in super::super) struct Panels {
-    pub(super) kernel: ProductKernel,
+    /// What multiplies with frozen weights, and what all else.
+    pub(super) frozen: Frozen,
+    pub(super) floats: Floats,
     activations: Mutex<Words>,
     scratch: Vec<Mutex<Scratch>>,
     _drawn: Drawn,
@@ -93,7 +95,8 @@ impl Panels {
         assert!(super::is_possible(kernel), "the processor lacks the instructions of {kernel:?}");
         let drawn = arena.draw("packed panels", panel_bytes())?;
         Ok(Self {
-            kernel,
+            frozen: Frozen::of(kernel),
+            floats: Floats::of(kernel.of_floats()),
             activations: Mutex::new(Words::new(ACTIVATION_WORDS)),
             scratch: (0..rayon::current_num_threads()).map(|_| Mutex::new(Scratch::new())).collect(),
             _drawn: drawn,

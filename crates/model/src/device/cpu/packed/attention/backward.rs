@@ -9,20 +9,19 @@ use super::super::super::attention::rescale;
 use super::super::super::attention::{
     Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible, within,
 };
-use super::super::super::products::ProductKernel;
 use super::super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Panels, Rows, products, with_kernel,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, Out, Panels, Rows, products, with_floats,
 };
 use super::{KEYS, MOST_QUERIES, of_head, panel_words, queries, set, take, tile_words};
 use crate::device::{Heads, Segment};
 
 /// Words of packed operands that a task takes at the least.
-pub(super) fn needed<K: Kernel>(heads: Heads) -> usize {
+pub(super) fn needed<K: FloatKernel>(heads: Heads) -> usize {
     key_words::<K>(heads) + QueryPanels::words::<K>(heads)
 }
 
 /// Words of the keys' panels and of the products with them.
-fn key_words<K: Kernel>(heads: Heads) -> usize {
+fn key_words<K: FloatKernel>(heads: Heads) -> usize {
     let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
     panel_words::<K>(d, KEYS)
         + panel_words::<K>(KEYS, d)
@@ -42,10 +41,10 @@ pub(in super::super::super) fn backward(
     d_v: &mut [f32],
 ) {
     let gradients = Gradients::new(inputs, d_q, d_k, d_v);
-    with_kernel!(panels, backward_with(panels, inputs, segments, outputs, gradients))
+    with_floats!(panels.floats, backward_with(panels, inputs, segments, outputs, gradients))
 }
 
-fn backward_with<K: Kernel>(
+fn backward_with<K: FloatKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -60,7 +59,7 @@ fn backward_with<K: Kernel>(
 }
 
 /// One kv head of one segment with all query heads that read it: the task owns their columns of these rows.
-fn backward_kv_head<K: Kernel>(
+fn backward_kv_head<K: FloatKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segment: &Segment,
@@ -150,7 +149,7 @@ struct KeyPanels<'a> {
 }
 
 impl KeyPanels<'_> {
-    fn pack<K: Kernel>(&mut self, inputs: Inputs<'_>, kv_head: usize, rows: (usize, usize)) {
+    fn pack<K: FloatKernel>(&mut self, inputs: Inputs<'_>, kv_head: usize, rows: (usize, usize)) {
         let Heads { head_dim: d, value_dim: e, .. } = inputs.heads;
         let k = of_head(inputs.k, inputs.k_width(), d, kv_head, rows);
         // SAFETY: `Panels` are made only where the kernel is possible.
@@ -171,7 +170,7 @@ struct QueryPanels<'a> {
 }
 
 impl<'a> QueryPanels<'a> {
-    fn words<K: Kernel>(heads: Heads) -> usize {
+    fn words<K: FloatKernel>(heads: Heads) -> usize {
         let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
         tile_words::<K>(queries, d)
             + panel_words::<K>(queries, d)
@@ -179,7 +178,7 @@ impl<'a> QueryPanels<'a> {
             + panel_words::<K>(queries, e)
     }
 
-    fn split<K: Kernel>(heads: Heads, mut words: &'a mut [u32]) -> Self {
+    fn split<K: FloatKernel>(heads: Heads, mut words: &'a mut [u32]) -> Self {
         let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
         Self {
             tiles: take(&mut words, tile_words::<K>(queries, d)),
@@ -189,7 +188,13 @@ impl<'a> QueryPanels<'a> {
         }
     }
 
-    fn pack<K: Kernel>(self, inputs: Inputs<'_>, outputs: Outputs<'_>, head: usize, rows: (usize, usize)) {
+    fn pack<K: FloatKernel>(
+        self,
+        inputs: Inputs<'_>,
+        outputs: Outputs<'_>,
+        head: usize,
+        rows: (usize, usize),
+    ) {
         let Heads { head_dim: d, value_dim: e, .. } = inputs.heads;
         let q = of_head(inputs.q, inputs.q_width(), d, head, rows);
         let d_out = of_head(outputs.d_out, inputs.out_width(), e, head, rows);
@@ -218,7 +223,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// One block of queries against one block of keys.
-    fn backward<K: Kernel>(
+    fn backward<K: FloatKernel>(
         &self,
         inputs: Inputs<'_>,
         outputs: Outputs<'_>,

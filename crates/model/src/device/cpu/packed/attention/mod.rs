@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::super::attention::{Inputs, key_blocks, rescale, softmax_row, visible, within};
 use super::super::product::Shared;
-use super::super::products::ProductKernel;
 use super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Kernel, Out, Panels, Rows, products, room, with_kernel,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, Out, Panels, Rows, products, room,
+    with_floats,
 };
 use crate::device::{Heads, Segment};
 
@@ -24,22 +24,22 @@ const MOST_QUERIES: usize = 128;
 const KEYS: usize = 128;
 
 /// Queries of a block: whole tiles.
-const fn queries<K: Kernel>() -> usize {
+const fn queries<K: FloatKernel>() -> usize {
     MOST_QUERIES / K::TILE * K::TILE
 }
 
 /// Words of a left side.
-fn tile_words<K: Kernel>(rows: usize, terms: usize) -> usize {
+fn tile_words<K: FloatKernel>(rows: usize, terms: usize) -> usize {
     rows.next_multiple_of(K::TILE) * K::words(terms)
 }
 
 /// Words of a right side.
-fn panel_words<K: Kernel>(terms: usize, cols: usize) -> usize {
+fn panel_words<K: FloatKernel>(terms: usize, cols: usize) -> usize {
     cols.next_multiple_of(K::PANEL) * K::words(terms)
 }
 
 /// Words of packed operands that a task takes at the least, floats aside.
-fn needed<K: Kernel>(heads: Heads) -> usize {
+fn needed<K: FloatKernel>(heads: Heads) -> usize {
     let (d, e, group) = (heads.head_dim, heads.value_dim, heads.n_heads / heads.n_kv_heads);
     let queries = queries::<K>();
     let forward = panel_words::<K>(d, KEYS)
@@ -52,7 +52,7 @@ fn needed<K: Kernel>(heads: Heads) -> usize {
 /// Whether an attention is made here: of more than a few queries, within the room that threads have.
 pub(in super::super) fn suits(panels: &Panels, heads: Heads, segments: &[Segment]) -> bool {
     let has_queries = segments.iter().any(|segment| segment.n_queries > 8);
-    has_queries && with_kernel!(panels, needed(heads)) <= room::PANEL_WORDS
+    has_queries && with_floats!(panels.floats, needed(heads)) <= room::PANEL_WORDS
 }
 
 /// Takes the next words of a scratch.
@@ -75,10 +75,10 @@ pub(in super::super) fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    with_kernel!(panels, forward_with(panels, inputs, segments, out, lse))
+    with_floats!(panels.floats, forward_with(panels, inputs, segments, out, lse))
 }
 
-fn forward_with<K: Kernel>(
+fn forward_with<K: FloatKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -99,7 +99,7 @@ fn forward_with<K: Kernel>(
 }
 
 /// One block of queries, of all heads that read a kv head: the task owns these rows of their columns.
-fn forward_block<K: Kernel>(
+fn forward_block<K: FloatKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segment: &Segment,

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
 use super::super::rows::Rows;
-use super::{Kernel, Out, Tiles, blocks, line_words, packing};
+use super::{FloatKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile register; words of each of its rows.
 const SIDE: usize = 16;
@@ -78,20 +78,25 @@ const SHAPES: Shapes = {
 /// Pairs of bf16 in tile registers.
 pub(in super::super) enum AmxBf16 {}
 
-impl Kernel for AmxBf16 {
+impl FloatKernel for AmxBf16 {
     const TERMS: usize = 2;
-    const TILE: usize = BLOCK;
-    const PANEL: usize = BLOCK;
-    const STEP: usize = SIDE;
-    type Weight = u16;
 
-    packing!(
+    dense_packing!(
         "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16",
         Pair,
-        u16,
-        pack::squares_of_rows::<f32, Pair>,
         pack::squares_of_columns::<f32, Pair>
     );
+}
+
+impl Kernel for AmxBf16 {
+    const TILE: usize = BLOCK;
+    const PANEL: usize = BLOCK;
+
+    fn words(terms: usize) -> usize {
+        terms.div_ceil(Self::TERMS).next_multiple_of(SIDE)
+    }
+
+    packing!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", Pair, u16, pack::squares_of_rows::<f32, Pair>);
 
     unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], (rows, cols): (usize, usize), out: Out) {
         assert!(words.is_multiple_of(SIDE) && words * cols.next_multiple_of(BLOCK) <= b.len());

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{Kernel, Out, Tiles, blocks, line_words};
+use super::{FloatKernel, Kernel, Out, Tiles, blocks, line_words};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -21,45 +21,19 @@ pub(in super::super) fn is_possible() -> bool {
 pub(in super::super) enum Avx2F32 {}
 
 impl Kernel for Avx2F32 {
-    const TERMS: usize = 1;
     const TILE: usize = TILE;
     const PANEL: usize = PANEL;
-    const STEP: usize = 1;
     type Weight = f32;
+    type Added = Self;
+
+    fn words(terms: usize) -> usize {
+        terms
+    }
 
     #[target_feature(enable = "avx2,fma")]
     unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]) {
         for (tile, to) in to.chunks_mut(x.cols * TILE).take(x.rows.div_ceil(TILE)).enumerate() {
             lay_down(x.part(tile * TILE..((tile + 1) * TILE).min(x.rows), 0..x.cols), TILE, to);
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
-        for (tile, to) in to.chunks_mut(x.rows * TILE).take(x.cols.div_ceil(TILE)).enumerate() {
-            let columns = tile * TILE..((tile + 1) * TILE).min(x.cols);
-            for (i, to) in to.chunks_exact_mut(TILE).enumerate() {
-                copy_bits(&x.row(i)[columns.clone()], to);
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
-        for row in (0..x.rows).step_by(PANEL) {
-            let panel = &mut to[(first + row) / PANEL * x.cols * PANEL..][..x.cols * PANEL];
-            lay_down(x.part(row..(row + PANEL).min(x.rows), 0..x.cols), PANEL, panel);
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
-        let (words, _) = line_words::<Self>(first, x.rows, terms);
-        for column in (0..x.cols).step_by(PANEL) {
-            let panel = &mut to[column * words + first * PANEL..];
-            for (i, to) in panel.chunks_exact_mut(PANEL).enumerate().take(x.rows) {
-                copy_bits(&x.row(i)[column..(column + PANEL).min(x.cols)], to);
-            }
         }
     }
 
@@ -94,6 +68,39 @@ impl Kernel for Avx2F32 {
                         _ => block::<1>(words, a, b, cols, out),
                     }
                 }
+            }
+        }
+    }
+}
+
+impl FloatKernel for Avx2F32 {
+    const TERMS: usize = 1;
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
+        for (tile, to) in to.chunks_mut(x.rows * TILE).take(x.cols.div_ceil(TILE)).enumerate() {
+            let columns = tile * TILE..((tile + 1) * TILE).min(x.cols);
+            for (i, to) in to.chunks_exact_mut(TILE).enumerate() {
+                copy_bits(&x.row(i)[columns.clone()], to);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
+        for row in (0..x.rows).step_by(PANEL) {
+            let panel = &mut to[(first + row) / PANEL * x.cols * PANEL..][..x.cols * PANEL];
+            lay_down(x.part(row..(row + PANEL).min(x.rows), 0..x.cols), PANEL, panel);
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
+        let (words, _) = line_words::<Self>(first, x.rows, terms);
+        for column in (0..x.cols).step_by(PANEL) {
+            let panel = &mut to[column * words + first * PANEL..];
+            for (i, to) in panel.chunks_exact_mut(PANEL).enumerate().take(x.rows) {
+                copy_bits(&x.row(i)[column..(column + PANEL).min(x.cols)], to);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::pack::{self, LANES, Pair, Single, lanes};
 use super::super::rows::Rows;
-use super::{Kernel, Out, Tiles, blocks, line_words, packing};
+use super::{FloatKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -60,20 +60,21 @@ impl MultiplyAdd for Avx512F32 {
 
 macro_rules! kernel {
     ($kernel:ty, $features:literal, $words:ty, $weight:ty, $terms:literal) => {
-        impl Kernel for $kernel {
+        impl FloatKernel for $kernel {
             const TERMS: usize = $terms;
+
+            dense_packing!($features, $words, pack::lines_of_columns::<f32, $words, TILE>);
+        }
+
+        impl Kernel for $kernel {
             const TILE: usize = TILE;
             const PANEL: usize = PANEL;
-            const STEP: usize = 1;
-            type Weight = $weight;
 
-            packing!(
-                $features,
-                $words,
-                $weight,
-                pack::lines_of_rows::<f32, $words, TILE>,
-                pack::lines_of_columns::<f32, $words, TILE>
-            );
+            fn words(terms: usize) -> usize {
+                terms.div_ceil($terms)
+            }
+
+            packing!($features, $words, $weight, pack::lines_of_rows::<f32, $words, TILE>);
 
             #[target_feature(enable = $features)]
             unsafe fn multiply(
@@ -134,7 +135,7 @@ unsafe fn block_of<const N: usize, M: MultiplyAdd>(
     cols: usize,
     out: Out,
 ) {
-    // SAFETY: only lanes inside of the block's columns are read or written; p is below `words`, i below TILE.
+    // SAFETY: p is below `words`, i below TILE; the rest is the caller's promise.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         for p in 0..words {
@@ -146,9 +147,21 @@ unsafe fn block_of<const N: usize, M: MultiplyAdd>(
                 sum[1] = M::add(sum[1], word, b1);
             }
         }
-        let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (half, mut sum) in sums.into_iter().enumerate() {
+        write(sums, cols, out);
+    }
+}
+
+/// Writes the sums of a block.
+///
+/// # Safety
+/// AVX-512; `out` has N rows and the columns, of which those past the second vector are left alone.
+#[inline(always)]
+pub(super) unsafe fn write<const N: usize>(sums: [[__m512; 2]; N], cols: usize, out: Out) {
+    let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (half, mut sum) in sums.into_iter().enumerate() {
+            // SAFETY: only lanes inside of the block's columns are read or written.
+            unsafe {
                 let at = out.start.add(i * out.stride).wrapping_add(LANES * half);
                 if out.adds {
                     sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(masks[half], at));

@@ -3,10 +3,12 @@
 mod amx;
 mod avx2;
 mod avx512;
+mod int8;
 
 pub(super) use amx::AmxBf16;
 pub(super) use avx2::Avx2F32;
 pub(super) use avx512::{Avx512Bf16, Avx512F32};
+pub(super) use int8::Avx512Int8;
 
 use std::ops::Range;
 
@@ -14,6 +16,7 @@ use formats::block::{BF16_GRAIN, K_BLOCK};
 
 use super::super::memory::HostBlocks;
 use super::super::products::ProductKernel;
+use super::room::GROUP;
 use super::rows::Rows;
 use crate::Result;
 
@@ -73,38 +76,27 @@ impl Weight for u16 {
 /// # Safety
 /// Of all functions: the processor has the kernel's instructions.
 pub(super) trait Kernel {
-    /// Terms of a sum that one word holds.
-    const TERMS: usize;
     /// Rows of a tile of the left side.
     const TILE: usize;
     /// Columns of a panel of the right side.
     const PANEL: usize;
-    /// Words of a sum are a multiple of this.
-    const STEP: usize;
+    /// Rows of weights that are packed together where sums go along the rows.
+    const LINES: usize = GROUP;
     /// What weights are unpacked to.
     type Weight: Weight;
+    /// What multiplies the terms that are added.
+    type Added: FloatKernel;
 
     /// Words that hold the terms of a sum.
-    fn words(terms: usize) -> usize {
-        terms.div_ceil(Self::TERMS).next_multiple_of(Self::STEP)
-    }
+    fn words(terms: usize) -> usize;
 
     /// Packs a left side whose rows are x's.
     unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]);
 
-    /// Packs a left side whose rows are x's columns.
-    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]);
-
     /// Packs a right side whose columns from `first` on, a multiple of 16, are x's rows.
-    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]);
-
-    /// Packs a right side of `terms` terms, of which those from `first` on, an even number, are x's rows.
-    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]);
-
-    /// As [`Kernel::columns`].
     unsafe fn weight_columns(x: Rows<'_, Self::Weight>, first: usize, to: &mut [u32]);
 
-    /// As [`Kernel::lines`].
+    /// Packs a right side of `terms` terms, of which those from `first` on, a multiple of [`Kernel::LINES`], are x's rows.
     unsafe fn weight_lines(x: Rows<'_, Self::Weight>, first: usize, terms: usize, to: &mut [u32]);
 
     /// out (=|+=) a · b      a (tiles, words, TILE), b (panels, words, PANEL), out (rows, cols)
@@ -112,6 +104,24 @@ pub(super) trait Kernel {
     /// # Safety
     /// As all; and `out` has the rows and columns.
     unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], size: (usize, usize), out: Out);
+}
+
+/// A kernel of floats, which multiplies dense matrices too.
+///
+/// # Safety
+/// As of [`Kernel`].
+pub(super) trait FloatKernel: Kernel {
+    /// Terms of a sum that one word holds.
+    const TERMS: usize;
+
+    /// Packs a left side whose rows are x's columns.
+    unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]);
+
+    /// As [`Kernel::weight_columns`].
+    unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]);
+
+    /// As [`Kernel::weight_lines`], `first` being an even number.
+    unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]);
 }
 
 /// A left side, or some words of each of its tiles.
@@ -136,39 +146,21 @@ fn blocks(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Of a right side of `terms` terms those from `first` on, `n` of them: all its words, and the end of those to write.
-fn line_words<K: Kernel>(first: usize, n: usize, terms: usize) -> (usize, usize) {
+fn line_words<K: FloatKernel>(first: usize, n: usize, terms: usize) -> (usize, usize) {
     let words = K::words(terms);
     (words, if first + n == terms { words } else { (first + n) / K::TERMS })
 }
 
-/// The packing functions of a kernel with AVX-512, for its words and its squares or lines.
+/// The packing functions of a [`Kernel`] of floats with AVX-512, for its words and its squares or lines.
 macro_rules! packing {
-    ($features:literal, $words:ty, $weight:ty, $tiles:expr, $tiles_down:expr) => {
+    ($features:literal, $words:ty, $weight:ty, $tiles:expr) => {
+        type Weight = $weight;
+        type Added = Self;
+
         #[target_feature(enable = $features)]
         unsafe fn tiles(x: Rows<'_, f32>, to: &mut [u32]) {
             // SAFETY: the caller's promise is the callee's, here and below.
             unsafe { $tiles(x, Self::words(x.cols), to) };
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
-            // SAFETY: as above.
-            unsafe { $tiles_down(x, Self::words(x.rows), to) };
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
-            // SAFETY: as above.
-            unsafe {
-                pack::panels_of_rows::<f32, $words, { Self::PANEL }>(x, first, Self::words(x.cols), to)
-            };
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
-            let words = line_words::<Self>(first, x.rows, terms);
-            // SAFETY: as above.
-            unsafe { pack::panels_of_columns::<f32, $words, { Self::PANEL }>(x, first, words, to) };
         }
 
         #[target_feature(enable = $features)]
@@ -189,6 +181,74 @@ macro_rules! packing {
 }
 use packing;
 
+/// Those of a [`FloatKernel`].
+macro_rules! dense_packing {
+    ($features:literal, $words:ty, $tiles_down:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
+            // SAFETY: the caller's promise is the callee's, here and below.
+            unsafe { $tiles_down(x, Self::words(x.rows), to) };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn columns(x: Rows<'_, f32>, first: usize, to: &mut [u32]) {
+            // SAFETY: as above.
+            unsafe {
+                pack::panels_of_rows::<f32, $words, { Self::PANEL }>(x, first, Self::words(x.cols), to)
+            };
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]) {
+            let words = line_words::<Self>(first, x.rows, terms);
+            // SAFETY: as above.
+            unsafe { pack::panels_of_columns::<f32, $words, { Self::PANEL }>(x, first, words, to) };
+        }
+    };
+}
+use dense_packing;
+
+/// What multiplies dense matrices and attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Floats {
+    AmxBf16,
+    Avx512Bf16,
+    Avx512F32,
+    Avx2F32,
+}
+
+/// What multiplies with frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frozen {
+    Floats(Floats),
+    Avx512Int8,
+}
+
+impl Floats {
+    /// # Panics
+    /// When the kernel packs nothing, or multiplies no floats.
+    pub(super) fn of(kernel: ProductKernel) -> Self {
+        match kernel {
+            ProductKernel::AmxBf16 => Self::AmxBf16,
+            ProductKernel::Avx512Bf16 => Self::Avx512Bf16,
+            ProductKernel::Avx512F32 => Self::Avx512F32,
+            ProductKernel::Avx2F32 => Self::Avx2F32,
+            ProductKernel::Avx512Int8 | ProductKernel::Portable => panic!("{kernel:?} packs no floats"),
+        }
+    }
+}
+
+impl Frozen {
+    /// # Panics
+    /// When the kernel packs nothing.
+    pub(super) fn of(kernel: ProductKernel) -> Self {
+        match kernel {
+            ProductKernel::Avx512Int8 => Self::Avx512Int8,
+            floats => Self::Floats(Floats::of(floats)),
+        }
+    }
+}
+
 /// Whether the processor has a kernel's instructions.
 pub(in super::super) fn is_possible(kernel: ProductKernel) -> bool {
     match kernel {
@@ -196,6 +256,7 @@ pub(in super::super) fn is_possible(kernel: ProductKernel) -> bool {
         ProductKernel::Avx512Bf16 => avx512::has_bf16(),
         ProductKernel::Avx512F32 => avx512::has_f32(),
         ProductKernel::Avx2F32 => avx2::is_possible(),
+        ProductKernel::Avx512Int8 => int8::is_possible(),
         ProductKernel::Portable => false,
     }
 }
