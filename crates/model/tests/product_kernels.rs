@@ -23,13 +23,15 @@ fn factors(kernel: ProductKernel, x: &[f32]) -> Vec<f64> {
 
 /// Factors of sums along rows of `terms` numbers, as products with frozen weights take them.
 fn frozen_factors(kernel: ProductKernel, x: &[f32], terms: usize) -> Vec<f64> {
-    if kernel.precision() != Precision::Int8 {
-        return factors(kernel, x);
-    }
-    // 64 neighbours share a scale, the largest magnitude over 127.
+    let most = match kernel.precision() {
+        Precision::Int16 => 4095.0,
+        Precision::Int8 => 127.0,
+        Precision::F32 | Precision::BF16 => return factors(kernel, x),
+    };
+    // 64 neighbours share a scale, the largest magnitude over the largest whole number.
     let of_group = |group: &[f32]| {
         let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let (scale, factor) = (largest / 127.0, if largest == 0.0 { 0.0 } else { 127.0 / largest });
+        let (scale, factor) = (largest / most, if largest == 0.0 { 0.0 } else { most / largest });
         group.iter().map(|x| f64::from((x * factor).round_ties_even()) * f64::from(scale)).collect::<Vec<_>>()
     };
     x.chunks(terms).flat_map(|row| row.chunks(64).flat_map(of_group)).collect()
@@ -37,7 +39,8 @@ fn frozen_factors(kernel: ProductKernel, x: &[f32], terms: usize) -> Vec<f64> {
 
 /// Factors of an adapter's part: f32 beside whole numbers.
 fn added_factors(kernel: ProductKernel, x: &[f32]) -> Vec<f64> {
-    factors(if kernel.precision() == Precision::Int8 { ProductKernel::Portable } else { kernel }, x)
+    let is_float = matches!(kernel.precision(), Precision::F32 | Precision::BF16);
+    factors(if is_float { kernel } else { ProductKernel::Portable }, x)
 }
 
 /// Those that this processor has.
@@ -163,7 +166,7 @@ fn dense_products_of_every_kernel_in_every_orientation() {
             let b_m = if is_plain(b_as) { b_d.all().matrix(k, n) } else { b_d.all().matrix(n, k) };
             let c_m = c_d.all_mut().matrix(m, n + 5).columns(2..2 + n);
             cpu.matmul(0.5, a_m, a_as, b_m, b_as, Write::Add, c_m).unwrap();
-            let floats = kernel.of_floats();
+            let floats = kernel.of_dense();
             let (a, b) = (factors(floats, &a), factors(floats, &b));
             let a_plain = if is_plain(a_as) { a } else { transposed(&a, m) };
             let b_turned = if is_plain(b_as) { transposed(&b, n) } else { b };
@@ -202,8 +205,14 @@ fn run_attention(
     [&out, &lse, &d_q, &d_k, &d_v].map(|buffer| on_host(cpu, buffer))
 }
 
-/// Of the norm: eight bits of each factor, averaged; a block left out shows as 0.1 or more.
-const ROUNDED_ATTENTION_TOLERANCE: f64 = 1e-2;
+/// Of the norm: eight or thirteen bits of each factor, averaged; a block left out shows as 0.1 or more.
+fn attention_tolerance(kernel: ProductKernel) -> f64 {
+    match kernel.of_attention().precision() {
+        Precision::F32 => TOLERANCE,
+        Precision::Int16 => 1e-3,
+        Precision::BF16 | Precision::Int8 => 1e-2,
+    }
+}
 
 #[test]
 fn attention_of_every_kernel_is_attention() {
@@ -237,8 +246,7 @@ fn attention_of_every_kernel_is_attention() {
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
             let error = difference / norm(&mut expected.iter().copied());
-            let is_rounded = kernel.of_floats().precision() == Precision::BF16;
-            let tolerance = if is_rounded { ROUNDED_ATTENTION_TOLERANCE } else { TOLERANCE };
+            let tolerance = attention_tolerance(kernel);
             assert!(error < tolerance, "{kernel:?} {heads:?} {what}: {error:e}");
             assert!(
                 error > 0.0 || kernel == ProductKernel::Portable,

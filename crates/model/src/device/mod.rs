@@ -55,6 +55,9 @@ pub enum Precision {
     /// Weights and activations rounded to bf16, as QLoRA computes: twice as fast or more where a processor has
     /// instructions for it. A factor is off by at most 2^-9 of itself.
     BF16,
+    /// Weights and activations rounded to whole numbers of thirteen bits, 64 of them with a common scale: on processors
+    /// whose bf16 is missing or slow. A factor is off by at most 1/8190 of the largest of its 64.
+    Int16,
     /// Weights and activations rounded to whole numbers of eight bits, 64 of them with a common scale: twice as fast as
     /// bf16 or more. A factor is off by at most 1/254 of the largest of its 64. The adapter's own products and attention
     /// are those of floats.

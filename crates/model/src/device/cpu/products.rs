@@ -15,6 +15,8 @@ pub enum ProductKernel {
     Avx512F32,
     /// f32 in vectors of eight, AVX2 and FMA.
     Avx2F32,
+    /// Whole numbers of thirteen bits in vectors, AVX-512 VNNI.
+    Avx512Int16,
     /// Whole numbers of eight bits in vectors, AVX-512 VNNI.
     Avx512Int8,
     /// f32 on any processor: weights are unpacked to a dense tile, which the `gemm` crate multiplies.
@@ -23,13 +25,21 @@ pub enum ProductKernel {
 
 impl ProductKernel {
     /// All of them, the fastest of a precision first.
-    pub const ALL: [ProductKernel; 6] =
-        [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::Avx512Int8, Self::Portable];
+    pub const ALL: [ProductKernel; 7] = [
+        Self::AmxBf16,
+        Self::Avx512Bf16,
+        Self::Avx512F32,
+        Self::Avx2F32,
+        Self::Avx512Int16,
+        Self::Avx512Int8,
+        Self::Portable,
+    ];
 
     /// Bits of the factors.
     pub fn precision(self) -> Precision {
         match self {
             Self::AmxBf16 | Self::Avx512Bf16 => Precision::BF16,
+            Self::Avx512Int16 => Precision::Int16,
             Self::Avx512Int8 => Precision::Int8,
             Self::Avx512F32 | Self::Avx2F32 | Self::Portable => Precision::F32,
         }
@@ -51,20 +61,35 @@ impl ProductKernel {
 
     /// The fastest of those that multiply floats, on this processor.
     pub fn fastest_of_floats() -> Self {
-        let by_speed = match has_slow_bf16() {
-            true => [Self::AmxBf16, Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32],
-            false => [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32],
-        };
-        by_speed.into_iter().find(|kernel| kernel.is_possible()).unwrap_or(Self::Portable)
-    }
-
-    /// What multiplies attention and dense matrices where frozen weights are multiplied by this.
-    pub fn of_floats(self) -> Self {
-        match self {
-            Self::Avx512Int8 => Self::fastest_of_floats(),
-            of_floats => of_floats,
+        match has_slow_bf16() {
+            true => first_possible([Self::AmxBf16, Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32]),
+            false => first_possible([Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32]),
         }
     }
+
+    /// What multiplies dense matrices where frozen weights are multiplied by this.
+    pub fn of_dense(self) -> Self {
+        match self {
+            Self::Avx512Int16 => Self::Avx512F32,
+            Self::Avx512Int8 => Self::fastest_of_floats(),
+            floats => floats,
+        }
+    }
+
+    /// What multiplies attention's matrices: as many bits as bf16 has at the least.
+    pub fn of_attention(self) -> Self {
+        match self {
+            Self::Avx512Int8 => match Self::fastest_of_floats() {
+                slow if slow.precision() == Precision::F32 => Self::Avx512Int16,
+                fast => fast,
+            },
+            other => other,
+        }
+    }
+}
+
+fn first_possible<const N: usize>(kernels: [ProductKernel; N]) -> ProductKernel {
+    kernels.into_iter().find(|kernel| kernel.is_possible()).unwrap_or(ProductKernel::Portable)
 }
 
 /// Whether bf16 in vectors is slower than f32: Intel's processors with AMX keep the instruction for old programs, at 0.6 of

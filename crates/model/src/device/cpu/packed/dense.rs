@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, GROUP, Panels,
-    ROW_FLOATS, Rows, Scratch, Target, Tiles, parts, with_floats,
+    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Panels,
+    ROW_FLOATS, Rows, Scratch, Target, Tiles, clear_beside, parts, with_dense,
 };
 use crate::device::{Operand, Write};
 
@@ -68,12 +68,12 @@ pub(in super::super) fn matmul(
     (c, stride): (&mut [f32], usize),
 ) {
     let target = Target::new(c, a.shape().0, b.shape().1, stride, write);
-    with_floats!(panels.floats, multiply(panels, alpha, a, b, target));
+    with_dense!(panels.dense, multiply(panels, alpha, a, b, target));
 }
 
-fn multiply<K: FloatKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) {
+fn multiply<K: DenseKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) {
     let ((m, k), (_, n)) = (a.shape(), b.shape());
-    let room = ACTIVATION_WORDS / n.next_multiple_of(STRIP) * K::TERMS / 64 * 64;
+    let room = ACTIVATION_WORDS / n.next_multiple_of(STRIP) / K::words(64) * 64;
     let tasks = Tasks::new::<K>(m, n);
     let mut right = panels.activations();
     for depth in parts(0..k, DEPTH.min(room)) {
@@ -107,7 +107,7 @@ fn multiply<K: FloatKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_
 }
 
 /// Packs some columns of alpha · b.
-fn pack_right<K: FloatKernel>(
+fn pack_right<K: DenseKernel>(
     alpha: f32,
     b: Side<'_>,
     depth: Range<usize>,
@@ -115,9 +115,12 @@ fn pack_right<K: FloatKernel>(
     scratch: &mut Scratch,
     to: &mut [u32],
 ) {
+    let columns_len = columns.len();
     let part = b.part(depth.clone(), columns);
     let (_, scaled) = scratch.panels_and_rows::<f32>();
-    let at_once = if alpha == 1.0 { part.rows } else { (ROW_FLOATS / part.cols / GROUP * GROUP).max(1) };
+    let at_once =
+        if alpha == 1.0 { part.rows } else { (ROW_FLOATS / part.cols / K::LINES * K::LINES).max(1) };
+    clear_beside::<K>(columns_len, depth.len(), to);
     for rows in parts(0..part.rows, at_once) {
         let mut some = part.part(rows.clone(), 0..part.cols);
         if alpha != 1.0 {
@@ -144,7 +147,7 @@ struct Tasks {
 
 impl Tasks {
     /// About eight for each thread: tall results are cut into rows, wide ones into columns.
-    fn new<K: FloatKernel>(m: usize, n: usize) -> Self {
+    fn new<K: DenseKernel>(m: usize, n: usize) -> Self {
         let wanted = 8 * rayon::current_num_threads();
         let tiles = m.div_ceil(K::TILE);
         let rows = tiles.div_ceil(wanted) * K::TILE;

@@ -25,8 +25,8 @@ use super::memory::HostBlocks;
 use crate::Result;
 use crate::device::{BlockMatrix, DenseCounter, Write};
 use kernel::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int8, FloatKernel, Floats, Frozen, Kernel, Out, Tiles,
-    Weight,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int8, Avx512Int16, Dense, DenseKernel, Frozen, Kernel,
+    Out, Tiles, Weight, clear_beside,
 };
 use rows::Rows;
 
@@ -36,23 +36,24 @@ use room::{ACTIVATION_WORDS, DEPTH, GROUP, LEAST, ROW_FLOATS, Scratch, TASK};
 pub(super) use room::{Panels, panel_bytes};
 
 /// Calls a generic function for a kernel of floats.
-macro_rules! with_floats {
+macro_rules! with_dense {
     ($kernel:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $kernel {
-            Floats::AmxBf16 => $function::<AmxBf16>($($argument),*),
-            Floats::Avx512Bf16 => $function::<Avx512Bf16>($($argument),*),
-            Floats::Avx512F32 => $function::<Avx512F32>($($argument),*),
-            Floats::Avx2F32 => $function::<Avx2F32>($($argument),*),
+            Dense::AmxBf16 => $function::<AmxBf16>($($argument),*),
+            Dense::Avx512Bf16 => $function::<Avx512Bf16>($($argument),*),
+            Dense::Avx512F32 => $function::<Avx512F32>($($argument),*),
+            Dense::Avx2F32 => $function::<Avx2F32>($($argument),*),
+            Dense::Avx512Int16 => $function::<Avx512Int16>($($argument),*),
         }
     };
 }
-use with_floats;
+use with_dense;
 
 /// Calls a generic function for what multiplies with frozen weights.
 macro_rules! with_frozen {
     ($kernel:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $kernel {
-            Frozen::Floats(floats) => with_floats!(floats, $function($($argument),*)),
+            Frozen::Dense(dense) => with_dense!(dense, $function($($argument),*)),
             Frozen::Avx512Int8 => $function::<Avx512Int8>($($argument),*),
         }
     };
@@ -164,6 +165,7 @@ fn forward_with<K: Kernel>(panels: &Panels, product: Product<'_>, x: &[f32], y: 
             if let Some(added) = added {
                 let (panels, scaled) = scratch.panels_and_rows::<f32>();
                 let b = added.scaled(of_task.clone(), 0..added.u.cols, scaled);
+                clear_beside::<K::Added>(b.rows, b.cols, panels);
                 // SAFETY: see `pack_tiles`.
                 unsafe { K::Added::columns(b, 0, panels) };
                 multiply_added::<K::Added>(tiles, added.u.cols, panels, of_task, target);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytemuck::{Pod, Zeroable};
 
 use super::super::products::ProductKernel;
-use super::{Floats, Frozen, Kernel, Weight};
+use super::{Dense, Frozen, Kernel, Weight};
 use crate::Result;
 use crate::arena::{Arena, Drawn};
 use crate::device::{DenseCopy, DenseCounter};
@@ -24,7 +24,7 @@ pub(super) const GROUP: usize = 16;
 /// Words that a thread packs into: a task's weights, or the queries and keys of attention, of which half a thousand of
 /// 128 numbers fill it in bf16.
 pub(super) const PANEL_WORDS: usize = 2 * TASK * DEPTH;
-/// Floats of a thread: rows of weights, or scores of attention and their gradients.
+/// Dense of a thread: rows of weights, or scores of attention and their gradients.
 pub(super) const ROW_FLOATS: usize = 4 * GROUP * DEPTH;
 
 /// A line of a cache, so that no vector crosses two.
@@ -75,9 +75,10 @@ impl Scratch {
 /// Room for packed activations and, for each thread, packed weights.
 #[derive(Debug)]
 pub(in super::super) struct Panels {
-    /// What multiplies with frozen weights, and what all else.
+    /// What multiplies with frozen weights, dense matrices, and attention.
     pub(super) frozen: Frozen,
-    pub(super) floats: Floats,
+    pub(super) dense: Dense,
+    pub(super) attention: Dense,
     activations: Mutex<Words>,
     scratch: Vec<Mutex<Scratch>>,
     _drawn: Drawn,
@@ -96,7 +97,8 @@ impl Panels {
         let drawn = arena.draw("packed panels", panel_bytes())?;
         Ok(Self {
             frozen: Frozen::of(kernel),
-            floats: Floats::of(kernel.of_floats()),
+            dense: Dense::of(kernel.of_dense()),
+            attention: Dense::of(kernel.of_attention()),
             activations: Mutex::new(Words::new(ACTIVATION_WORDS)),
             scratch: (0..rayon::current_num_threads()).map(|_| Mutex::new(Scratch::new())).collect(),
             _drawn: drawn,

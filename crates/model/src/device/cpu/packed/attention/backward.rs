@@ -10,18 +10,19 @@ use super::super::super::attention::{
     Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible, within,
 };
 use super::super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, Out, Panels, Rows, products, with_floats,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows,
+    clear_beside, products, with_dense,
 };
 use super::{KEYS, MOST_QUERIES, of_head, panel_words, queries, set, take, tile_words};
 use crate::device::{Heads, Segment};
 
 /// Words of packed operands that a task takes at the least.
-pub(super) fn needed<K: FloatKernel>(heads: Heads) -> usize {
+pub(super) fn needed<K: DenseKernel>(heads: Heads) -> usize {
     key_words::<K>(heads) + QueryPanels::words::<K>(heads)
 }
 
 /// Words of the keys' panels and of the products with them.
-fn key_words<K: FloatKernel>(heads: Heads) -> usize {
+fn key_words<K: DenseKernel>(heads: Heads) -> usize {
     let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
     panel_words::<K>(d, KEYS)
         + panel_words::<K>(KEYS, d)
@@ -41,10 +42,10 @@ pub(in super::super::super) fn backward(
     d_v: &mut [f32],
 ) {
     let gradients = Gradients::new(inputs, d_q, d_k, d_v);
-    with_floats!(panels.floats, backward_with(panels, inputs, segments, outputs, gradients))
+    with_dense!(panels.attention, backward_with(panels, inputs, segments, outputs, gradients))
 }
 
-fn backward_with<K: FloatKernel>(
+fn backward_with<K: DenseKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -59,7 +60,7 @@ fn backward_with<K: FloatKernel>(
 }
 
 /// One kv head of one segment with all query heads that read it: the task owns their columns of these rows.
-fn backward_kv_head<K: FloatKernel>(
+fn backward_kv_head<K: DenseKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segment: &Segment,
@@ -149,9 +150,11 @@ struct KeyPanels<'a> {
 }
 
 impl KeyPanels<'_> {
-    fn pack<K: FloatKernel>(&mut self, inputs: Inputs<'_>, kv_head: usize, rows: (usize, usize)) {
+    fn pack<K: DenseKernel>(&mut self, inputs: Inputs<'_>, kv_head: usize, rows: (usize, usize)) {
         let Heads { head_dim: d, value_dim: e, .. } = inputs.heads;
         let k = of_head(inputs.k, inputs.k_width(), d, kv_head, rows);
+        clear_beside::<K>(rows.1, d, self.columns);
+        clear_beside::<K>(rows.1, e, self.values);
         // SAFETY: `Panels` are made only where the kernel is possible.
         unsafe {
             K::columns(k, 0, self.columns);
@@ -170,7 +173,7 @@ struct QueryPanels<'a> {
 }
 
 impl<'a> QueryPanels<'a> {
-    fn words<K: FloatKernel>(heads: Heads) -> usize {
+    fn words<K: DenseKernel>(heads: Heads) -> usize {
         let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
         tile_words::<K>(queries, d)
             + panel_words::<K>(queries, d)
@@ -178,7 +181,7 @@ impl<'a> QueryPanels<'a> {
             + panel_words::<K>(queries, e)
     }
 
-    fn split<K: FloatKernel>(heads: Heads, mut words: &'a mut [u32]) -> Self {
+    fn split<K: DenseKernel>(heads: Heads, mut words: &'a mut [u32]) -> Self {
         let (d, e, queries) = (heads.head_dim, heads.value_dim, queries::<K>());
         Self {
             tiles: take(&mut words, tile_words::<K>(queries, d)),
@@ -188,7 +191,7 @@ impl<'a> QueryPanels<'a> {
         }
     }
 
-    fn pack<K: FloatKernel>(
+    fn pack<K: DenseKernel>(
         self,
         inputs: Inputs<'_>,
         outputs: Outputs<'_>,
@@ -223,7 +226,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// One block of queries against one block of keys.
-    fn backward<K: FloatKernel>(
+    fn backward<K: DenseKernel>(
         &self,
         inputs: Inputs<'_>,
         outputs: Outputs<'_>,

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::super::attention::{Inputs, key_blocks, rescale, softmax_row, visible, within};
 use super::super::product::Shared;
 use super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, FloatKernel, Floats, Out, Panels, Rows, products, room,
-    with_floats,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows,
+    clear_beside, products, room, with_dense,
 };
 use crate::device::{Heads, Segment};
 
@@ -24,22 +24,22 @@ const MOST_QUERIES: usize = 128;
 const KEYS: usize = 128;
 
 /// Queries of a block: whole tiles.
-const fn queries<K: FloatKernel>() -> usize {
+const fn queries<K: DenseKernel>() -> usize {
     MOST_QUERIES / K::TILE * K::TILE
 }
 
 /// Words of a left side.
-fn tile_words<K: FloatKernel>(rows: usize, terms: usize) -> usize {
+fn tile_words<K: DenseKernel>(rows: usize, terms: usize) -> usize {
     rows.next_multiple_of(K::TILE) * K::words(terms)
 }
 
 /// Words of a right side.
-fn panel_words<K: FloatKernel>(terms: usize, cols: usize) -> usize {
+fn panel_words<K: DenseKernel>(terms: usize, cols: usize) -> usize {
     cols.next_multiple_of(K::PANEL) * K::words(terms)
 }
 
 /// Words of packed operands that a task takes at the least, floats aside.
-fn needed<K: FloatKernel>(heads: Heads) -> usize {
+fn needed<K: DenseKernel>(heads: Heads) -> usize {
     let (d, e, group) = (heads.head_dim, heads.value_dim, heads.n_heads / heads.n_kv_heads);
     let queries = queries::<K>();
     let forward = panel_words::<K>(d, KEYS)
@@ -52,7 +52,7 @@ fn needed<K: FloatKernel>(heads: Heads) -> usize {
 /// Whether an attention is made here: of more than a few queries, within the room that threads have.
 pub(in super::super) fn suits(panels: &Panels, heads: Heads, segments: &[Segment]) -> bool {
     let has_queries = segments.iter().any(|segment| segment.n_queries > 8);
-    has_queries && with_floats!(panels.floats, needed(heads)) <= room::PANEL_WORDS
+    has_queries && with_dense!(panels.attention, needed(heads)) <= room::PANEL_WORDS
 }
 
 /// Takes the next words of a scratch.
@@ -75,10 +75,10 @@ pub(in super::super) fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    with_floats!(panels.floats, forward_with(panels, inputs, segments, out, lse))
+    with_dense!(panels.attention, forward_with(panels, inputs, segments, out, lse))
 }
 
-fn forward_with<K: FloatKernel>(
+fn forward_with<K: DenseKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -99,7 +99,7 @@ fn forward_with<K: FloatKernel>(
 }
 
 /// One block of queries, of all heads that read a kv head: the task owns these rows of their columns.
-fn forward_block<K: FloatKernel>(
+fn forward_block<K: DenseKernel>(
     panels: &Panels,
     inputs: Inputs<'_>,
     segment: &Segment,
@@ -125,6 +125,7 @@ fn forward_block<K: FloatKernel>(
     let blocks = key_blocks(segment, (first, n), window, KEYS);
     for (block, (first_key, n_keys)) in blocks.enumerate() {
         let key_rows = (segment.first_key + first_key, n_keys);
+        clear_beside::<K>(n_keys, d, keys);
         // SAFETY: as above.
         unsafe {
             K::columns(of_head(inputs.k, inputs.k_width(), d, kv_head, key_rows), 0, keys);

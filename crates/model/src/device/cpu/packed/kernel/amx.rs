@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
 use super::super::rows::Rows;
-use super::{FloatKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
+use super::{DenseKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile register; words of each of its rows.
 const SIDE: usize = 16;
@@ -78,7 +78,7 @@ const SHAPES: Shapes = {
 /// Pairs of bf16 in tile registers.
 pub(in super::super) enum AmxBf16 {}
 
-impl FloatKernel for AmxBf16 {
+impl DenseKernel for AmxBf16 {
     const TERMS: usize = 2;
 
     dense_packing!(

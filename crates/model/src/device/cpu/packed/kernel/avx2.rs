@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{FloatKernel, Kernel, Out, Tiles, blocks, line_words};
+use super::{DenseKernel, Kernel, Out, Tiles, blocks, line_words};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -73,7 +73,7 @@ impl Kernel for Avx2F32 {
     }
 }
 
-impl FloatKernel for Avx2F32 {
+impl DenseKernel for Avx2F32 {
     const TERMS: usize = 1;
 
     #[target_feature(enable = "avx2,fma")]

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::pack::{self, LANES, Pair, Single, lanes};
 use super::super::rows::Rows;
-use super::{FloatKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
+use super::{DenseKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -60,7 +60,7 @@ impl MultiplyAdd for Avx512F32 {
 
 macro_rules! kernel {
     ($kernel:ty, $features:literal, $words:ty, $weight:ty, $terms:literal) => {
-        impl FloatKernel for $kernel {
+        impl DenseKernel for $kernel {
             const TERMS: usize = $terms;
 
             dense_packing!($features, $words, pack::lines_of_columns::<f32, $words, TILE>);
