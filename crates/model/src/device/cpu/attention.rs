@@ -141,17 +141,11 @@ fn forward_block(
         let (kv_head, key_row) = (head / inputs.group(), segment.first_key + first_key);
         let k = inputs.key_rows(kv_head, key_row, n_keys);
         let v = inputs.value_rows(kv_head, key_row, n_keys);
-        multiply(
-            inputs.heads.scale,
-            q,
-            k.t(),
-            Write::Set,
-            MatMut::new(&mut scores, n, n_keys, BLOCK),
-            Threads::One,
-        );
+        multiply(1.0, q, k.t(), Write::Set, MatMut::new(&mut scores, n, n_keys, BLOCK), Threads::One);
         for i in 0..n {
             let seen = within(visible(segment, first + i, window), first_key, n_keys);
-            let correction = softmax_row(&mut scores[i * BLOCK..][..n_keys], seen, &mut max[i], &mut sum[i]);
+            let row_scores = &mut scores[i * BLOCK..][..n_keys];
+            let correction = softmax_row(row_scores, seen, inputs.heads.scale, &mut max[i], &mut sum[i]);
             // SAFETY: this task alone touches these rows of this head's columns.
             let out = unsafe { out.row(row + i, head * e, e) };
             rescale(out, if index == 0 { 0.0 } else { correction });
@@ -170,17 +164,18 @@ fn forward_block(
 }
 
 multiversion! {
-    /// Turns a row of scores into exp(score - running maximum), 0 outside `seen`; returns what earlier sums shrink by.
-    pub(super) fn softmax_row(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32) -> f32 {
+    /// Turns a row of products into exp(scale · product - running maximum), 0 outside `seen`; returns what earlier sums
+    /// shrink by. The scale is above 0.
+    pub(super) fn softmax_row(scores: &mut [f32], seen: Range<usize>, scale: f32, max: &mut f32, sum: &mut f32) -> f32 {
         scores[..seen.start].fill(0.0);
         scores[seen.end..].fill(0.0);
         let seen_scores = &mut scores[seen];
-        let new_max = lane_max(seen_scores).max(*max);
+        let new_max = (scale * lane_max(seen_scores)).max(*max);
         if new_max == f32::NEG_INFINITY {
             return 1.0;
         }
         for score in seen_scores.iter_mut() {
-            *score = exp(*score - new_max);
+            *score = exp(scale * *score - new_max);
         }
         let correction = exp(*max - new_max);
         *sum = *sum * correction + lane_sum(seen_scores.len(), |i| seen_scores[i]);
@@ -339,7 +334,7 @@ fn backward_block(
     let d_out = inputs.out_rows(outputs.d_out, head, row, n);
     let k = inputs.key_rows(kv_head, key_row, n_keys);
     let v = inputs.value_rows(kv_head, key_row, n_keys);
-    multiply(scale, q, k.t(), Write::Set, MatMut::new(&mut p, n, n_keys, BLOCK), Threads::One);
+    multiply(1.0, q, k.t(), Write::Set, MatMut::new(&mut p, n, n_keys, BLOCK), Threads::One);
     multiply(1.0, d_out, v.t(), Write::Set, MatMut::new(&mut d_s, n, n_keys, BLOCK), Threads::One);
     for i in 0..n {
         let seen = within(visible(segment, first + i, inputs.heads.window), first_key, n_keys);
@@ -362,14 +357,14 @@ fn backward_block(
 }
 
 multiversion! {
-    /// p = exp(score - lse), d_s = scale · p · (dP - δ), both 0 outside `seen`.
+    /// p = exp(scale · product - lse), d_s = scale · p · (dP - δ), both 0 outside `seen`.
     pub(super) fn score_gradient_row(p: &mut [f32], d_s: &mut [f32], seen: Range<usize>, lse: f32, delta: f32, scale: f32) {
         for row in [&mut *p, &mut *d_s] {
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
         }
         for i in seen {
-            p[i] = exp(p[i] - lse);
+            p[i] = exp(scale * p[i] - lse);
             d_s[i] = scale * p[i] * (d_s[i] - delta);
         }
     }

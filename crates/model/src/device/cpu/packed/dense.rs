@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Panels,
-    ROW_FLOATS, Rows, Scratch, Target, Tiles, clear_beside, parts, with_dense,
+    ROW_FLOATS, Rows, Scratch, Strips, Target, clear_beside, parts, with_dense,
 };
 use crate::device::{Operand, Write};
 
@@ -88,7 +88,7 @@ fn multiply<K: DenseKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_
             let (rows, columns) = tasks.part(task);
             let scratch = &mut *panels.scratch();
             let (left, _) = scratch.panels_and_rows::<f32>();
-            let of_columns = &right[columns.start * words..];
+            let of_columns = Strips { words: &right[columns.start * words..], stride: words * K::PANEL };
             for rows in parts(rows, K::TILE) {
                 let out = target.out(&rows, &columns, depth.start == 0);
                 let size = (rows.len(), columns.len());
@@ -99,7 +99,8 @@ fn multiply<K: DenseKernel>(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_
                         Operand::Plain => K::tiles(part, left),
                         Operand::Transposed => K::tiles_down(part, left),
                     }
-                    K::multiply(words, Tiles { words: left, stride: left.len() }, of_columns, size, out);
+                    let left = Strips { words: left, stride: left.len() };
+                    K::multiply(words, left, of_columns, size, out);
                 }
             }
         });

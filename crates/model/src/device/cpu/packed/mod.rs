@@ -26,7 +26,7 @@ use crate::Result;
 use crate::device::{BlockMatrix, DenseCounter, Write};
 use kernel::{
     AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int8, Avx512Int16, Dense, DenseKernel, Frozen, Kernel,
-    Out, Tiles, Weight, clear_beside,
+    Out, Strips, Weight, clear_beside,
 };
 use rows::Rows;
 
@@ -225,8 +225,8 @@ fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>>
 /// Packed activations: the terms of the product, and those that are added.
 #[derive(Clone, Copy)]
 struct Activations<'a> {
-    of_product: Tiles<'a>,
-    of_added: Tiles<'a>,
+    of_product: Strips<'a>,
+    of_added: Strips<'a>,
 }
 
 /// Packs the activations (n, cols), as many tokens at a time as there is room for.
@@ -251,8 +251,8 @@ fn each_chunk<K: Kernel>(
         if let Some(Added { u, .. }) = added {
             pack_tiles::<K::Added>(u.part(tokens.clone(), 0..u.cols), of_added);
         }
-        let of_product = Tiles { words: of_product, stride: words * K::TILE };
-        let of_added = Tiles { words: of_added, stride: added_words * K::Added::TILE };
+        let of_product = Strips { words: of_product, stride: words * K::TILE };
+        let of_added = Strips { words: of_added, stride: added_words * K::Added::TILE };
         run(Activations { of_product, of_added }, tokens)?;
     }
     Ok(())
@@ -311,11 +311,13 @@ fn multiply<K: Kernel>(
     columns: Range<usize>,
     target: Target,
 ) {
-    let Tiles { words, stride } = x.of_product;
-    let tiles = Tiles { words: &words[K::words(depth.start) * K::TILE..], stride };
+    let Strips { words, stride } = x.of_product;
+    let tiles = Strips { words: &words[K::words(depth.start) * K::TILE..], stride };
     let out = target.out(&(0..target.rows), &columns, depth.start == 0);
+    let words = K::words(depth.len());
+    let panels = Strips { words: panels, stride: words * K::PANEL };
     // SAFETY: the columns are this task's alone; see `pack_tiles`.
-    unsafe { K::multiply(K::words(depth.len()), tiles, panels, (target.rows, columns.len()), out) };
+    unsafe { K::multiply(words, tiles, panels, (target.rows, columns.len()), out) };
 }
 
 /// The terms that are added to sums that have begun.
@@ -327,16 +329,8 @@ fn multiply_added<K: Kernel>(
     target: Target,
 ) {
     let out = target.out(&(0..target.rows), &columns, false);
+    let words = K::words(rank);
+    let panels = Strips { words: panels, stride: words * K::PANEL };
     // SAFETY: as in `multiply`.
-    unsafe { K::multiply(K::words(rank), x.of_added, panels, (target.rows, columns.len()), out) };
-}
-
-/// out (=|+=) a · b      a: tiles of (rows, terms), b: panels of (terms, cols)
-///
-/// # Safety
-/// The processor has the instructions; `out` has the rows and columns and is the caller's alone.
-unsafe fn products<K: Kernel>(a: &[u32], b: &[u32], terms: usize, size: (usize, usize), out: Out) {
-    let words = K::words(terms);
-    // SAFETY: the caller's promises are the callee's.
-    unsafe { K::multiply(words, Tiles { words: a, stride: words * K::TILE }, b, size, out) };
+    unsafe { K::multiply(words, x.of_added, panels, (target.rows, columns.len()), out) };
 }

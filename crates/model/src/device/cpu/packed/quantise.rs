@@ -121,7 +121,7 @@ pub(super) trait Side {
     const IS_RIGHT: bool;
 }
 
-/// Tiles of rows.
+/// Strips of rows.
 pub(super) enum Left {}
 
 /// Panels of columns.

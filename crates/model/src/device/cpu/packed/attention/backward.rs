@@ -5,15 +5,15 @@
 
 use rayon::prelude::*;
 
-use super::super::super::attention::rescale;
-use super::super::super::attention::{
-    Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible, within,
-};
+use super::super::super::attention::{Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible};
 use super::super::{
     AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows,
-    clear_beside, products, with_dense,
+    clear_beside, with_dense,
 };
-use super::{KEYS, MOST_QUERIES, of_head, panel_words, queries, set, take, tile_words};
+use super::{
+    KEYS, MOST_QUERIES, Seen, of_head, panel_words, queries, scores_of, set, sum_over_keys, sum_over_queries,
+    take, tile_words,
+};
 use crate::device::{Heads, Segment};
 
 /// Words of packed operands that a task takes at the least.
@@ -123,10 +123,9 @@ fn backward_kv_head<K: DenseKernel>(
                         is_packed = true;
                     }
                     let packed = QueryPanels::split::<K>(heads, &mut rest[index * of_block..][..of_block]);
-                    let (seen_keys, deltas) =
-                        (n_keys.min(end - first_key), &deltas[block_first - first..][..n]);
-                    let block =
-                        Block { segment, head, first: block_first, n, first_key, n_keys, seen_keys, deltas };
+                    let window = heads.window;
+                    let seen = Seen { segment, window, first: block_first, n, first_key, n_keys };
+                    let block = Block { seen, head, deltas: &deltas[block_first - first..][..n] };
                     block.backward::<K>(inputs, outputs, gradients, &mut keys, &packed);
                 }
             }
@@ -211,15 +210,10 @@ impl<'a> QueryPanels<'a> {
     }
 }
 
-/// Some queries of a head and some keys, of which the first `seen_keys` are seen by any of them.
+/// Some queries of a head and some keys.
 struct Block<'a> {
-    segment: &'a Segment,
+    seen: Seen<'a>,
     head: usize,
-    first: usize,
-    n: usize,
-    first_key: usize,
-    n_keys: usize,
-    seen_keys: usize,
     /// out · d_out of each query.
     deltas: &'a [f32],
 }
@@ -234,34 +228,34 @@ impl Block<'_> {
         keys: &mut KeyPanels<'_>,
         packed: &QueryPanels<'_>,
     ) {
-        let Heads { head_dim: d, value_dim: e, scale, window, n_heads, .. } = inputs.heads;
-        let &Self { segment, head, first, n, first_key, n_keys, seen_keys, deltas } = self;
-        let kv_head = head / inputs.group();
+        let Heads { head_dim: d, value_dim: e, scale, n_heads, .. } = inputs.heads;
+        let &Self { seen, head, deltas } = self;
+        let Seen { segment, first, n, first_key, n_keys, .. } = seen;
+        let (kv_head, seen_keys) = (head / inputs.group(), seen.by_query(n - 1).end);
         let (row, key_row) = (segment.first_query + first, segment.first_key + first_key);
         let (p, d_s) = keys.scores.split_at_mut(MOST_QUERIES * KEYS);
         // SAFETY: `Panels` are made only where the kernel is possible; p and d_s have KEYS columns for each query.
         unsafe {
-            products::<K>(packed.tiles, keys.columns, d, (n, seen_keys), set(p, KEYS));
-            products::<K>(packed.d_out_tiles, keys.values, e, (n, seen_keys), set(d_s, KEYS));
+            scores_of::<K>(seen, packed.tiles, keys.columns, d, set(p, KEYS));
+            scores_of::<K>(seen, packed.d_out_tiles, keys.values, e, set(d_s, KEYS));
         }
         for (i, delta) in deltas.iter().enumerate() {
-            let seen = within(visible(segment, first + i, window), first_key, n_keys);
             let (p, d_s) = (&mut p[i * KEYS..][..n_keys], &mut d_s[i * KEYS..][..n_keys]);
-            rescale(&mut p[seen.clone()], scale);
-            score_gradient_row(p, d_s, seen, outputs.lse[(row + i) * n_heads + head], *delta, scale);
+            let lse = outputs.lse[(row + i) * n_heads + head];
+            score_gradient_row(p, d_s, seen.by_query(i), lse, *delta, scale);
         }
         let add = |start, stride| Out { start, stride, adds: true };
         // SAFETY: the task owns these rows of these heads' columns; the three blocks lie in three matrices.
         unsafe {
             let to = add(gradients.d_v.row(key_row, kv_head * e, e).as_mut_ptr(), inputs.v_width());
             K::tiles_down(Rows::new(p, KEYS, n, seen_keys), keys.down);
-            products::<K>(keys.down, packed.d_out_lines, n, (seen_keys, e), to);
+            sum_over_queries::<K>(seen, keys.down, packed.d_out_lines, e, to);
             let to = add(gradients.d_q.row(row, head * d, d).as_mut_ptr(), inputs.q_width());
             K::tiles(Rows::new(d_s, KEYS, n, n_keys), keys.across);
-            products::<K>(keys.across, keys.lines, n_keys, (n, d), to);
+            sum_over_keys::<K>(seen, keys.across, keys.lines, d, to);
             let to = add(gradients.d_k.row(key_row, kv_head * d, d).as_mut_ptr(), inputs.k_width());
             K::tiles_down(Rows::new(d_s, KEYS, n, seen_keys), keys.down);
-            products::<K>(keys.down, packed.lines, n, (seen_keys, d), to);
+            sum_over_queries::<K>(seen, keys.down, packed.lines, d, to);
         }
     }
 }

@@ -6,13 +6,15 @@
 
 mod backward;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::super::attention::{Inputs, key_blocks, rescale, softmax_row, visible, within};
 use super::super::product::Shared;
 use super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows,
-    clear_beside, products, room, with_dense,
+    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows, Strips,
+    clear_beside, parts, room, with_dense,
 };
 use crate::device::{Heads, Segment};
 
@@ -125,6 +127,7 @@ fn forward_block<K: DenseKernel>(
     let blocks = key_blocks(segment, (first, n), window, KEYS);
     for (block, (first_key, n_keys)) in blocks.enumerate() {
         let key_rows = (segment.first_key + first_key, n_keys);
+        let seen = Seen { segment, window, first, n, first_key, n_keys };
         clear_beside::<K>(n_keys, d, keys);
         // SAFETY: as above.
         unsafe {
@@ -134,22 +137,21 @@ fn forward_block<K: DenseKernel>(
         for (index, tiles) in queries.chunks_exact(of_head_words).enumerate() {
             let head = kv_head * group + index;
             // SAFETY: scores have KEYS columns for each query.
-            unsafe { products::<K>(tiles, keys, d, (n, n_keys), set(scores, KEYS)) };
+            unsafe { scores_of::<K>(seen, tiles, keys, d, set(scores, KEYS)) };
             for (i, (max, sum)) in states[index][..n].iter_mut().enumerate() {
-                let seen = within(visible(segment, first + i, window), first_key, n_keys);
                 let scores = &mut scores[i * KEYS..][..n_keys];
-                rescale(scores, scale);
-                let correction = softmax_row(scores, seen, max, sum);
-                // SAFETY: this task alone touches these rows of this head's columns.
-                let out = unsafe { out.row(row + i, head * e, e) };
-                rescale(out, if block == 0 { 0.0 } else { correction });
+                let correction = softmax_row(scores, seen.by_query(i), scale, max, sum);
+                if block > 0 && correction != 1.0 {
+                    // SAFETY: this task alone touches these rows of this head's columns.
+                    rescale(unsafe { out.row(row + i, head * e, e) }, correction);
+                }
             }
             // SAFETY: as above; the rows borrowed in the loop are gone.
             unsafe {
                 K::tiles(Rows::new(scores, KEYS, n, n_keys), weights);
                 let start = out.row(row, head * e, e).as_mut_ptr();
-                let to = Out { start, stride: inputs.out_width(), adds: true };
-                products::<K>(weights, values, n_keys, (n, e), to);
+                let to = Out { start, stride: inputs.out_width(), adds: block > 0 };
+                sum_over_keys::<K>(seen, weights, values, e, to);
             }
         }
     }
@@ -167,4 +169,90 @@ fn forward_block<K: DenseKernel>(
 /// Scores, to be set.
 fn set(scores: &mut [f32], stride: usize) -> Out {
     Out { start: scores.as_mut_ptr(), stride, adds: false }
+}
+
+/// Some queries of a segment and some of its keys: which of these each of them sees.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    segment: &'a Segment,
+    window: Option<usize>,
+    first: usize,
+    n: usize,
+    first_key: usize,
+    n_keys: usize,
+}
+
+impl Seen<'_> {
+    /// The keys that a query sees.
+    fn by_query(&self, query: usize) -> Range<usize> {
+        within(visible(self.segment, self.first + query, self.window), self.first_key, self.n_keys)
+    }
+
+    /// The first query that sees a key or one after it.
+    fn first_query(&self, key: usize) -> usize {
+        (self.first_key + key + 1)
+            .saturating_sub(visible(self.segment, self.first, self.window).end)
+            .min(self.n)
+    }
+
+    /// The queries of each tile, and the end of the keys that they see: one for all of them where they see all.
+    fn tiles<K: DenseKernel>(self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let see_all = self.by_query(0).end == self.n_keys;
+        let size = if see_all { self.n } else { K::TILE };
+        parts(0..self.n, size).map(move |rows| (rows.clone(), self.by_query(rows.end - 1).end))
+    }
+}
+
+/// The rows of a result from one on.
+///
+/// # Safety
+/// `out` has the row.
+unsafe fn rows_from(out: Out, row: usize) -> Out {
+    // SAFETY: inside by the caller's promise.
+    Out { start: unsafe { out.start.add(row * out.stride) }, ..out }
+}
+
+/// out = a · b where a key is seen      a: tiles of (queries, terms), b: panels of (terms, keys)
+///
+/// # Safety
+/// The processor has the instructions; `out` has the queries and keys and is the caller's alone.
+unsafe fn scores_of<K: DenseKernel>(seen: Seen<'_>, a: &[u32], b: &[u32], terms: usize, out: Out) {
+    let words = K::words(terms);
+    let b = Strips { words: b, stride: words * K::PANEL };
+    for (rows, end) in seen.tiles::<K>() {
+        let a = Strips { words: &a[rows.start * words..], stride: words * K::TILE };
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { K::multiply(words, a, b, (rows.len(), end), rows_from(out, rows.start)) };
+    }
+}
+
+/// out (=|+=) a · b, summed over the keys that are seen      a: tiles of (queries, keys), b: panels of (keys, cols)
+///
+/// # Safety
+/// As [`scores_of`], of queries and columns; all queries see one of the keys where `out` is set.
+unsafe fn sum_over_keys<K: DenseKernel>(seen: Seen<'_>, a: &[u32], b: &[u32], cols: usize, out: Out) {
+    let words = K::words(seen.n_keys);
+    let b = Strips { words: b, stride: words * K::PANEL };
+    for (rows, end) in seen.tiles::<K>().filter(|(_, end)| *end > 0) {
+        let a = Strips { words: &a[rows.start * words..], stride: words * K::TILE };
+        // SAFETY: as above.
+        unsafe { K::multiply(K::words(end), a, b, (rows.len(), cols), rows_from(out, rows.start)) };
+    }
+}
+
+/// out += a · b, summed over the queries that see a key      a: tiles of (keys, queries), b: panels of (queries, cols)
+///
+/// # Safety
+/// As [`scores_of`], of the keys that any query sees, and columns.
+unsafe fn sum_over_queries<K: DenseKernel>(seen: Seen<'_>, a: &[u32], b: &[u32], cols: usize, out: Out) {
+    let words = K::words(seen.n);
+    let n_keys = seen.by_query(seen.n - 1).end;
+    let see_all = seen.by_query(0).end == seen.n_keys;
+    for rows in parts(0..n_keys, if see_all { n_keys } else { K::TILE }) {
+        let left_out = K::words(seen.first_query(rows.start) / K::GRAIN * K::GRAIN);
+        let a = Strips { words: &a[rows.start * words + left_out * K::TILE..], stride: words * K::TILE };
+        let b = Strips { words: &b[left_out * K::PANEL..], stride: words * K::PANEL };
+        // SAFETY: as above.
+        unsafe { K::multiply(words - left_out, a, b, (rows.len(), cols), rows_from(out, rows.start)) };
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile register; words of each of its rows.
 const SIDE: usize = 16;
@@ -80,6 +80,7 @@ pub(in super::super) enum AmxBf16 {}
 
 impl DenseKernel for AmxBf16 {
     const TERMS: usize = 2;
+    const GRAIN: usize = 2 * SIDE;
 
     dense_packing!(
         "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16",
@@ -98,16 +99,16 @@ impl Kernel for AmxBf16 {
 
     packing!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", Pair, u16, pack::squares_of_rows::<f32, Pair>);
 
-    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], (rows, cols): (usize, usize), out: Out) {
-        assert!(words.is_multiple_of(SIDE) && words * cols.next_multiple_of(BLOCK) <= b.len());
+    unsafe fn multiply(words: usize, a: Strips<'_>, b: Strips<'_>, (rows, cols): (usize, usize), out: Out) {
+        assert!(words.is_multiple_of(SIDE));
         // SAFETY: the caller promised the instructions; the shapes are valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
         for (index, rows) in blocks(rows, BLOCK) {
-            let a = a.tile(index, words * BLOCK).as_ptr();
+            let a = a.strip(index, words * BLOCK).as_ptr();
             // SAFETY: the tile's rows are inside of `out`.
             let out = Out { start: unsafe { out.start.add(index * BLOCK * out.stride) }, ..out };
-            for (panel, b) in b.chunks_exact(words * BLOCK).take(cols.div_ceil(BLOCK)).enumerate() {
-                let (column, b) = (panel * BLOCK, b.as_ptr());
+            for panel in 0..cols.div_ceil(BLOCK) {
+                let (column, b) = (panel * BLOCK, b.strip(panel, words * BLOCK).as_ptr());
                 // SAFETY: a and b hold `words`; the block is inside of `out`.
                 unsafe {
                     let out = Out { start: out.start.add(column), ..out };

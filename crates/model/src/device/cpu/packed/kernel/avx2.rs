@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Tiles, blocks, line_words};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, line_words};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -50,11 +50,11 @@ impl Kernel for Avx2F32 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], (rows, cols): (usize, usize), out: Out) {
+    unsafe fn multiply(words: usize, a: Strips<'_>, b: Strips<'_>, (rows, cols): (usize, usize), out: Out) {
         for (index, rows) in blocks(rows, TILE) {
-            let a = a.tile(index, words * TILE).as_ptr();
-            for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
-                let column = panel * PANEL;
+            let a = a.strip(index, words * TILE).as_ptr();
+            for panel in 0..cols.div_ceil(PANEL) {
+                let (column, b) = (panel * PANEL, b.strip(panel, words * PANEL));
                 // SAFETY: the caller's promises; a and b hold `words`.
                 unsafe {
                     let start = out.start.add(index * TILE * out.stride + column);
@@ -75,6 +75,7 @@ impl Kernel for Avx2F32 {
 
 impl DenseKernel for Avx2F32 {
     const TERMS: usize = 1;
+    const GRAIN: usize = 1;
 
     #[target_feature(enable = "avx2,fma")]
     unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {

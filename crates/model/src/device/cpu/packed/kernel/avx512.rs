@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::pack::{self, LANES, Pair, Single, lanes};
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Tiles, blocks, dense_packing, line_words, packing};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -62,6 +62,7 @@ macro_rules! kernel {
     ($kernel:ty, $features:literal, $words:ty, $weight:ty, $terms:literal) => {
         impl DenseKernel for $kernel {
             const TERMS: usize = $terms;
+            const GRAIN: usize = $terms;
 
             dense_packing!($features, $words, pack::lines_of_columns::<f32, $words, TILE>);
         }
@@ -79,15 +80,15 @@ macro_rules! kernel {
             #[target_feature(enable = $features)]
             unsafe fn multiply(
                 words: usize,
-                a: Tiles<'_>,
-                b: &[u32],
+                a: Strips<'_>,
+                b: Strips<'_>,
                 (rows, cols): (usize, usize),
                 out: Out,
             ) {
                 for (index, rows) in blocks(rows, TILE) {
-                    let a = a.tile(index, words * TILE).as_ptr();
-                    for (panel, b) in b.chunks_exact(words * PANEL).take(cols.div_ceil(PANEL)).enumerate() {
-                        let column = panel * PANEL;
+                    let a = a.strip(index, words * TILE).as_ptr();
+                    for panel in 0..cols.div_ceil(PANEL) {
+                        let (column, b) = (panel * PANEL, b.strip(panel, words * PANEL));
                         // SAFETY: the caller's promises; a and b hold `words`.
                         unsafe {
                             let start = out.start.add(index * TILE * out.stride + column);

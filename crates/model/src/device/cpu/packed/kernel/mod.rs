@@ -103,7 +103,7 @@ pub(super) trait Kernel {
     ///
     /// # Safety
     /// As all; and `out` has the rows and columns.
-    unsafe fn multiply(words: usize, a: Tiles<'_>, b: &[u32], size: (usize, usize), out: Out);
+    unsafe fn multiply(words: usize, a: Strips<'_>, b: Strips<'_>, size: (usize, usize), out: Out);
 }
 
 /// A kernel that multiplies dense matrices too.
@@ -113,6 +113,8 @@ pub(super) trait Kernel {
 pub(super) trait DenseKernel: Kernel {
     /// Terms of a sum that one word holds.
     const TERMS: usize;
+    /// A multiple of so many terms can be left out at the beginning.
+    const GRAIN: usize;
 
     /// Packs a left side whose rows are x's columns.
     unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]);
@@ -124,18 +126,18 @@ pub(super) trait DenseKernel: Kernel {
     unsafe fn lines(x: Rows<'_, f32>, first: usize, terms: usize, to: &mut [u32]);
 }
 
-/// A left side, or some words of each of its tiles.
+/// One side of a product, or some words of each of its tiles or panels.
 #[derive(Clone, Copy)]
-pub(super) struct Tiles<'a> {
-    /// From the first tile's first word on.
+pub(super) struct Strips<'a> {
+    /// From the first one's first word on.
     pub words: &'a [u32],
-    /// Words from one tile to the next.
+    /// Words from one to the next.
     pub stride: usize,
 }
 
-impl<'a> Tiles<'a> {
-    /// `n` words of tile `index`.
-    fn tile(&self, index: usize, n: usize) -> &'a [u32] {
+impl<'a> Strips<'a> {
+    /// `n` words of tile or panel `index`.
+    fn strip(&self, index: usize, n: usize) -> &'a [u32] {
         &self.words[index * self.stride..][..n]
     }
 }

@@ -9,7 +9,7 @@ use super::super::pack::LANES;
 use super::super::quantise::{self, GROUP, Int8, Int16, Left, Right, Side, Whole};
 use super::super::rows::Rows;
 use super::avx512::{Avx512F32, has_f32, write};
-use super::{DenseKernel, Kernel, Out, Tiles, blocks};
+use super::{DenseKernel, Kernel, Out, Strips, blocks};
 
 /// Rows of a block: with two vectors of the right side their whole sums fill 16 of 32 registers.
 const BLOCK: usize = 8;
@@ -59,19 +59,17 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
             unsafe fn multiply(
                 words: usize,
-                a: Tiles<'_>,
-                b: &[u32],
+                a: Strips<'_>,
+                b: Strips<'_>,
                 (rows, cols): (usize, usize),
                 out: Out,
             ) {
                 let groups = words / <$whole>::WORDS;
-                for (panel, b) in
-                    b.chunks_exact(words * Self::PANEL).take(cols.div_ceil(Self::PANEL)).enumerate()
-                {
-                    let column = panel * Self::PANEL;
+                for panel in 0..cols.div_ceil(Self::PANEL) {
+                    let (column, b) = (panel * Self::PANEL, b.strip(panel, words * Self::PANEL));
                     for (index, rows) in blocks(rows, BLOCK) {
                         let (tile, row) = (index * BLOCK / Self::TILE, index * BLOCK % Self::TILE);
-                        let a = &a.tile(tile, words * Self::TILE)[row..];
+                        let a = &a.strip(tile, words * Self::TILE)[row..];
                         // SAFETY: the caller's promises; a and b hold the groups.
                         unsafe {
                             let out =
@@ -90,6 +88,7 @@ kernel!(Avx512Int16, Int16);
 
 impl DenseKernel for Avx512Int16 {
     const TERMS: usize = Int16::TERMS;
+    const GRAIN: usize = GROUP;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn tiles_down(x: Rows<'_, f32>, to: &mut [u32]) {
