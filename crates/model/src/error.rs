@@ -146,9 +146,12 @@ pub enum Error {
         /// The cap.
         capacity_bytes: u64,
     },
-    /// Products in 16 bits on a processor without instructions for them.
-    #[error("this processor has no instructions for products in 16 bits (AMX or AVX-512 BF16)")]
-    Precision,
+    /// Products of a precision that the processor has no instructions for.
+    #[error("this processor has no instructions for products in {precision} ({}); f32 runs on every one", .precision.instructions())]
+    Precision {
+        /// What was asked for.
+        precision: crate::device::Precision,
+    },
     /// A batch that the step cannot run.
     #[error("batch: {what} is {found}, expected {expected}")]
     InvalidBatch {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use model::device::Precision;
 use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +170,8 @@ pub struct PlanTable {
     pub total_steps: u64,
     /// How the input of each layer is kept: in 16 bits where not even one row fits otherwise.
     pub layer_inputs: LayerInputs,
+    /// Precision of products with the base's weights.
+    pub precision: Precision,
     /// Layers that keep their activations instead of running again in the backward pass.
     pub kept_layers: usize,
     /// Numbers that are trained.

@@ -93,6 +93,7 @@ impl Plan {
             steps_per_epoch: batches.steps_per_epoch(),
             total_steps,
             layer_inputs: step.layer_inputs,
+            precision: shapes.precision,
             kept_layers: step.kept_layers,
             trained_parameters,
             disk_bytes: disk_bytes(trained_parameters, options),

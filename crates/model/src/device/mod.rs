@@ -9,11 +9,13 @@
 pub mod cpu;
 mod dense;
 mod heads;
+mod precision;
 mod state_space;
 mod view;
 
 pub use dense::{DenseCopy, DenseCounter};
 pub use heads::{Heads, Pairs, Rotated, Segment};
+pub use precision::Precision;
 pub use state_space::{ScanWeights, Span, StateSpace};
 pub use view::{Buffer, Matrix, MatrixMut, View, ViewMut};
 
@@ -22,7 +24,6 @@ use std::sync::Arc;
 
 use formats::BlockType;
 use formats::map::Map;
-use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::arena::Arena;
@@ -43,25 +44,6 @@ pub enum Operand {
     Plain,
     /// Transposed.
     Transposed,
-}
-
-/// In how many bits the factors of products with frozen weights are; sums are always in 32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// Weights and activations rounded to bf16, as QLoRA computes: twice as fast or more where a processor has
-    /// instructions for it. A factor is off by at most 2^-9 of itself.
-    BF16,
-    /// Weights and activations rounded to whole numbers of thirteen bits, 64 of them with a common scale: on processors
-    /// whose bf16 is missing or slow. A factor is off by at most 1/8190 of the largest of its 64.
-    Int16,
-    /// Weights and activations rounded to whole numbers of eight bits, 64 of them with a common scale: twice as fast as
-    /// bf16 or more. A factor is off by at most 1/254 of the largest of its 64. The adapter's own products and attention
-    /// are those of floats.
-    Int8,
 }
 
 /// Which way a rotation turns.

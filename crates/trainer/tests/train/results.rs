@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use model::device::Precision;
-use model::device::cpu::best_precision;
+use model::device::cpu::{ProductKernel, best_precision};
 use trainer::metrics::{self, Metric};
 use trainer::record::RunRecord;
 use trainer::run_dir::RunDir;
@@ -310,17 +310,25 @@ fn steps_with_a_loss_that_is_not_finite_are_skipped_three_times() {
 const PRECISION_TOLERANCE: f64 = 1e-2;
 
 #[test]
-fn products_in_16_bits_change_little_and_are_recorded() {
+fn products_of_every_precision_change_little_and_are_recorded() {
     let place = Workplace::new();
     let exact = losses(&train(&place.options("exact")).1);
-    let mut options = place.options("fastest");
-    options.model.compute = None;
-    let found = losses(&train(&options).1);
-    let record = RunRecord::read(&RunDir::new(&options.run_dir)).unwrap().unwrap();
-    assert_eq!(record.chosen.precision, best_precision());
-    assert_eq!(found == exact, best_precision() == Precision::F32);
-    for (found, exact) in found.iter().zip(&exact) {
-        assert!((found - exact).abs() < PRECISION_TOLERANCE * exact, "{found} instead of {exact}");
+    for compute in [None, Some(Precision::BF16), Some(Precision::Int16), Some(Precision::Int8)] {
+        let precision = compute.unwrap_or_else(best_precision);
+        let mut options = place.options(&format!("{compute:?}"));
+        options.model.compute = compute;
+        if ProductKernel::best(precision).is_none() {
+            let (outcome, _) = train(&options);
+            assert!(outcome.unwrap_err().to_string().contains(precision.instructions()));
+            continue;
+        }
+        let found = losses(&train(&options).1);
+        let record = RunRecord::read(&RunDir::new(&options.run_dir)).unwrap().unwrap();
+        assert_eq!(record.chosen.precision, precision);
+        assert_eq!(found == exact, precision == Precision::F32, "{precision}");
+        for (found, exact) in found.iter().zip(&exact) {
+            assert!((found - exact).abs() < PRECISION_TOLERANCE * exact, "{precision}: {found} for {exact}");
+        }
     }
 }
 

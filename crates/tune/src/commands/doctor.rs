@@ -55,6 +55,7 @@ fn processor_features() -> Vec<&'static str> {
         ("F16C", std::is_x86_feature_detected!("f16c")),
         ("AVX-512", std::is_x86_feature_detected!("avx512f")),
         ("AVX-512-BF16", std::is_x86_feature_detected!("avx512bf16")),
+        ("AVX-512-VNNI", std::is_x86_feature_detected!("avx512vnni")),
     ];
     all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }

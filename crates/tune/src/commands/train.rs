@@ -207,11 +207,12 @@ impl View<'_> {
         self.terminal.row(
             "plan",
             format!(
-                "{}{budget} · {} steps of {} rows · {} parameters trained",
+                "{}{budget} · {} steps of {} rows · {} parameters trained · products in {}",
                 bytes::show(plan.total_bytes),
                 show::count(plan.total_steps),
                 plan.rows_per_step,
-                show::count(plan.trained_parameters)
+                show::count(plan.trained_parameters),
+                plan.precision
             ),
         );
         if plan.layer_inputs == LayerInputs::BF16 {

@@ -59,7 +59,7 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`], and [`crate::Error::Precision`] where the processor has no instructions for it.
     pub fn with_precision(arena: Arena, precision: Precision) -> Result<Self> {
-        let kernel = ProductKernel::best(precision).ok_or(crate::Error::Precision)?;
+        let kernel = ProductKernel::best(precision).ok_or(crate::Error::Precision { precision })?;
         Self::with_kernel(arena, kernel)
     }
 
@@ -69,7 +69,7 @@ impl Cpu {
     /// As [`Cpu::with_precision`].
     pub fn with_kernel(arena: Arena, kernel: ProductKernel) -> Result<Self> {
         if !kernel.is_possible() {
-            return Err(crate::Error::Precision);
+            return Err(crate::Error::Precision { precision: kernel.precision() });
         }
         let tile = DenseTile::new(&arena)?;
         Ok(Self(Arc::new(Host {

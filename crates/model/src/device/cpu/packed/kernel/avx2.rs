@@ -107,30 +107,76 @@ impl DenseKernel for Avx2F32 {
     }
 }
 
+/// A line of up to 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
 fn copy_bits(from: &[f32], to: &mut [u32]) {
-    from.iter().zip(to).for_each(|(x, to)| *to = x.to_bits());
+    if let (Some(from), Some(to)) = (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
+        // SAFETY: both have two vectors.
+        unsafe {
+            for half in [0, LANES] {
+                let x = _mm256_loadu_ps(from.as_ptr().add(half));
+                _mm256_storeu_ps(to.as_mut_ptr().add(half).cast(), x);
+            }
+        }
+    } else {
+        from.iter().zip(to).for_each(|(x, to)| *to = x.to_bits());
+    }
 }
 
-/// Turns rows into columns of lines of `width`, four rows at a time so that a line is written in few pieces.
+/// Turns rows into columns of lines of `width`, 8 x 8 numbers at a time.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn lay_down(x: Rows<'_, f32>, width: usize, to: &mut [u32]) {
-    for first in (0..x.rows).step_by(4) {
-        if first + 4 <= x.rows {
-            let rows = [0, 1, 2, 3].map(|i| &x.row(first + i)[..x.cols]);
-            for (j, to) in to.chunks_exact_mut(width).enumerate().take(x.cols) {
-                for (row, to) in rows.iter().zip(&mut to[first..first + 4]) {
-                    *to = row[j].to_bits();
-                }
+    for first in (0..x.rows).step_by(LANES) {
+        let rows = LANES.min(x.rows - first);
+        for column in (0..x.cols).step_by(LANES) {
+            let columns = LANES.min(x.cols - column);
+            let mut square = [_mm256_setzero_ps(); LANES];
+            for (i, line) in square.iter_mut().enumerate().take(rows) {
+                let row = &x.row(first + i)[column..];
+                // SAFETY: only as many numbers as there are are read.
+                *line = unsafe { _mm256_maskload_ps(row.as_ptr(), lanes(columns)) };
             }
-        } else {
-            for i in first..x.rows {
-                for (x, to) in x.row(i).iter().zip(to.chunks_exact_mut(width)) {
-                    to[i] = x.to_bits();
-                }
+            for (j, line) in transposed(square).into_iter().enumerate().take(columns) {
+                let to = &mut to[(column + j) * width + first..][..rows];
+                // SAFETY: only as many numbers as there are are written.
+                unsafe { _mm256_maskstore_ps(to.as_mut_ptr().cast(), lanes(rows), line) };
             }
         }
     }
+}
+
+/// The first `n` lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(n: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+/// 8 x 8 numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed(rows: [__m256; LANES]) -> [__m256; LANES] {
+    let mut pairs = rows;
+    for i in (0..LANES).step_by(2) {
+        pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    let mut quads = pairs;
+    for i in (0..LANES).step_by(4) {
+        quads[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+        quads[i + 1] = _mm256_shuffle_ps::<0xEE>(pairs[i], pairs[i + 2]);
+        quads[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+        quads[i + 3] = _mm256_shuffle_ps::<0xEE>(pairs[i + 1], pairs[i + 3]);
+    }
+    // Half h of quads[4 g + c] holds column 4 h + c of rows 4 g to 4 g + 3.
+    let mut columns = quads;
+    for c in 0..4 {
+        columns[c] = _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]);
+        columns[4 + c] = _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]);
+    }
+    columns
 }
 
 /// One block of the result from a tile of a and a panel of b      a (words, TILE), b (words, PANEL)
@@ -154,16 +200,16 @@ unsafe fn block<const N: usize>(words: usize, a: *const u32, b: *const u32, cols
             }
         }
     }
+    let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
     for (i, sums) in sums.into_iter().enumerate() {
-        let mut row = [0.0; PANEL];
-        // SAFETY: the row has two vectors; of `out` only the block's columns are touched.
-        unsafe {
-            _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(row.as_mut_ptr().add(LANES), sums[1]);
-            let to = std::slice::from_raw_parts_mut(out.start.add(i * out.stride), cols);
-            match out.adds {
-                true => to.iter_mut().zip(row).for_each(|(to, sum)| *to += sum),
-                false => to.copy_from_slice(&row[..cols]),
+        for (half, mut sum) in sums.into_iter().enumerate() {
+            // SAFETY: of `out` only the block's columns are touched.
+            unsafe {
+                let at = out.start.add(i * out.stride).wrapping_add(LANES * half);
+                if out.adds {
+                    sum = _mm256_add_ps(_mm256_maskload_ps(at, masks[half]), sum);
+                }
+                _mm256_maskstore_ps(at, masks[half], sum);
             }
         }
     }
