@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Panels,
-    ROW_FLOATS, Rows, Scratch, Strips, Target, clear_beside, parts, with_dense,
+    ROW_FLOATS, Rows, Scratch, Strips, Target, clear_beside, narrow, parts, with_dense,
 };
 use crate::device::{Operand, Write};
 
@@ -20,8 +20,8 @@ const STRIP: usize = 128;
 /// A matrix as it lies, and how it is read.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Side<'a> {
-    x: Rows<'a, f32>,
-    operand: Operand,
+    pub(super) x: Rows<'a, f32>,
+    pub(super) operand: Operand,
 }
 
 impl<'a> Side<'a> {
@@ -68,6 +68,9 @@ pub(in super::super) fn matmul(
     (c, stride): (&mut [f32], usize),
 ) {
     let target = Target::new(c, a.shape().0, b.shape().1, stride, write);
+    if panels.dense == Dense::Avx512F32 && narrow::matmul(panels, alpha, a, b, target) {
+        return;
+    }
     with_dense!(panels.dense, multiply(panels, alpha, a, b, target));
 }
 

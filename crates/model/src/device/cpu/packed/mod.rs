@@ -12,6 +12,7 @@
 pub(super) mod attention;
 mod dense;
 mod kernel;
+mod narrow;
 mod pack;
 mod quantise;
 mod room;
