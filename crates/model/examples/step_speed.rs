@@ -1,6 +1,6 @@
 //! Prints the training throughput of a model's shape with random weights, every token a target of one sequence, and
 //! the highest resident memory of the steps, loading apart, where the system tells it:
-//! `cargo run --release -p model --example step_speed FOLDER-WITH-CONFIG TOKENS [KEPT-LAYERS [QUANT [BITS or KERNEL]]]`;
+//! `cargo run --release -p model --example step_speed FOLDER-WITH-CONFIG TOKENS [KEPT-LAYERS [QUANT [KERNEL [STEPS]]]]`;
 //! below it where the time went, and how many floating-point operations a second the products made.
 
 use std::collections::HashMap;
@@ -23,8 +23,6 @@ use model::lora::Gradients;
 use model::optimizer::AdamWOptions;
 use model::step::{Batch, IGNORE, StepPlan};
 use model::{AdamW, Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
-
-const N_STEPS: usize = 3;
 
 /// Weights from a counter; speed does not depend on what they are.
 struct Noise(HashMap<String, Vec<usize>>);
@@ -67,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = ModelConfig::from_hf(&HfConfig::from_dir(Path::new(argument(0, "recipes/pocket")))?)?;
     let (n, kept_layers) = (argument(1, "512").parse::<usize>()?, argument(2, "0").parse()?);
     let (quant, options) = (Quant::parse(argument(3, "q4_k_m"))?, LoraOptions::default());
-    let kernel = kernel(argument(4, "16"))?;
+    let (kernel, n_steps) = (kernel(argument(4, "float"))?, argument(5, "3").parse::<usize>()?.max(1));
     #[cfg(target_arch = "x86_64")]
     if kernel == ProductKernel::Avx2F32 {
         // Everything else then as on a processor that has no more.
@@ -91,7 +89,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     drop(std::fs::write("/proc/self/clear_refs", "5"));
     let mut seconds = Vec::new();
     let mut before = Vec::new();
-    for _ in 0..=N_STEPS {
+    for _ in 0..=n_steps {
         before =
             if seconds.len() <= 1 { Part::ALL.map(|part| device.time_of(part)).to_vec() } else { before };
         let start = Instant::now();
@@ -102,7 +100,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut warm = seconds[1..].to_vec();
     warm.sort_by(f64::total_cmp);
-    let median = warm[N_STEPS / 2];
+    let median = warm[n_steps / 2];
     println!(
         "tune {quant} {kernel:?} seq {n} kept {kept_layers}: {:.1} tokens/s, step {median:.2} s, peak RSS {:.2} GB",
         n as f64 / median,
@@ -112,16 +110,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// `16`, `32`, or the name of a way to multiply.
+/// `float`, the fastest of floats; `8`, `16`, `32`, the fastest of so many bits; or the name of a way to multiply.
 fn kernel(name: &str) -> Result<ProductKernel, String> {
     let best =
         |precision| ProductKernel::best(precision).ok_or("this processor has no instructions for that");
     match name {
+        "float" => Ok(ProductKernel::fastest_of_floats()),
+        "8" => Ok(best(Precision::Int8)?),
         "16" => Ok(best(Precision::BF16)?),
         "32" => Ok(best(Precision::F32)?),
         name => {
             let known = ProductKernel::ALL.into_iter().find(|kernel| format!("{kernel:?}") == name);
-            known.ok_or_else(|| format!("{name}: one of 16, 32, {:?}", ProductKernel::ALL))
+            known.ok_or_else(|| format!("{name}: one of float, 8, 16, 32, {:?}", ProductKernel::ALL))
         }
     }
 }
