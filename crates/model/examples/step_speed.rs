@@ -1,5 +1,5 @@
 //! Prints the training throughput of a model's shape with random weights, every token a target of one sequence, and
-//! the highest resident memory of the steps, loading apart, where the system tells it:
+//! the highest resident memory of the steps, loading apart, where the system tells it, and what the plan says:
 //! `cargo run --release -p model --example step_speed FOLDER-WITH-CONFIG TOKENS [KEPT-LAYERS [QUANT [KERNEL [STEPS]]]]`;
 //! below it where the time went, and how many floating-point operations a second the products made.
 
@@ -20,6 +20,7 @@ use model::device::Precision;
 use model::device::cpu::{Part, ProductKernel};
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Gradients;
+use model::memory::{Residents, plan_bytes, weights_bytes};
 use model::optimizer::AdamWOptions;
 use model::step::{Batch, IGNORE, StepPlan};
 use model::{AdamW, Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
@@ -77,6 +78,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut gradients = Gradients::new(&adapter)?;
     let mut optimizer = AdamW::new(&device, adapter.n_weights(), AdamWOptions::default())?;
     let plan = StepPlan { kept_layers, ..StepPlan::new(&config, n) };
+    let planned = plan_bytes(&Residents {
+        config: &config,
+        precision: kernel.precision(),
+        weights_bytes: weights_bytes(&config, quant)?,
+        lora: Some(&options),
+        step: Some(&plan),
+        answers: None,
+    })?
+    .total_bytes();
     let mut step = TrainStep::new(base, Some(&options), plan)?;
 
     let tokens: Vec<u32> = (0..n).map(|i| (i * 7919 % config.vocab_size.min(2048)) as u32).collect();
@@ -102,9 +112,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     warm.sort_by(f64::total_cmp);
     let median = warm[n_steps / 2];
     println!(
-        "tune {quant} {kernel:?} seq {n} kept {kept_layers}: {:.1} tokens/s, step {median:.2} s, peak RSS {:.2} GB",
+        "tune {quant} {kernel:?} seq {n} kept {kept_layers}: {:.1} tokens/s, step {median:.2} s, peak RSS {:.2} GB, \
+         planned {:.2} GB",
         n as f64 / median,
         peak_gigabytes().unwrap_or(f64::NAN),
+        planned as f64 / 1e9,
     );
     print_parts(&device, &before, warm.iter().sum());
     Ok(())

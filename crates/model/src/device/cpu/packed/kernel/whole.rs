@@ -13,6 +13,8 @@ use super::{DenseKernel, Kernel, Out, Strips, blocks};
 
 /// Rows of a block: with two vectors of the right side their whole sums fill 16 of 32 registers.
 const BLOCK: usize = 8;
+/// Blocks of rows that meet a panel one after another.
+const AT_ONCE: usize = 64;
 
 /// Whether the processor has the instructions.
 pub(in super::super) fn is_possible() -> bool {
@@ -65,16 +67,19 @@ macro_rules! kernel {
                 out: Out,
             ) {
                 let groups = words / <$whole>::WORDS;
-                for panel in 0..cols.div_ceil(Self::PANEL) {
-                    let (column, b) = (panel * Self::PANEL, b.strip(panel, words * Self::PANEL));
-                    for (index, rows) in blocks(rows, BLOCK) {
-                        let (tile, row) = (index * BLOCK / Self::TILE, index * BLOCK % Self::TILE);
-                        let a = &a.strip(tile, words * Self::TILE)[row..];
-                        // SAFETY: the caller's promises; a and b hold the groups.
-                        unsafe {
-                            let out =
-                                Out { start: out.start.add(index * BLOCK * out.stride + column), ..out };
-                            block::<$whole>(groups, a.as_ptr(), b.as_ptr(), (rows, cols - column), out);
+                // Many rows meet all panels in parts whose tiles and sums stay in a second-level cache.
+                for part in (0..rows.div_ceil(BLOCK)).step_by(AT_ONCE) {
+                    for panel in 0..cols.div_ceil(Self::PANEL) {
+                        let (column, b) = (panel * Self::PANEL, b.strip(panel, words * Self::PANEL));
+                        for (index, rows) in blocks(rows, BLOCK).skip(part).take(AT_ONCE) {
+                            let (tile, row) = (index * BLOCK / Self::TILE, index * BLOCK % Self::TILE);
+                            let a = &a.strip(tile, words * Self::TILE)[row..];
+                            // SAFETY: the caller's promises; a and b hold the groups.
+                            unsafe {
+                                let start = out.start.add(index * BLOCK * out.stride + column);
+                                let (a, b, out) = (a.as_ptr(), b.as_ptr(), Out { start, ..out });
+                                block::<$whole>(groups, a, b, (rows, cols - column), out);
+                            }
                         }
                     }
                 }
