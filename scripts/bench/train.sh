@@ -6,13 +6,12 @@
 # PEER_PYTHON has torch, transformers, peft, bitsandbytes and safetensors; SHARED holds assets/models/LAYOUT and tools
 # (peft_baseline.py, the peer with activation checkpointing; synth_checkpoint.py).  Two threads on both sides, batch 1,
 # rank 16 on all linear layers, every token a target.  The first round runs the peer in nf4, bf16 and fp32, or those of
-# PEERS; later ones its fastest alone.  At 512 tokens the fastest also runs without checkpointing.  Ours with every layer
-# run again (the least memory) and with none, with products of floats and, where the processor has them, in 8 bits, or of
-# the KERNELS named.  With
-# :avx2 both sides in f32 with AVX2 alone.  STEPS (3) are timed after one that is not.  Prints each run, below ours
-# where its time went, then medians and ratios: tokens/s against the fastest of the peer's checkpointing modes, memory
-# against its nf4, and the whole step's FLOP/s against the best rate of a single product of floats here, torch's and ours,
-# and of ours in 8 bits.
+# PEERS; later ones its fastest alone.  At 512 tokens the fastest also runs without checkpointing, unless FREE is empty (it
+# takes 20 GB for a model of 1.5 billion weights).  Ours with every layer run again (the least memory) and with none, with
+# products of floats and, where the processor has them, in 8 bits, or of the KERNELS named.  With :avx2 both sides in f32
+# with AVX2 alone.  STEPS (3) are timed after one that is not.  Prints each run, below ours where its time went, then
+# medians and ratios: tokens/s against the fastest of the peer's checkpointing modes, memory against its nf4, and the whole
+# step's FLOP/s against the best rate of a single product of floats here, torch's and ours, and of ours in 8 bits.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-3}
@@ -95,7 +94,7 @@ for case in "${cases[@]}"; do
       run peer:"$(fastest "$layout" all "$tokens")"
     fi
     run "${ours[@]}"
-    [ -n "$limit" ] || [ "$tokens" -gt 512 ] || run peer:free-"$(fastest "$layout" all "$tokens")"
+    [ -n "$limit" ] || [ "$tokens" -gt 512 ] || [ -z "${FREE-yes}" ] || run peer:free-"$(fastest "$layout" all "$tokens")"
     products | tee -a "$work/runs.txt"
   done
   rm -rf "$checkpoint"
