@@ -119,12 +119,11 @@ fn pack_right<K: DenseKernel>(
     scratch: &mut Scratch,
     to: &mut [u32],
 ) {
-    let columns_len = columns.len();
+    clear_beside::<K>(columns.len(), depth.len(), to);
     let part = b.part(depth.clone(), columns);
     let (_, scaled) = scratch.panels_and_rows::<f32>();
     let at_once =
         if alpha == 1.0 { part.rows } else { (ROW_FLOATS / part.cols / K::LINES * K::LINES).max(1) };
-    clear_beside::<K>(columns_len, depth.len(), to);
     for rows in parts(0..part.rows, at_once) {
         let mut some = part.part(rows.clone(), 0..part.cols);
         if alpha != 1.0 {

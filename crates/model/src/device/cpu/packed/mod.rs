@@ -36,7 +36,7 @@ pub(super) use kernel::is_possible;
 use room::{ACTIVATION_WORDS, DEPTH, GROUP, LEAST, ROW_FLOATS, Scratch, TASK};
 pub(super) use room::{Panels, panel_bytes};
 
-/// Calls a generic function for a kernel of floats.
+/// Calls a generic function for what multiplies dense matrices or attention.
 macro_rules! with_dense {
     ($kernel:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $kernel {

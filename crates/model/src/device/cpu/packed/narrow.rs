@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::dense::Side;
-use super::kernel::Out;
+use super::kernel::{Out, put};
 use super::pack::{LANES, floats, lanes};
 use super::rows::Rows;
 use super::{ACTIVATION_WORDS, Panels, Target, parts};
@@ -15,7 +15,7 @@ use crate::device::Operand;
 
 /// Most columns of a narrow matrix: four vectors.
 const MOST: usize = 4 * LANES;
-/// Fewer multiplications for each number of the wide matrix are not worth it.
+/// Columns of a narrow matrix at the least: fewer multiplications for each number of the wide one are not worth it.
 const LEAST: usize = 8;
 /// Columns of the wide matrix that a task takes: sums of all ranks beside them stay in a first-level cache.
 const STRIP: usize = 4 * CHUNK;
@@ -26,7 +26,7 @@ const EIGHT: usize = 8;
 /// Rows of both that are summed before the next columns: with a strip they stay in a second-level cache.
 const DEPTH: usize = 64;
 
-/// Whether a product is made here, of what it is read as: (m, k) · (k, n).
+/// Whether a side of so many rows or columns is narrow.
 fn is_narrow(size: usize) -> bool {
     (LEAST..=MOST).contains(&size)
 }
@@ -119,23 +119,6 @@ unsafe fn along_rows<const N: usize, const V: usize>(
             // SAFETY: only the columns of a row of `out` are touched.
             unsafe { put(sum, lanes(cols.saturating_sub(v * LANES)), out, i, v * LANES) };
         }
-    }
-}
-
-/// Sets or adds some lanes of a vector at a row and column of the result.
-///
-/// # Safety
-/// The processor has AVX-512; `out` has the lanes.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn put(mut sum: __m512, lanes: u16, out: Out, row: usize, column: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let at = out.start.add(row * out.stride).wrapping_add(column);
-        if out.adds {
-            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, at));
-        }
-        _mm512_mask_storeu_ps(at, lanes, sum);
     }
 }
 

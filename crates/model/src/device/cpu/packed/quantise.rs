@@ -19,6 +19,8 @@ pub(super) trait Whole {
     const TERMS: usize;
     /// The largest of them, the smallest being its negative: sums of a group's products stay below 2^31.
     const MOST: f32;
+    /// What a right side's numbers are moved up by.
+    const RISE: i32;
     /// Words of a group's terms.
     const DATA: usize = GROUP / Self::TERMS;
     /// Words of a group.
@@ -35,9 +37,6 @@ pub(super) trait Whole {
     /// Words as a right side has them.
     unsafe fn right(words: __m512i) -> __m512i;
 
-    /// What a left side's group begins its sums with.
-    unsafe fn correction(words: [__m512i; 2]) -> i32;
-
     /// sums + right · left, word by word
     unsafe fn dot(sums: __m512i, right: __m512i, left: __m512i) -> __m512i;
 }
@@ -51,6 +50,7 @@ pub(super) enum Int16 {}
 impl Whole for Int8 {
     const TERMS: usize = 4;
     const MOST: f32 = 127.0;
+    const RISE: i32 = 128;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -69,13 +69,6 @@ impl Whole for Int8 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn correction([words, _]: [__m512i; 2]) -> i32 {
-        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), words);
-        -128 * _mm512_reduce_add_epi32(sums)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn dot(sums: __m512i, right: __m512i, left: __m512i) -> __m512i {
         _mm512_dpbusd_epi32(sums, right, left)
     }
@@ -84,6 +77,7 @@ impl Whole for Int8 {
 impl Whole for Int16 {
     const TERMS: usize = 2;
     const MOST: f32 = 4095.0;
+    const RISE: i32 = 0;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -99,11 +93,6 @@ impl Whole for Int16 {
     #[inline(always)]
     unsafe fn right(words: __m512i) -> __m512i {
         words
-    }
-
-    #[inline(always)]
-    unsafe fn correction(_: [__m512i; 2]) -> i32 {
-        0
     }
 
     #[inline]
@@ -153,6 +142,13 @@ fn magnitude(x: __m512) -> __m512i {
     _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX))
 }
 
+/// What groups of a left side begin their sums with, from those of their numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn correction<F: Whole>(sums: __m512i) -> __m512i {
+    _mm512_mullo_epi32(sums, _mm512_set1_epi32(-F::RISE))
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn rounded(x: __m512, factor: __m512) -> __m512i {
@@ -197,14 +193,18 @@ unsafe fn group_of_rows<F: Whole, S: Side>(x: Rows<'_, f32>, to: &mut [u32]) {
         let (scale, factor) = scales::<F>(_mm512_loadu_si512(largest.as_ptr().cast()));
         let mut factors = [0; LANES];
         store(_mm512_castps_si512(factor), &mut factors);
-        let (mut squares, mut corrections) = ([[_mm512_setzero_si512(); LANES]; 2], [0; LANES]);
+        let (mut squares, mut sums) = ([[_mm512_setzero_si512(); LANES]; 2], [0; LANES]);
         for i in 0..x.rows {
             let factor = _mm512_set1_ps(f32::from_bits(factors[i]));
-            let words = F::narrowed(parts(i).map(|part| rounded(part, factor)));
-            corrections[i] = if S::IS_RIGHT { 0 } else { F::correction(words) as u32 };
+            let [a, b, c, d] = parts(i).map(|part| rounded(part, factor));
+            if !S::IS_RIGHT && F::RISE != 0 {
+                let of_all = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+                sums[i] = _mm512_reduce_add_epi32(of_all);
+            }
+            let words = F::narrowed([a, b, c, d]);
             (squares[0][i], squares[1][i]) = (words[0], words[1]);
         }
-        to[..LANES].copy_from_slice(&corrections);
+        store(correction::<F>(_mm512_loadu_si512(sums.as_ptr().cast())), &mut to[..LANES]);
         for (half, square) in squares.into_iter().enumerate().take(F::DATA / LANES) {
             for (word, line) in transposed(square).into_iter().enumerate() {
                 let line = if S::IS_RIGHT { F::right(line) } else { line };
@@ -264,9 +264,7 @@ unsafe fn group_of_columns<F: Whole, S: Side>(x: Rows<'_, f32>, to: &mut [u32]) 
             let line = if S::IS_RIGHT { F::right(line) } else { line };
             store(line, &mut to[(1 + word) * S::WIDTH..][..LANES]);
         }
-        // Only bytes are corrected.
-        let correction = if F::TERMS == 4 { _mm512_slli_epi32::<7>(sums) } else { _mm512_setzero_si512() };
-        store(_mm512_sub_epi32(_mm512_setzero_si512(), correction), &mut to[..LANES]);
+        store(correction::<F>(sums), &mut to[..LANES]);
         store(_mm512_castps_si512(scale), &mut to[F::SCALE * S::WIDTH..][..LANES]);
     }
 }

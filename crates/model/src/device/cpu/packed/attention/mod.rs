@@ -195,10 +195,14 @@ impl Seen<'_> {
             .min(self.n)
     }
 
+    /// Whether all queries see all keys, up to a window's beginning.
+    fn see_all(&self) -> bool {
+        self.by_query(0).end == self.n_keys
+    }
+
     /// The queries of each tile, and the end of the keys that they see: one for all of them where they see all.
     fn tiles<K: DenseKernel>(self) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let see_all = self.by_query(0).end == self.n_keys;
-        let size = if see_all { self.n } else { K::TILE };
+        let size = if self.see_all() { self.n } else { K::TILE };
         parts(0..self.n, size).map(move |rows| (rows.clone(), self.by_query(rows.end - 1).end))
     }
 }
@@ -247,8 +251,7 @@ unsafe fn sum_over_keys<K: DenseKernel>(seen: Seen<'_>, a: &[u32], b: &[u32], co
 unsafe fn sum_over_queries<K: DenseKernel>(seen: Seen<'_>, a: &[u32], b: &[u32], cols: usize, out: Out) {
     let words = K::words(seen.n);
     let n_keys = seen.by_query(seen.n - 1).end;
-    let see_all = seen.by_query(0).end == seen.n_keys;
-    for rows in parts(0..n_keys, if see_all { n_keys } else { K::TILE }) {
+    for rows in parts(0..n_keys, if seen.see_all() { n_keys } else { K::TILE }) {
         let left_out = K::words(seen.first_query(rows.start) / K::GRAIN * K::GRAIN);
         let a = Strips { words: &a[rows.start * words + left_out * K::TILE..], stride: words * K::TILE };
         let b = Strips { words: &b[left_out * K::PANEL..], stride: words * K::PANEL };

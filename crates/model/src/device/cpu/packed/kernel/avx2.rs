@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Strips, blocks, line_words};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, line_words};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -59,14 +59,7 @@ impl Kernel for Avx2F32 {
                 unsafe {
                     let start = out.start.add(index * TILE * out.stride + column);
                     let (b, cols, out) = (b.as_ptr(), PANEL.min(cols - column), Out { start, ..out });
-                    match rows {
-                        6 => block::<6>(words, a, b, cols, out),
-                        5 => block::<5>(words, a, b, cols, out),
-                        4 => block::<4>(words, a, b, cols, out),
-                        3 => block::<3>(words, a, b, cols, out),
-                        2 => block::<2>(words, a, b, cols, out),
-                        _ => block::<1>(words, a, b, cols, out),
-                    }
+                    by_rows!(rows, [6 5 4 3 2 1], N => block::<N>(words, a, b, cols, out));
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::pack::{self, LANES, Pair, Single, lanes};
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Strips, blocks, dense_packing, line_words, packing};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, dense_packing, line_words, packing};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -92,7 +92,12 @@ macro_rules! kernel {
                         // SAFETY: the caller's promises; a and b hold `words`.
                         unsafe {
                             let start = out.start.add(index * TILE * out.stride + column);
-                            block::<Self>(words, a, b.as_ptr(), (rows, cols - column), Out { start, ..out });
+                            let (b, cols, out) = (b.as_ptr(), cols - column, Out { start, ..out });
+                            by_rows!(
+                                rows,
+                                [14 13 12 11 10 9 8 7 6 5 4 3 2 1],
+                                N => block::<N, Self>(words, a, b, cols, out)
+                            );
                         }
                     }
                 }
@@ -107,29 +112,9 @@ kernel!(Avx512F32, "avx512f,avx512bw,avx512vl,avx512dq", Single, f32, 1);
 /// One block of the result from a tile of a and a panel of b      a (words, TILE), b (words, PANEL)
 ///
 /// # Safety
-/// AVX-512; a and b hold `words`; `out` has the rows and columns.
+/// AVX-512; a and b hold `words`; `out` has N rows and the columns.
 #[inline(always)]
-unsafe fn block<M: MultiplyAdd>(
-    words: usize,
-    a: *const u32,
-    b: *const u32,
-    (rows, cols): (usize, usize),
-    out: Out,
-) {
-    macro_rules! of_rows {
-        ($($n:literal)*) => {
-            match rows {
-                // SAFETY: the caller's promises are the callee's.
-                $($n => unsafe { block_of::<$n, M>(words, a, b, cols, out) },)*
-                _ => unreachable!("a tile has at most {TILE} rows"),
-            }
-        };
-    }
-    of_rows!(14 13 12 11 10 9 8 7 6 5 4 3 2 1);
-}
-
-#[inline(always)]
-unsafe fn block_of<const N: usize, M: MultiplyAdd>(
+unsafe fn block<const N: usize, M: MultiplyAdd>(
     words: usize,
     a: *const u32,
     b: *const u32,
@@ -160,15 +145,25 @@ unsafe fn block_of<const N: usize, M: MultiplyAdd>(
 pub(super) unsafe fn write<const N: usize>(sums: [[__m512; 2]; N], cols: usize, out: Out) {
     let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
     for (i, sums) in sums.into_iter().enumerate() {
-        for (half, mut sum) in sums.into_iter().enumerate() {
-            // SAFETY: only lanes inside of the block's columns are read or written.
-            unsafe {
-                let at = out.start.add(i * out.stride).wrapping_add(LANES * half);
-                if out.adds {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(masks[half], at));
-                }
-                _mm512_mask_storeu_ps(at, masks[half], sum);
-            }
+        for (half, sum) in sums.into_iter().enumerate() {
+            // SAFETY: only lanes inside of the block's columns are named.
+            unsafe { put(sum, masks[half], out, i, LANES * half) };
         }
+    }
+}
+
+/// Sets or adds some lanes of a vector at a row and column of the result.
+///
+/// # Safety
+/// AVX-512; `out` has the lanes.
+#[inline(always)]
+pub(in super::super) unsafe fn put(mut sum: __m512, lanes: u16, out: Out, row: usize, column: usize) {
+    // SAFETY: only the lanes are read or written, by the caller's promise inside of the result.
+    unsafe {
+        let at = out.start.add(row * out.stride).wrapping_add(column);
+        if out.adds {
+            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, at));
+        }
+        _mm512_mask_storeu_ps(at, lanes, sum);
     }
 }

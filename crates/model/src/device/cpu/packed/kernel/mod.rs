@@ -7,7 +7,7 @@ mod whole;
 
 pub(super) use amx::AmxBf16;
 pub(super) use avx2::Avx2F32;
-pub(super) use avx512::{Avx512Bf16, Avx512F32};
+pub(super) use avx512::{Avx512Bf16, Avx512F32, put};
 pub(super) use whole::{Avx512Int8, Avx512Int16};
 
 use std::ops::Range;
@@ -146,6 +146,20 @@ impl<'a> Strips<'a> {
 fn blocks(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows.div_ceil(tile)).map(move |index| (index, tile.min(rows - index * tile)))
 }
+
+/// Calls a block's function for its number of rows, a constant by the name that is given.
+macro_rules! by_rows {
+    ($rows:expr, [$($n:literal)*], $name:ident => $call:expr) => {
+        match $rows {
+            $($n => {
+                const $name: usize = $n;
+                $call
+            })*
+            rows => unreachable!("a block of {rows} rows"),
+        }
+    };
+}
+use by_rows;
 
 /// Clears the last panel of a right side where its columns do not fill it: what stands there is multiplied too, and
 /// whole numbers read as f32 are subnormal, which processors multiply a hundred times more slowly.

@@ -9,7 +9,7 @@ use super::super::pack::LANES;
 use super::super::quantise::{self, GROUP, Int8, Int16, Left, Right, Side, Whole};
 use super::super::rows::Rows;
 use super::avx512::{Avx512F32, has_f32, write};
-use super::{DenseKernel, Kernel, Out, Strips, blocks};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows};
 
 /// Rows of a block: with two vectors of the right side their whole sums fill 16 of 32 registers.
 const BLOCK: usize = 8;
@@ -77,8 +77,9 @@ macro_rules! kernel {
                             // SAFETY: the caller's promises; a and b hold the groups.
                             unsafe {
                                 let start = out.start.add(index * BLOCK * out.stride + column);
-                                let (a, b, out) = (a.as_ptr(), b.as_ptr(), Out { start, ..out });
-                                block::<$whole>(groups, a, b, (rows, cols - column), out);
+                                let (a, b, cols) = (a.as_ptr(), b.as_ptr(), cols - column);
+                                let out = Out { start, ..out };
+                                by_rows!(rows, [8 7 6 5 4 3 2 1], N => block::<N, $whole>(groups, a, b, cols, out));
                             }
                         }
                     }
@@ -117,32 +118,9 @@ impl DenseKernel for Avx512Int16 {
 /// One block of the result      a (groups, words, TILE), b (groups, words, PANEL)
 ///
 /// # Safety
-/// AVX-512 with VNNI; a and b hold the groups; `out` has the rows and columns.
+/// AVX-512 with VNNI; a and b hold the groups; `out` has N rows and the columns.
 #[inline(always)]
-unsafe fn block<F: Whole>(
-    groups: usize,
-    a: *const u32,
-    b: *const u32,
-    (rows, cols): (usize, usize),
-    out: Out,
-) {
-    // SAFETY: the caller's promises are the callee's.
-    unsafe {
-        match rows {
-            8 => block_of::<8, F>(groups, a, b, cols, out),
-            7 => block_of::<7, F>(groups, a, b, cols, out),
-            6 => block_of::<6, F>(groups, a, b, cols, out),
-            5 => block_of::<5, F>(groups, a, b, cols, out),
-            4 => block_of::<4, F>(groups, a, b, cols, out),
-            3 => block_of::<3, F>(groups, a, b, cols, out),
-            2 => block_of::<2, F>(groups, a, b, cols, out),
-            _ => block_of::<1, F>(groups, a, b, cols, out),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn block_of<const N: usize, F: Whole>(
+unsafe fn block<const N: usize, F: Whole>(
     groups: usize,
     a: *const u32,
     b: *const u32,
