@@ -19,19 +19,28 @@ pub enum ProductKernel {
     Avx512Int16,
     /// Whole numbers of eight bits in vectors, AVX-512 VNNI.
     Avx512Int8,
+    /// Whole numbers of thirteen bits in vectors of eight words, AVX-VNNI.
+    AvxVnniInt16,
+    /// The same by two instructions, AVX2.
+    Avx2Int16,
+    /// Whole numbers of eight bits in vectors of eight words, AVX-VNNI.
+    AvxVnniInt8,
     /// f32 on any processor: weights are unpacked to a dense tile, which the `gemm` crate multiplies.
     Portable,
 }
 
 impl ProductKernel {
     /// All of them, the fastest of a precision first.
-    pub const ALL: [ProductKernel; 7] = [
+    pub const ALL: [ProductKernel; 10] = [
         Self::AmxBf16,
         Self::Avx512Bf16,
         Self::Avx512F32,
         Self::Avx2F32,
         Self::Avx512Int16,
+        Self::AvxVnniInt16,
+        Self::Avx2Int16,
         Self::Avx512Int8,
+        Self::AvxVnniInt8,
         Self::Portable,
     ];
 
@@ -39,8 +48,8 @@ impl ProductKernel {
     pub fn precision(self) -> Precision {
         match self {
             Self::AmxBf16 | Self::Avx512Bf16 => Precision::BF16,
-            Self::Avx512Int16 => Precision::Int16,
-            Self::Avx512Int8 => Precision::Int8,
+            Self::Avx512Int16 | Self::AvxVnniInt16 | Self::Avx2Int16 => Precision::Int16,
+            Self::Avx512Int8 | Self::AvxVnniInt8 => Precision::Int8,
             Self::Avx512F32 | Self::Avx2F32 | Self::Portable => Precision::F32,
         }
     }
@@ -71,6 +80,7 @@ impl ProductKernel {
     pub fn of_dense(self) -> Self {
         match self {
             Self::Avx512Int16 => Self::Avx512F32,
+            Self::AvxVnniInt16 | Self::Avx2Int16 | Self::AvxVnniInt8 => Self::Avx2F32,
             Self::Avx512Int8 => Self::fastest_of_floats(),
             floats => floats,
         }
@@ -83,6 +93,7 @@ impl ProductKernel {
                 slow if slow.precision() == Precision::F32 => Self::Avx512Int16,
                 fast => fast,
             },
+            Self::AvxVnniInt8 => Self::AvxVnniInt16,
             other => other,
         }
     }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Panels,
-    ROW_FLOATS, Rows, Scratch, Strips, Target, clear_beside, narrow, parts, with_dense,
+    ACTIVATION_WORDS, AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int16, AvxVnniInt16, Dense,
+    DenseKernel, Panels, ROW_FLOATS, Rows, Scratch, Strips, Target, clear_beside, narrow, parts, with_dense,
 };
 use crate::device::{Operand, Write};
 
@@ -68,7 +68,7 @@ pub(in super::super) fn matmul(
     (c, stride): (&mut [f32], usize),
 ) {
     let target = Target::new(c, a.shape().0, b.shape().1, stride, write);
-    if panels.dense == Dense::Avx512F32 && narrow::matmul(panels, alpha, a, b, target) {
+    if narrow::matmul(panels, alpha, a, b, target) {
         return;
     }
     with_dense!(panels.dense, multiply(panels, alpha, a, b, target));

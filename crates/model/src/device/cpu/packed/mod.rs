@@ -17,6 +17,7 @@ mod pack;
 mod quantise;
 mod room;
 mod rows;
+mod vectors;
 
 use std::ops::Range;
 
@@ -26,8 +27,8 @@ use super::memory::HostBlocks;
 use crate::Result;
 use crate::device::{BlockMatrix, DenseCounter, Write};
 use kernel::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int8, Avx512Int16, Dense, DenseKernel, Frozen, Kernel,
-    Out, Strips, Weight, clear_beside,
+    AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int8, Avx512Int16, AvxVnniInt8, AvxVnniInt16,
+    Dense, DenseKernel, Frozen, Kernel, Out, Strips, Weight, clear_beside,
 };
 use rows::Rows;
 
@@ -45,6 +46,8 @@ macro_rules! with_dense {
             Dense::Avx512F32 => $function::<Avx512F32>($($argument),*),
             Dense::Avx2F32 => $function::<Avx2F32>($($argument),*),
             Dense::Avx512Int16 => $function::<Avx512Int16>($($argument),*),
+            Dense::AvxVnniInt16 => $function::<AvxVnniInt16>($($argument),*),
+            Dense::Avx2Int16 => $function::<Avx2Int16>($($argument),*),
         }
     };
 }
@@ -56,6 +59,7 @@ macro_rules! with_frozen {
         match $kernel {
             Frozen::Dense(dense) => with_dense!(dense, $function($($argument),*)),
             Frozen::Avx512Int8 => $function::<Avx512Int8>($($argument),*),
+            Frozen::AvxVnniInt8 => $function::<AvxVnniInt8>($($argument),*),
         }
     };
 }

@@ -1,28 +1,23 @@
-//! Products of a wide matrix and a narrow one, a few times sixteen numbers, as an adapter's ranks are, in f32 with AVX-512:
-//! the wide one is read where it lies, once, and never packed.
+//! Products of a wide matrix and a narrow one, a few times sixteen numbers, as an adapter's ranks are, in f32 with AVX-512
+//! or AVX2: the wide one is read where it lies, once, and never packed.
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::dense::Side;
-use super::kernel::{Out, put};
-use super::pack::{LANES, floats, lanes};
+use super::kernel::{Dense, Out};
 use super::rows::Rows;
+use super::vectors::{Avx2, Avx512, Vectors};
 use super::{ACTIVATION_WORDS, Panels, Target, parts};
 use crate::device::Operand;
 
-/// Most columns of a narrow matrix: four vectors.
-const MOST: usize = 4 * LANES;
+/// Most columns of a narrow matrix.
+const MOST: usize = 64;
 /// Columns of a narrow matrix at the least: fewer multiplications for each number of the wide one are not worth it.
 const LEAST: usize = 8;
 /// Columns of the wide matrix that a task takes: sums of all ranks beside them stay in a first-level cache.
-const STRIP: usize = 4 * CHUNK;
-/// Columns that meet eight of the narrow matrix at once: their sums fill 24 of 32 registers.
-const CHUNK: usize = 3 * LANES;
-/// Columns of the narrow matrix at once.
-const EIGHT: usize = 8;
+const STRIP: usize = 192;
 /// Rows of both that are summed before the next columns: with a strip they stay in a second-level cache.
 const DEPTH: usize = 64;
 
@@ -31,44 +26,122 @@ fn is_narrow(size: usize) -> bool {
     (LEAST..=MOST).contains(&size)
 }
 
-/// c (=|+=) alpha · a · b where one side is narrow; whether it was made.
+/// c (=|+=) alpha · a · b where one side is narrow and the processor multiplies floats so; whether it was made.
 pub(super) fn matmul(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) -> bool {
+    match panels.dense {
+        Dense::Avx512F32 => matmul_with::<Avx512>(panels, alpha, a, b, target),
+        Dense::Avx2F32 => matmul_with::<Avx2>(panels, alpha, a, b, target),
+        _ => false,
+    }
+}
+
+fn matmul_with<I: Instructions>(
+    panels: &Panels,
+    alpha: f32,
+    a: Side<'_>,
+    b: Side<'_>,
+    target: Target,
+) -> bool {
     match (a.operand, b.operand) {
         (Operand::Plain, _) if is_narrow(target.cols) && a.x.cols * MOST <= ACTIVATION_WORDS => {
-            along(panels, alpha, a.x, b, target);
+            along::<I>(panels, alpha, a.x, b, target);
         }
         (Operand::Transposed, Operand::Plain) if is_narrow(target.rows) => {
-            down(alpha, b.x, a.x, target, Order::NarrowFirst);
+            down::<I>(alpha, b.x, a.x, target, Order::NarrowFirst);
         }
         (Operand::Transposed, Operand::Plain) if is_narrow(target.cols) => {
-            down(alpha, a.x, b.x, target, Order::WideFirst);
+            down::<I>(alpha, a.x, b.x, target, Order::WideFirst);
         }
         _ => return false,
     }
     true
 }
 
+/// Compiled for one instruction set.
+///
+/// # Safety
+/// The processor has the instructions.
+trait Instructions: Vectors {
+    /// Vectors of the narrow matrix's columns that meet the wide one at once.
+    const ALONG: usize;
+    /// Up to so many rows of the wide matrix do, by the number of vectors, less one: sums fill most registers.
+    const ROWS: &'static [usize];
+
+    /// Rows of the wide matrix, as many as [`Instructions::ROWS`] says or fewer, and `cols` columns of lines (terms, width).
+    unsafe fn along_rows(wide: Rows<'_, f32>, lines: &[f32], width: usize, cols: usize, out: Out);
+
+    /// sums += narrowᵀ · wide      sums (columns of narrow, STRIP)
+    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]);
+}
+
+impl Instructions for Avx512 {
+    const ALONG: usize = 4;
+    const ROWS: &'static [usize] = &[24, 12, 8, 6];
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn along_rows(wide: Rows<'_, f32>, lines: &[f32], width: usize, cols: usize, out: Out) {
+        // SAFETY: the caller's promise, here and below.
+        unsafe {
+            match cols.div_ceil(Self::LANES) {
+                1 => along_rows::<Self, 24, 1>(wide, lines, width, cols, out),
+                2 => along_rows::<Self, 12, 2>(wide, lines, width, cols, out),
+                3 => along_rows::<Self, 8, 3>(wide, lines, width, cols, out),
+                _ => along_rows::<Self, 6, 4>(wide, lines, width, cols, out),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]) {
+        // SAFETY: as above.
+        unsafe { add_down::<Self, 8>(wide, narrow, sums) };
+    }
+}
+
+impl Instructions for Avx2 {
+    const ALONG: usize = 2;
+    const ROWS: &'static [usize] = &[12, 6];
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn along_rows(wide: Rows<'_, f32>, lines: &[f32], width: usize, cols: usize, out: Out) {
+        // SAFETY: as above.
+        unsafe {
+            match cols.div_ceil(Self::LANES) {
+                1 => along_rows::<Self, 12, 1>(wide, lines, width, cols, out),
+                _ => along_rows::<Self, 6, 2>(wide, lines, width, cols, out),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]) {
+        // SAFETY: as above.
+        unsafe { add_down::<Self, 4>(wide, narrow, sums) };
+    }
+}
+
 /// Sums along the rows of the wide matrix, which is the left one.
-fn along(panels: &Panels, alpha: f32, wide: Rows<'_, f32>, narrow: Side<'_>, target: Target) {
-    let vectors = target.cols.div_ceil(LANES);
-    let width = vectors * LANES;
+fn along<I: Instructions>(
+    panels: &Panels,
+    alpha: f32,
+    wide: Rows<'_, f32>,
+    narrow: Side<'_>,
+    target: Target,
+) {
+    let vectors = target.cols.div_ceil(I::LANES);
+    let width = vectors * I::LANES;
     let mut room = panels.activations();
     let lines: &mut [f32] = bytemuck::cast_slice_mut(&mut room.words()[..wide.cols * width]);
     lay_lines(alpha, narrow, width, lines);
     let lines = &*lines;
-    let rows_at_once = [24, 12, 8, 6][vectors - 1];
+    let rows_at_once = I::ROWS[vectors.min(I::ALONG) - 1];
     (0..wide.rows.div_ceil(rows_at_once)).into_par_iter().for_each(|task| {
         let rows = task * rows_at_once..((task + 1) * rows_at_once).min(wide.rows);
-        let out = target.out(&rows, &(0..target.cols), true);
-        let part = wide.part(rows, 0..wide.cols);
-        // SAFETY: `Panels` of this kernel are made only where the processor has AVX-512; the rows are this task's.
-        unsafe {
-            match vectors {
-                1 => along_rows::<24, 1>(part, lines, target.cols, out),
-                2 => along_rows::<12, 2>(part, lines, target.cols, out),
-                3 => along_rows::<8, 3>(part, lines, target.cols, out),
-                _ => along_rows::<6, 4>(part, lines, target.cols, out),
-            }
+        let part = wide.part(rows.clone(), 0..wide.cols);
+        for columns in parts(0..target.cols, I::ALONG * I::LANES) {
+            let out = target.out(&rows, &columns, true);
+            // SAFETY: `Panels` of this kernel are made only where the processor has it; the rows are this task's.
+            unsafe { I::along_rows(part, &lines[columns.start..], width, columns.len(), out) };
         }
     });
 }
@@ -88,36 +161,40 @@ fn lay_lines(alpha: f32, narrow: Side<'_>, width: usize, to: &mut [f32]) {
     });
 }
 
-/// Up to N rows of the wide matrix      lines (terms, 16 V)
+/// Up to N rows of the wide matrix      lines (terms, width), of which V vectors count
 ///
 /// # Safety
-/// The processor has AVX-512; `out` has the rows and columns and is the caller's alone.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn along_rows<const N: usize, const V: usize>(
+/// The processor has the instructions; `out` has the rows and columns and is the caller's alone.
+#[inline(always)]
+unsafe fn along_rows<I: Vectors, const N: usize, const V: usize>(
     wide: Rows<'_, f32>,
     lines: &[f32],
+    width: usize,
     cols: usize,
     out: Out,
 ) {
-    let mut sums = [[_mm512_setzero_ps(); V]; N];
+    assert!(wide.cols == 0 || lines.len() >= (wide.cols - 1) * width + V * I::LANES, "a line for each term");
     // Rows past the last are the last again, and their sums are left out.
     let rows: [*const f32; N] = std::array::from_fn(|i| wide.row(i.min(wide.rows - 1)).as_ptr());
-    for (p, line) in lines.chunks_exact(V * LANES).enumerate().take(wide.cols) {
-        // SAFETY: p is below the rows' length; a line has V vectors.
-        unsafe {
-            let line: [__m512; V] = std::array::from_fn(|v| _mm512_loadu_ps(line.as_ptr().add(v * LANES)));
+    // SAFETY: p is below the rows' length; a line has V vectors.
+    unsafe {
+        let mut sums = [[I::set_float(0.0); V]; N];
+        for p in 0..wide.cols {
+            let mut line = [I::set_float(0.0); V];
+            for (v, line) in line.iter_mut().enumerate() {
+                *line = I::load_floats(lines.as_ptr().add(p * width + v * I::LANES));
+            }
             for (row, sums) in rows.iter().zip(&mut sums) {
-                let x = _mm512_set1_ps(*row.add(p));
+                let x = I::set_float(*row.add(p));
                 for (sum, line) in sums.iter_mut().zip(line) {
-                    *sum = _mm512_fmadd_ps(x, line, *sum);
+                    *sum = I::multiply_add(x, line, *sum);
                 }
             }
         }
-    }
-    for (i, sums) in sums.into_iter().enumerate().take(wide.rows) {
-        for (v, sum) in sums.into_iter().enumerate() {
-            // SAFETY: only the columns of a row of `out` are touched.
-            unsafe { put(sum, lanes(cols.saturating_sub(v * LANES)), out, i, v * LANES) };
+        for (i, sums) in sums.into_iter().enumerate().take(wide.rows) {
+            for (v, sum) in sums.into_iter().enumerate() {
+                I::put(sum, I::lanes(cols.saturating_sub(v * I::LANES)), out, i, v * I::LANES);
+            }
         }
     }
 }
@@ -130,7 +207,13 @@ enum Order {
 }
 
 /// Sums down the rows of both matrices, which are as many.
-fn down(alpha: f32, wide: Rows<'_, f32>, narrow: Rows<'_, f32>, target: Target, order: Order) {
+fn down<I: Instructions>(
+    alpha: f32,
+    wide: Rows<'_, f32>,
+    narrow: Rows<'_, f32>,
+    target: Target,
+    order: Order,
+) {
     (0..wide.cols.div_ceil(STRIP)).into_par_iter().for_each(|task| {
         let columns = task * STRIP..((task + 1) * STRIP).min(wide.cols);
         let mut sums = [0.0f32; MOST * STRIP];
@@ -138,68 +221,66 @@ fn down(alpha: f32, wide: Rows<'_, f32>, narrow: Rows<'_, f32>, target: Target, 
             let (wide, narrow) =
                 (wide.part(rows.clone(), columns.clone()), narrow.part(rows, 0..narrow.cols));
             // SAFETY: as in `along`.
-            unsafe { add_down(wide, narrow, &mut sums) };
+            unsafe { I::add_down(wide, narrow, &mut sums) };
         }
         write_down(alpha, &sums, columns, narrow.cols, target, order);
     });
 }
 
-/// sums += narrowᵀ · wide      sums (columns of narrow, STRIP)
-///
-/// # Safety
-/// The processor has AVX-512.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]) {
-    for chunk in parts(0..wide.cols, CHUNK) {
-        for few in parts(0..narrow.cols, EIGHT) {
-            let at = few.start * STRIP + chunk.start;
-            let sums = &mut sums[at..];
-            let wide = wide.part(0..wide.rows, chunk.clone());
-            if few.len() == EIGHT {
-                // SAFETY: eight columns are there.
-                unsafe { add_chunk::<EIGHT>(wide, narrow.part(0..narrow.rows, few), sums) };
-            } else {
-                for (i, one) in few.enumerate() {
-                    // SAFETY: one column is there.
-                    unsafe {
-                        add_chunk::<1>(
-                            wide,
-                            narrow.part(0..narrow.rows, one..one + 1),
-                            &mut sums[i * STRIP..],
-                        )
-                    };
+/// N columns of the narrow matrix at a time meet three vectors of the wide one: their sums fill three quarters of the
+/// registers.
+#[inline(always)]
+unsafe fn add_down<I: Vectors, const N: usize>(
+    wide: Rows<'_, f32>,
+    narrow: Rows<'_, f32>,
+    sums: &mut [f32; MOST * STRIP],
+) {
+    for chunk in parts(0..wide.cols, 3 * I::LANES) {
+        let wide = wide.part(0..wide.rows, chunk.clone());
+        for few in parts(0..narrow.cols, N) {
+            let sums = &mut sums[few.start * STRIP + chunk.start..];
+            // SAFETY: the columns are there.
+            unsafe {
+                if few.len() == N {
+                    add_chunk::<I, N>(wide, narrow.part(0..narrow.rows, few), sums);
+                } else {
+                    for (i, one) in few.enumerate() {
+                        let one = narrow.part(0..narrow.rows, one..one + 1);
+                        add_chunk::<I, 1>(wide, one, &mut sums[i * STRIP..]);
+                    }
                 }
             }
         }
     }
 }
 
-/// N columns of the narrow matrix and up to 48 of the wide one.
-///
-/// # Safety
-/// The processor has AVX-512.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn add_chunk<const N: usize>(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32]) {
-    let part = |v: usize| (v * LANES).min(wide.cols);
-    let mut totals = [[_mm512_setzero_ps(); 3]; N];
-    for row in 0..wide.rows {
-        let (x, of_narrow) = (wide.row(row), narrow.row(row));
-        let x = [floats(&x[part(0)..]), floats(&x[part(1)..]), floats(&x[part(2)..])];
-        for (total, factor) in totals.iter_mut().zip(of_narrow) {
-            let factor = _mm512_set1_ps(*factor);
-            for (total, x) in total.iter_mut().zip(x) {
-                *total = _mm512_fmadd_ps(x, factor, *total);
+/// N columns of the narrow matrix and up to three vectors of the wide one.
+#[inline(always)]
+unsafe fn add_chunk<I: Vectors, const N: usize>(
+    wide: Rows<'_, f32>,
+    narrow: Rows<'_, f32>,
+    sums: &mut [f32],
+) {
+    let part = |v: usize| (v * I::LANES).min(wide.cols);
+    assert!(sums.len() >= (N - 1) * STRIP + 3 * I::LANES, "three vectors for each column");
+    // SAFETY: a chunk's sums have three vectors, as asserted; the rest is the caller's promise.
+    unsafe {
+        let mut totals = [[I::set_float(0.0); 3]; N];
+        for row in 0..wide.rows {
+            let (x, of_narrow) = (wide.row(row), narrow.row(row));
+            let x = [I::floats(&x[part(0)..]), I::floats(&x[part(1)..]), I::floats(&x[part(2)..])];
+            for (total, factor) in totals.iter_mut().zip(of_narrow) {
+                let factor = I::set_float(*factor);
+                for (total, x) in total.iter_mut().zip(x) {
+                    *total = I::multiply_add(x, factor, *total);
+                }
             }
         }
-    }
-    for (total, sums) in totals.into_iter().zip(sums.chunks_mut(STRIP)) {
-        for (v, total) in total.into_iter().enumerate() {
-            let sums = &mut sums[v * LANES..][..LANES];
-            // SAFETY: a chunk's sums have three vectors.
-            unsafe {
-                _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(total, _mm512_loadu_ps(sums.as_ptr())))
-            };
+        for (i, total) in totals.into_iter().enumerate() {
+            for (v, total) in total.into_iter().enumerate() {
+                let to = sums.as_mut_ptr().add(i * STRIP + v * I::LANES);
+                I::store_floats(I::add_floats(total, I::load_floats(to)), to);
+            }
         }
     }
 }

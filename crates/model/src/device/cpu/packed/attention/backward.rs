@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::super::super::attention::{Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible};
 use super::super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows,
-    clear_beside, with_dense,
+    AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int16, AvxVnniInt16, Dense, DenseKernel, Out,
+    Panels, Rows, clear_beside, with_dense,
 };
 use super::{
     KEYS, MOST_QUERIES, Seen, of_head, panel_words, queries, scores_of, set, sum_over_keys, sum_over_queries,

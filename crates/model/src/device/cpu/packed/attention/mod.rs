@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use super::super::attention::{Inputs, key_blocks, rescale, softmax_row, visible, within};
 use super::super::product::Shared;
 use super::{
-    AmxBf16, Avx2F32, Avx512Bf16, Avx512F32, Avx512Int16, Dense, DenseKernel, Out, Panels, Rows, Strips,
-    clear_beside, parts, room, with_dense,
+    AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int16, AvxVnniInt16, Dense, DenseKernel, Out,
+    Panels, Rows, Strips, clear_beside, parts, room, with_dense,
 };
 use crate::device::{Heads, Segment};
 

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, line_words};
+use super::super::vectors::{Avx2, Vectors, transposed};
+use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, line_words, write};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 12 of 16 registers.
 const TILE: usize = 6;
@@ -127,49 +128,16 @@ fn lay_down(x: Rows<'_, f32>, width: usize, to: &mut [u32]) {
             let columns = LANES.min(x.cols - column);
             let mut square = [_mm256_setzero_ps(); LANES];
             for (i, line) in square.iter_mut().enumerate().take(rows) {
-                let row = &x.row(first + i)[column..];
-                // SAFETY: only as many numbers as there are are read.
-                *line = unsafe { _mm256_maskload_ps(row.as_ptr(), lanes(columns)) };
+                // SAFETY: the processor has the instructions.
+                *line = unsafe { Avx2::floats(&x.row(first + i)[column..]) };
             }
             for (j, line) in transposed(square).into_iter().enumerate().take(columns) {
                 let to = &mut to[(column + j) * width + first..][..rows];
                 // SAFETY: only as many numbers as there are are written.
-                unsafe { _mm256_maskstore_ps(to.as_mut_ptr().cast(), lanes(rows), line) };
+                unsafe { _mm256_maskstore_ps(to.as_mut_ptr().cast(), Avx2::lanes(rows), line) };
             }
         }
     }
-}
-
-/// The first `n` lanes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn lanes(n: usize) -> __m256i {
-    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
-}
-
-/// 8 x 8 numbers.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn transposed(rows: [__m256; LANES]) -> [__m256; LANES] {
-    let mut pairs = rows;
-    for i in (0..LANES).step_by(2) {
-        pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-    let mut quads = pairs;
-    for i in (0..LANES).step_by(4) {
-        quads[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
-        quads[i + 1] = _mm256_shuffle_ps::<0xEE>(pairs[i], pairs[i + 2]);
-        quads[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
-        quads[i + 3] = _mm256_shuffle_ps::<0xEE>(pairs[i + 1], pairs[i + 3]);
-    }
-    // Half h of quads[4 g + c] holds column 4 h + c of rows 4 g to 4 g + 3.
-    let mut columns = quads;
-    for c in 0..4 {
-        columns[c] = _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]);
-        columns[4 + c] = _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]);
-    }
-    columns
 }
 
 /// One block of the result from a tile of a and a panel of b      a (words, TILE), b (words, PANEL)
@@ -193,17 +161,6 @@ unsafe fn block<const N: usize>(words: usize, a: *const u32, b: *const u32, cols
             }
         }
     }
-    let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (half, mut sum) in sums.into_iter().enumerate() {
-            // SAFETY: of `out` only the block's columns are touched.
-            unsafe {
-                let at = out.start.add(i * out.stride).wrapping_add(LANES * half);
-                if out.adds {
-                    sum = _mm256_add_ps(_mm256_maskload_ps(at, masks[half]), sum);
-                }
-                _mm256_maskstore_ps(at, masks[half], sum);
-            }
-        }
-    }
+    // SAFETY: the caller's promise.
+    unsafe { write::<Avx2, N>(sums, cols, out) };
 }

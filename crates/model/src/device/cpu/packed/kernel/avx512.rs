@@ -6,9 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::pack::{self, LANES, Pair, Single, lanes};
+use super::super::pack::{self, LANES, Pair, Single};
 use super::super::rows::Rows;
-use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, dense_packing, line_words, packing};
+use super::super::vectors::Avx512;
+use super::{DenseKernel, Kernel, Out, Strips, blocks, by_rows, dense_packing, line_words, packing, write};
 
 /// Rows of a tile: with two vectors of the right side their sums fill 28 of 32 registers.
 const TILE: usize = 14;
@@ -133,37 +134,6 @@ unsafe fn block<const N: usize, M: MultiplyAdd>(
                 sum[1] = M::add(sum[1], word, b1);
             }
         }
-        write(sums, cols, out);
-    }
-}
-
-/// Writes the sums of a block.
-///
-/// # Safety
-/// AVX-512; `out` has N rows and the columns, of which those past the second vector are left alone.
-#[inline(always)]
-pub(super) unsafe fn write<const N: usize>(sums: [[__m512; 2]; N], cols: usize, out: Out) {
-    let masks = [lanes(cols), lanes(cols.saturating_sub(LANES))];
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (half, sum) in sums.into_iter().enumerate() {
-            // SAFETY: only lanes inside of the block's columns are named.
-            unsafe { put(sum, masks[half], out, i, LANES * half) };
-        }
-    }
-}
-
-/// Sets or adds some lanes of a vector at a row and column of the result.
-///
-/// # Safety
-/// AVX-512; `out` has the lanes.
-#[inline(always)]
-pub(in super::super) unsafe fn put(mut sum: __m512, lanes: u16, out: Out, row: usize, column: usize) {
-    // SAFETY: only the lanes are read or written, by the caller's promise inside of the result.
-    unsafe {
-        let at = out.start.add(row * out.stride).wrapping_add(column);
-        if out.adds {
-            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, at));
-        }
-        _mm512_mask_storeu_ps(at, lanes, sum);
+        write::<Avx512, N>(sums, cols, out);
     }
 }

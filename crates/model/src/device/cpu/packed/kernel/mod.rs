@@ -7,8 +7,8 @@ mod whole;
 
 pub(super) use amx::AmxBf16;
 pub(super) use avx2::Avx2F32;
-pub(super) use avx512::{Avx512Bf16, Avx512F32, put};
-pub(super) use whole::{Avx512Int8, Avx512Int16};
+pub(super) use avx512::{Avx512Bf16, Avx512F32};
+pub(super) use whole::{Avx2Int16, Avx512Int8, Avx512Int16, AvxVnniInt8, AvxVnniInt16};
 
 use std::ops::Range;
 
@@ -18,6 +18,7 @@ use super::super::memory::HostBlocks;
 use super::super::products::ProductKernel;
 use super::room::GROUP;
 use super::rows::Rows;
+use super::vectors::Vectors;
 use crate::Result;
 
 /// Where a product is written: row i begins at i · stride. Its rows and columns are the caller's alone.
@@ -147,6 +148,23 @@ fn blocks(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows.div_ceil(tile)).map(move |index| (index, tile.min(rows - index * tile)))
 }
 
+/// Writes the sums of a block, two vectors for each row.
+///
+/// # Safety
+/// The processor has the vectors; `out` has N rows and the columns, of which those past the second vector are left alone.
+#[inline(always)]
+unsafe fn write<V: Vectors, const N: usize>(sums: [[V::Floats; 2]; N], cols: usize, out: Out) {
+    // SAFETY: only lanes inside of the block's columns are named.
+    unsafe {
+        let lanes = [V::lanes(cols), V::lanes(cols.saturating_sub(V::LANES))];
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (half, sum) in sums.into_iter().enumerate() {
+                V::put(sum, lanes[half], out, i, V::LANES * half);
+            }
+        }
+    }
+}
+
 /// Calls a block's function for its number of rows, a constant by the name that is given.
 macro_rules! by_rows {
     ($rows:expr, [$($n:literal)*], $name:ident => $call:expr) => {
@@ -241,6 +259,8 @@ pub(super) enum Dense {
     Avx512F32,
     Avx2F32,
     Avx512Int16,
+    AvxVnniInt16,
+    Avx2Int16,
 }
 
 /// What multiplies with frozen weights.
@@ -248,6 +268,7 @@ pub(super) enum Dense {
 pub(super) enum Frozen {
     Dense(Dense),
     Avx512Int8,
+    AvxVnniInt8,
 }
 
 impl Dense {
@@ -260,7 +281,9 @@ impl Dense {
             ProductKernel::Avx512F32 => Self::Avx512F32,
             ProductKernel::Avx2F32 => Self::Avx2F32,
             ProductKernel::Avx512Int16 => Self::Avx512Int16,
-            ProductKernel::Avx512Int8 | ProductKernel::Portable => {
+            ProductKernel::AvxVnniInt16 => Self::AvxVnniInt16,
+            ProductKernel::Avx2Int16 => Self::Avx2Int16,
+            ProductKernel::Avx512Int8 | ProductKernel::AvxVnniInt8 | ProductKernel::Portable => {
                 panic!("{kernel:?} packs no dense matrices")
             }
         }
@@ -273,6 +296,7 @@ impl Frozen {
     pub(super) fn of(kernel: ProductKernel) -> Self {
         match kernel {
             ProductKernel::Avx512Int8 => Self::Avx512Int8,
+            ProductKernel::AvxVnniInt8 => Self::AvxVnniInt8,
             dense => Self::Dense(Dense::of(dense)),
         }
     }
@@ -284,8 +308,9 @@ pub(in super::super) fn is_possible(kernel: ProductKernel) -> bool {
         ProductKernel::AmxBf16 => amx::is_possible(),
         ProductKernel::Avx512Bf16 => avx512::has_bf16(),
         ProductKernel::Avx512F32 => avx512::has_f32(),
-        ProductKernel::Avx2F32 => avx2::is_possible(),
-        ProductKernel::Avx512Int8 | ProductKernel::Avx512Int16 => whole::is_possible(),
+        ProductKernel::Avx2F32 | ProductKernel::Avx2Int16 => avx2::is_possible(),
+        ProductKernel::Avx512Int8 | ProductKernel::Avx512Int16 => whole::has_avx512(),
+        ProductKernel::AvxVnniInt8 | ProductKernel::AvxVnniInt16 => whole::has_avx_vnni(),
         ProductKernel::Portable => false,
     }
 }
