@@ -178,7 +178,7 @@ multiversion! {
             *score = exp(scale * *score - new_max);
         }
         let correction = exp(*max - new_max);
-        *sum = *sum * correction + lane_sum(seen_scores.len(), |i| seen_scores[i]);
+        *sum = *sum * correction + lane_sum([seen_scores], |[score]| score);
         *max = new_max;
         correction
     }
@@ -310,7 +310,7 @@ fn row_deltas(
 
 multiversion! {
     pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-        lane_sum(a.len(), |i| a[i] * b[i])
+        lane_sum([a, b], |[a, b]| a * b)
     }
 }
 

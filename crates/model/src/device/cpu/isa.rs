@@ -34,20 +34,27 @@ macro_rules! multiversion {
 
 pub(super) use multiversion;
 
-/// Σ f(i) over 0..n in fixed lanes.
+/// Σ f(x) in fixed lanes, over the numbers at each place of slices that are as long as the first.
+///
+/// # Panics
+/// When one is shorter.
 #[inline(always)]
-pub(super) fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(super) fn lane_sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let n = slices[0].len();
+    let slices = slices.map(|x| &x[..n]);
     let mut lanes = [0.0f32; LANES];
     let whole = n - n % LANES;
     let mut start = 0;
     while start < whole {
+        // Arrays, so that nothing is checked lane by lane.
+        let chunks = slices.map(|x| x[start..].first_chunk::<LANES>().expect("a whole chunk"));
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+            *sum += f(chunks.map(|chunk| chunk[lane]));
         }
         start += LANES;
     }
     for i in whole..n {
-        lanes[i - whole] += f(i);
+        lanes[i - whole] += f(slices.map(|x| x[i]));
     }
     fold_lanes(lanes)
 }
@@ -129,7 +136,7 @@ mod tests {
     #[test]
     fn reductions_take_every_element() {
         let x: Vec<f32> = (0..37).map(|i| i as f32).collect();
-        assert_eq!(lane_sum(37, |i| x[i]), 666.0);
+        assert_eq!(lane_sum([&x], |[x]| x), 666.0);
         assert_eq!(lane_max(&x), 36.0);
         assert_eq!(lane_max(&[]), f32::NEG_INFINITY);
     }

@@ -41,8 +41,8 @@ multiversion! {
         let rows = x.chunks_exact(cols).zip(d_y.chunks_exact(cols)).zip(d_x.chunks_exact_mut(cols));
         for ((x, d_y), d_x) in rows {
             let (mean, r) = moments(x, eps);
-            let mean_z = lane_sum(cols, |i| gain[i] * d_y[i]) / cols as f32;
-            let mean_zn = lane_sum(cols, |i| gain[i] * d_y[i] * (x[i] - mean) * r) / cols as f32;
+            let mean_z = lane_sum([gain, d_y], |[gain, d_y]| gain * d_y) / cols as f32;
+            let mean_zn = lane_sum([gain, d_y, x], |[gain, d_y, x]| gain * d_y * (x - mean) * r) / cols as f32;
             if write == Write::Set {
                 d_x.fill(0.0);
             }
@@ -56,7 +56,7 @@ multiversion! {
 /// Mean, and the inverse of the standard deviation, of a row.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
-    let mean = lane_sum(x.len(), |i| x[i]) / x.len() as f32;
-    let variance = lane_sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / x.len() as f32;
+    let mean = lane_sum([x], |[x]| x) / x.len() as f32;
+    let variance = lane_sum([x], |[x]| (x - mean) * (x - mean)) / x.len() as f32;
     (mean, 1.0 / (variance + eps).sqrt())
 }

@@ -72,7 +72,7 @@ multiversion! {
         let rows = x.chunks_exact(cols).zip(d_y.chunks_exact(cols)).zip(d_x.chunks_exact_mut(cols));
         for ((x, d_y), d_x) in rows {
             let r = inverse_rms(x, eps);
-            let mean = lane_sum(cols, |i| gain[i] * d_y[i] * x[i]) / cols as f32;
+            let mean = lane_sum([gain, d_y, x], |[gain, d_y, x]| gain * d_y * x) / cols as f32;
             let pull = r * r * mean;
             let keep = if write == Write::Add { 1.0 } else { 0.0 };
             if write == Write::Set {
@@ -87,5 +87,5 @@ multiversion! {
 
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (lane_sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+    1.0 / (lane_sum([x], |[x]| x * x) / x.len() as f32 + eps).sqrt()
 }

@@ -63,7 +63,7 @@ fn in_tile(target: u32, first_row: usize) -> Option<usize> {
 multiversion! {
     fn fold_row(logits: &[f32], max: &mut f32, sum: &mut f32) {
         let new_max = lane_max(logits).max(*max);
-        let added = lane_sum(logits.len(), |i| exp(logits[i] - new_max));
+        let added = lane_sum([logits], |[logit]| exp(logit - new_max));
         *sum = *sum * exp(*max - new_max) + added;
         *max = new_max;
     }
@@ -76,7 +76,7 @@ multiversion! {
             *logit = exp(*logit - new_max);
         }
         let shrink = exp(*max - new_max);
-        *sum = *sum * shrink + lane_sum(logits.len(), |i| logits[i]);
+        *sum = *sum * shrink + lane_sum([logits], |[term]| term);
         *max = new_max;
         shrink
     }

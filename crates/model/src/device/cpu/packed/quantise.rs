@@ -5,6 +5,8 @@
 //! what that adds to the sums is the left side's correction, −128 · Σ q.
 //! A number that is not finite makes its group's scale so, and with it all sums that the group is part of.
 
+use std::mem::MaybeUninit;
+
 use super::rows::Rows;
 use super::vectors::Vectors;
 
@@ -173,7 +175,8 @@ unsafe fn group_of_rows<F: Whole, S: Side<Vectors = V>, V: Vectors>(x: Rows<'_, 
     assert!(to.len() >= F::SCALE * S::WIDTH + lanes, "the group ends inside of its tile or panel");
     let to = to.as_mut_ptr();
     let (mut largest, mut sums, mut factors) = ([0u32; MOST_LANES], [0i32; MOST_LANES], [0f32; MOST_LANES]);
-    let mut words = [0u32; MOST_LANES * MOST_DATA];
+    let mut words = MaybeUninit::<[u32; MOST_LANES * MOST_DATA]>::uninit();
+    let words = words.as_mut_ptr().cast::<u32>();
     // SAFETY: the caller's promise; a row of `words` holds a group's, `to` the lines of one.
     unsafe {
         for (i, largest) in largest.iter_mut().enumerate().take(x.rows) {
@@ -191,7 +194,7 @@ unsafe fn group_of_rows<F: Whole, S: Side<Vectors = V>, V: Vectors>(x: Rows<'_, 
         for i in 0..x.rows {
             let factor = V::set_float(factors[i]);
             let mut of_row = V::set_word(0);
-            let mut line = words[i * MOST_DATA..].as_mut_ptr();
+            let mut line = words.add(i * MOST_DATA);
             for part in parts.clone() {
                 let [a, b, c, d] = quarters::<V>(x.row(i), part);
                 let (a, b) = (rounded::<V>(a, factor), rounded::<V>(b, factor));
@@ -208,8 +211,11 @@ unsafe fn group_of_rows<F: Whole, S: Side<Vectors = V>, V: Vectors>(x: Rows<'_, 
             }
         }
         V::store_words(V::load_words(sums.as_ptr().cast()), to);
+        for i in x.rows..lanes {
+            words.add(i * MOST_DATA).write_bytes(0, F::DATA);
+        }
         for word in (0..F::DATA).step_by(lanes) {
-            V::turn(words[word..].as_ptr(), MOST_DATA, to.add((1 + word) * S::WIDTH), S::WIDTH);
+            V::turn(words.add(word), MOST_DATA, to.add((1 + word) * S::WIDTH), S::WIDTH);
         }
         V::store_words(V::words_of(scale), to.add(F::SCALE * S::WIDTH));
     }

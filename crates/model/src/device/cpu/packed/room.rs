@@ -23,7 +23,7 @@ pub(super) const GROUP: usize = 16;
 
 /// Words that a thread packs into: a task's weights, or the queries and keys of attention, of which half a thousand of
 /// 128 numbers fill it in bf16.
-pub(super) const PANEL_WORDS: usize = 2 * TASK * DEPTH;
+pub(super) const PANEL_WORDS: usize = 3 * TASK * DEPTH;
 /// Floats of a thread: rows of weights, or scores of attention and their gradients.
 pub(super) const ROW_FLOATS: usize = 4 * GROUP * DEPTH;
 

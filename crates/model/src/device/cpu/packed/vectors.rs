@@ -33,6 +33,12 @@ pub(super) trait Vectors {
     unsafe fn add_floats(x: Self::Floats, y: Self::Floats) -> Self::Floats;
     unsafe fn multiply(x: Self::Floats, y: Self::Floats) -> Self::Floats;
     unsafe fn divide(x: Self::Floats, y: Self::Floats) -> Self::Floats;
+    /// The larger one; y where either is no number.
+    unsafe fn larger_float(x: Self::Floats, y: Self::Floats) -> Self::Floats;
+    /// The smaller one; y where either is no number.
+    unsafe fn smaller_float(x: Self::Floats, y: Self::Floats) -> Self::Floats;
+    unsafe fn largest_float(x: Self::Floats) -> f32;
+    unsafe fn sum_floats(x: Self::Floats) -> f32;
     /// x where y is not below z, zero where it is.
     unsafe fn unless_below(x: Self::Floats, y: Self::Floats, z: Self::Floats) -> Self::Floats;
     /// Sets or adds some lanes at a row and column of the result.
@@ -105,6 +111,10 @@ impl Vectors for Avx512 {
         fn add_floats(x: __m512, y: __m512) -> __m512 = _mm512_add_ps(x, y);
         fn multiply(x: __m512, y: __m512) -> __m512 = _mm512_mul_ps(x, y);
         fn divide(x: __m512, y: __m512) -> __m512 = _mm512_div_ps(x, y);
+        fn larger_float(x: __m512, y: __m512) -> __m512 = _mm512_max_ps(x, y);
+        fn smaller_float(x: __m512, y: __m512) -> __m512 = _mm512_min_ps(x, y);
+        fn largest_float(x: __m512) -> f32 = _mm512_reduce_max_ps(x);
+        fn sum_floats(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
         fn unless_below(x: __m512, y: __m512, z: __m512) -> __m512 =
             _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(y, z), x);
         fn put(sum: __m512, lanes: u16, out: Out, row: usize, column: usize) = {
@@ -172,6 +182,18 @@ impl Vectors for Avx2 {
         fn add_floats(x: __m256, y: __m256) -> __m256 = _mm256_add_ps(x, y);
         fn multiply(x: __m256, y: __m256) -> __m256 = _mm256_mul_ps(x, y);
         fn divide(x: __m256, y: __m256) -> __m256 = _mm256_div_ps(x, y);
+        fn larger_float(x: __m256, y: __m256) -> __m256 = _mm256_max_ps(x, y);
+        fn smaller_float(x: __m256, y: __m256) -> __m256 = _mm256_min_ps(x, y);
+        fn largest_float(x: __m256) -> f32 = {
+            let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn sum_floats(x: __m256) -> f32 = {
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
         fn unless_below(x: __m256, y: __m256, z: __m256) -> __m256 =
             _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(y, z), x);
         fn put(sum: __m256, lanes: __m256i, out: Out, row: usize, column: usize) = {

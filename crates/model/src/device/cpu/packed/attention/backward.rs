@@ -3,18 +3,24 @@
 //! A task owns the gradients of one kv head's keys and values and of all query heads that read it. Queries are packed for
 //! as many blocks as there is room for; then each block of keys meets them.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::super::super::attention::{Gradients, Inputs, Outputs, clear, dot, score_gradient_row, visible};
+use super::super::super::attention::{Gradients, Inputs, Outputs, clear, dot};
 use super::super::{
     AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int16, AvxVnniInt16, Dense, DenseKernel, Out,
-    Panels, Rows, clear_beside, with_dense,
+    Panels, Rows, clear_beside, parts, with_dense,
 };
+use super::softmax::{Rowwise, Scores};
 use super::{
     KEYS, MOST_QUERIES, Seen, of_head, panel_words, queries, scores_of, set, sum_over_keys, sum_over_queries,
     take, tile_words,
 };
 use crate::device::{Heads, Segment};
+
+/// Rows that are asked for before the one that is read.
+const AHEAD: usize = 4;
 
 /// Words of packed operands that a task takes at the least.
 pub(super) fn needed<K: DenseKernel>(heads: Heads) -> usize {
@@ -29,6 +35,7 @@ fn key_words<K: DenseKernel>(heads: Heads) -> usize {
         + panel_words::<K>(e, KEYS)
         + tile_words::<K>(queries, KEYS)
         + tile_words::<K>(KEYS, queries)
+        + KEYS * (d + e)
 }
 
 /// d_q, d_k, d_v of the rows that the segments name
@@ -78,59 +85,66 @@ fn backward_kv_head<K: DenseKernel>(
         values: take(&mut rest, panel_words::<K>(e, KEYS)),
         across: take(&mut rest, tile_words::<K>(queries, KEYS)),
         down: take(&mut rest, tile_words::<K>(KEYS, queries)),
+        d_k: bytemuck::cast_slice_mut(take(&mut rest, KEYS * d)),
+        d_v: bytemuck::cast_slice_mut(take(&mut rest, KEYS * e)),
         scores,
     };
     clear(gradients.d_k, segment.first_key, segment.n_keys, kv_head, d);
     clear(gradients.d_v, segment.first_key, segment.n_keys, kv_head, e);
-    let of_block = QueryPanels::words::<K>(heads);
-    let at_once = rest.len() / of_block * queries;
-    let mut deltas = vec![0.0; at_once.min(segment.n_queries)];
+    let at_once = rest.len() / QueryPanels::words::<K>(heads) * queries;
     for head in kv_head * group..(kv_head + 1) * group {
-        clear(gradients.d_q, segment.first_query, segment.n_queries, head, d);
-        for first in (0..segment.n_queries).step_by(at_once) {
-            let n = at_once.min(segment.n_queries - first);
-            let rows = (segment.first_query + first, n);
-            let out = of_head(outputs.out, inputs.out_width(), e, head, rows);
-            let d_out = of_head(outputs.d_out, inputs.out_width(), e, head, rows);
-            deltas
-                .iter_mut()
-                .enumerate()
-                .take(n)
-                .for_each(|(i, delta)| *delta = dot(out.row(i), d_out.row(i)));
-            let blocks = (first..first + n)
-                .step_by(queries)
-                .map(|first| (first, queries.min(segment.n_queries - first)));
-            for ((first, n), words) in blocks.clone().zip(rest.chunks_exact_mut(of_block)) {
-                QueryPanels::split::<K>(heads, words).pack::<K>(
-                    inputs,
-                    outputs,
-                    head,
-                    (segment.first_query + first, n),
-                );
-            }
-            for first_key in (0..segment.n_keys).step_by(KEYS) {
-                let n_keys = KEYS.min(segment.n_keys - first_key);
+        for of_part in parts(0..segment.n_queries, at_once) {
+            let mut blocks = pack_queries::<K>(inputs, outputs, segment, head, of_part, rest);
+            for of_block in parts(0..segment.n_keys, KEYS) {
+                let (first_key, n_keys) = (of_block.start, of_block.len());
                 let key_rows = (segment.first_key + first_key, n_keys);
                 let mut is_packed = false;
-                for (index, (block_first, n)) in blocks.clone().enumerate() {
-                    let start = visible(segment, block_first, heads.window).start;
-                    let end = visible(segment, block_first + n - 1, heads.window).end;
-                    if first_key >= end || first_key + n_keys <= start {
+                for block in &mut blocks {
+                    let ((first, n), window) = (block.queries, heads.window);
+                    let seen = Seen { segment, window, first, n, first_key, n_keys };
+                    if !seen.sees_any() {
                         continue;
                     }
                     if !is_packed {
                         keys.pack::<K>(inputs, kv_head, key_rows);
                         is_packed = true;
                     }
-                    let packed = QueryPanels::split::<K>(heads, &mut rest[index * of_block..][..of_block]);
-                    let window = heads.window;
-                    let seen = Seen { segment, window, first: block_first, n, first_key, n_keys };
-                    let block = Block { seen, head, deltas: &deltas[block_first - first..][..n] };
-                    block.backward::<K>(inputs, outputs, gradients, &mut keys, &packed);
+                    block.backward::<K>(seen, inputs, outputs, gradients, &mut keys);
+                }
+                if is_packed {
+                    keys.add_to(gradients, heads, kv_head, key_rows);
                 }
             }
         }
     }
+}
+
+/// Packs as many blocks of queries of a head as there is room for.
+fn pack_queries<'a, K: DenseKernel>(
+    inputs: Inputs<'_>,
+    outputs: Outputs<'_>,
+    segment: &Segment,
+    head: usize,
+    queries_of_part: Range<usize>,
+    mut room: &'a mut [u32],
+) -> Vec<Block<'a>> {
+    let (heads, mut blocks) = (inputs.heads, Vec::new());
+    for of_block in parts(queries_of_part, queries::<K>()) {
+        let (first, n) = (of_block.start, of_block.len());
+        let rows = (segment.first_query + first, n);
+        let out = of_head(outputs.out, inputs.out_width(), heads.value_dim, head, rows);
+        let d_out = of_head(outputs.d_out, inputs.out_width(), heads.value_dim, head, rows);
+        let mut deltas = [0.0; MOST_QUERIES];
+        for (i, delta) in deltas.iter_mut().enumerate().take(n) {
+            out.prefetch(i + AHEAD);
+            d_out.prefetch(i + AHEAD);
+            *delta = dot(out.row(i), d_out.row(i));
+        }
+        let mut panels = QueryPanels::split::<K>(heads, take(&mut room, QueryPanels::words::<K>(heads)));
+        panels.pack::<K>(of_head(inputs.q, inputs.q_width(), heads.head_dim, head, rows), d_out);
+        blocks.push(Block { head, queries: (first, n), deltas, panels, has_begun: false });
+    }
+    blocks
 }
 
 /// A block of keys, packed for all products, and room for its probabilities and their gradients.
@@ -145,6 +159,9 @@ struct KeyPanels<'a> {
     across: &'a mut [u32],
     /// What is summed along the queries.
     down: &'a mut [u32],
+    /// (keys, D), (keys, E): rows of the gradients lie far apart, those of these sums beside each other.
+    d_k: &'a mut [f32],
+    d_v: &'a mut [f32],
     scores: &'a mut [f32],
 }
 
@@ -154,11 +171,26 @@ impl KeyPanels<'_> {
         let k = of_head(inputs.k, inputs.k_width(), d, kv_head, rows);
         clear_beside::<K>(rows.1, d, self.columns);
         clear_beside::<K>(rows.1, e, self.values);
+        self.d_k.fill(0.0);
+        self.d_v.fill(0.0);
         // SAFETY: `Panels` are made only where the kernel is possible.
         unsafe {
             K::columns(k, 0, self.columns);
             K::lines(k, 0, rows.1, self.lines);
             K::columns(of_head(inputs.v, inputs.v_width(), e, kv_head, rows), 0, self.values);
+        }
+    }
+
+    /// Adds what a head's queries gave to the gradients of keys and values.
+    fn add_to(&self, gradients: Gradients<'_>, heads: Heads, kv_head: usize, (first, n): (usize, usize)) {
+        for (to, sums, dim) in
+            [(gradients.d_k, &*self.d_k, heads.head_dim), (gradients.d_v, &*self.d_v, heads.value_dim)]
+        {
+            for (i, sums) in sums.chunks_exact(dim).enumerate().take(n) {
+                // SAFETY: the task owns these rows of these columns.
+                let row = unsafe { to.row(first + i, kv_head * dim, dim) };
+                row.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum);
+            }
         }
     }
 }
@@ -190,72 +222,63 @@ impl<'a> QueryPanels<'a> {
         }
     }
 
-    fn pack<K: DenseKernel>(
-        self,
-        inputs: Inputs<'_>,
-        outputs: Outputs<'_>,
-        head: usize,
-        rows: (usize, usize),
-    ) {
-        let Heads { head_dim: d, value_dim: e, .. } = inputs.heads;
-        let q = of_head(inputs.q, inputs.q_width(), d, head, rows);
-        let d_out = of_head(outputs.d_out, inputs.out_width(), e, head, rows);
+    fn pack<K: DenseKernel>(&mut self, q: Rows<'_, f32>, d_out: Rows<'_, f32>) {
         // SAFETY: `Panels` are made only where the kernel is possible.
         unsafe {
             K::tiles(q, self.tiles);
-            K::lines(q, 0, rows.1, self.lines);
+            K::lines(q, 0, q.rows, self.lines);
             K::tiles(d_out, self.d_out_tiles);
-            K::lines(d_out, 0, rows.1, self.d_out_lines);
+            K::lines(d_out, 0, d_out.rows, self.d_out_lines);
         }
     }
 }
 
-/// Some queries of a head and some keys.
+/// Some queries of a head.
 struct Block<'a> {
-    seen: Seen<'a>,
     head: usize,
-    /// out · d_out of each query.
-    deltas: &'a [f32],
+    /// The first query, and how many.
+    queries: (usize, usize),
+    deltas: [f32; MOST_QUERIES],
+    panels: QueryPanels<'a>,
+    /// Whether their gradients hold sums.
+    has_begun: bool,
 }
 
 impl Block<'_> {
-    /// One block of queries against one block of keys.
+    /// Meets a block of keys that any of the queries sees.
     fn backward<K: DenseKernel>(
-        &self,
+        &mut self,
+        seen: Seen<'_>,
         inputs: Inputs<'_>,
         outputs: Outputs<'_>,
         gradients: Gradients<'_>,
         keys: &mut KeyPanels<'_>,
-        packed: &QueryPanels<'_>,
     ) {
         let Heads { head_dim: d, value_dim: e, scale, n_heads, .. } = inputs.heads;
-        let &Self { seen, head, deltas } = self;
-        let Seen { segment, first, n, first_key, n_keys, .. } = seen;
-        let (kv_head, seen_keys) = (head / inputs.group(), seen.by_query(n - 1).end);
-        let (row, key_row) = (segment.first_query + first, segment.first_key + first_key);
+        let Seen { segment, first, n, n_keys, .. } = seen;
+        let (head, panels, seen_keys) = (self.head, &self.panels, seen.by_query(n - 1).end);
+        let row = segment.first_query + first;
         let (p, d_s) = keys.scores.split_at_mut(MOST_QUERIES * KEYS);
+        let of_rows = (0..n).map(|i| (outputs.lse[(row + i) * n_heads + head], self.deltas[i]));
         // SAFETY: `Panels` are made only where the kernel is possible; p and d_s have KEYS columns for each query.
         unsafe {
-            scores_of::<K>(seen, packed.tiles, keys.columns, d, set(p, KEYS));
-            scores_of::<K>(seen, packed.d_out_tiles, keys.values, e, set(d_s, KEYS));
+            scores_of::<K>(seen, panels.tiles, keys.columns, d, set(p, KEYS));
+            scores_of::<K>(seen, panels.d_out_tiles, keys.values, e, set(d_s, KEYS));
+            let scores = Scores { data: &mut *p, stride: KEYS, n_keys };
+            K::Vectors::score_gradients(scores, d_s, |i| seen.by_query(i), scale, of_rows);
         }
-        for (i, delta) in deltas.iter().enumerate() {
-            let (p, d_s) = (&mut p[i * KEYS..][..n_keys], &mut d_s[i * KEYS..][..n_keys]);
-            let lse = outputs.lse[(row + i) * n_heads + head];
-            score_gradient_row(p, d_s, seen.by_query(i), lse, *delta, scale);
-        }
-        let add = |start, stride| Out { start, stride, adds: true };
-        // SAFETY: the task owns these rows of these heads' columns; the three blocks lie in three matrices.
+        let sums = |sums: &mut [f32], stride| Out { start: sums.as_mut_ptr(), stride, adds: true };
+        // SAFETY: the task owns these rows of these heads' columns; sums have a row for each key.
         unsafe {
-            let to = add(gradients.d_v.row(key_row, kv_head * e, e).as_mut_ptr(), inputs.v_width());
             K::tiles_down(Rows::new(p, KEYS, n, seen_keys), keys.down);
-            sum_over_queries::<K>(seen, keys.down, packed.d_out_lines, e, to);
-            let to = add(gradients.d_q.row(row, head * d, d).as_mut_ptr(), inputs.q_width());
+            sum_over_queries::<K>(seen, keys.down, panels.d_out_lines, e, sums(keys.d_v, e));
+            let start = gradients.d_q.row(row, head * d, d).as_mut_ptr();
+            let to = Out { start, stride: inputs.q_width(), adds: self.has_begun };
             K::tiles(Rows::new(d_s, KEYS, n, n_keys), keys.across);
             sum_over_keys::<K>(seen, keys.across, keys.lines, d, to);
-            let to = add(gradients.d_k.row(key_row, kv_head * d, d).as_mut_ptr(), inputs.k_width());
             K::tiles_down(Rows::new(d_s, KEYS, n, seen_keys), keys.down);
-            sum_over_queries::<K>(seen, keys.down, packed.lines, d, to);
+            sum_over_queries::<K>(seen, keys.down, panels.lines, d, sums(keys.d_k, d));
         }
+        self.has_begun = true;
     }
 }

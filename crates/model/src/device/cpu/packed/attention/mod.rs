@@ -5,20 +5,21 @@
 //! Keys and values of a block are packed once for all heads that read them.
 
 mod backward;
+mod forward;
+mod softmax;
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::super::attention::{Inputs, key_blocks, rescale, softmax_row, visible, within};
-use super::super::product::Shared;
+use super::super::attention::{visible, within};
 use super::{
     AmxBf16, Avx2F32, Avx2Int16, Avx512Bf16, Avx512F32, Avx512Int16, AvxVnniInt16, Dense, DenseKernel, Out,
-    Panels, Rows, Strips, clear_beside, parts, room, with_dense,
+    Panels, Rows, Strips, parts, room, with_dense,
 };
 use crate::device::{Heads, Segment};
 
 pub(in super::super) use backward::backward;
+pub(in super::super) use forward::forward;
+pub(super) use softmax::Rowwise;
 
 /// Most queries of a block.
 const MOST_QUERIES: usize = 128;
@@ -40,21 +41,16 @@ fn panel_words<K: DenseKernel>(terms: usize, cols: usize) -> usize {
     cols.next_multiple_of(K::PANEL) * K::words(terms)
 }
 
-/// Words of packed operands that a task takes at the least, floats aside.
-fn needed<K: DenseKernel>(heads: Heads) -> usize {
-    let (d, e, group) = (heads.head_dim, heads.value_dim, heads.n_heads / heads.n_kv_heads);
-    let queries = queries::<K>();
-    let forward = panel_words::<K>(d, KEYS)
-        + panel_words::<K>(KEYS, e)
-        + tile_words::<K>(queries, KEYS)
-        + group * tile_words::<K>(queries, d);
-    forward.max(backward::needed::<K>(heads))
-}
-
 /// Whether an attention is made here: of more than a few queries, within the room that threads have.
 pub(in super::super) fn suits(panels: &Panels, heads: Heads, segments: &[Segment]) -> bool {
     let has_queries = segments.iter().any(|segment| segment.n_queries > 8);
-    has_queries && with_dense!(panels.attention, needed(heads)) <= room::PANEL_WORDS
+    let needed = with_dense!(panels.attention, needed(heads));
+    has_queries && needed <= room::PANEL_WORDS
+}
+
+/// Words of packed operands that a task takes at the least.
+fn needed<K: DenseKernel>(heads: Heads) -> usize {
+    forward::needed::<K>(heads).max(backward::needed::<K>(heads))
 }
 
 /// Takes the next words of a scratch.
@@ -67,103 +63,6 @@ fn take<'a>(rest: &mut &'a mut [u32], words: usize) -> &'a mut [u32] {
 /// Rows of one head of a matrix (·, width).
 fn of_head(data: &[f32], width: usize, dim: usize, head: usize, (first, n): (usize, usize)) -> Rows<'_, f32> {
     Rows::new(&data[first * width + head * dim..], width, n, dim)
-}
-
-/// out = softmax(causal scores) · v and the log-sum-exp of each row
-pub(in super::super) fn forward(
-    panels: &Panels,
-    inputs: Inputs<'_>,
-    segments: &[Segment],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    with_dense!(panels.attention, forward_with(panels, inputs, segments, out, lse))
-}
-
-fn forward_with<K: DenseKernel>(
-    panels: &Panels,
-    inputs: Inputs<'_>,
-    segments: &[Segment],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    let out = Shared::new(out, inputs.out_width());
-    let lse = Shared::new(lse, inputs.heads.n_heads);
-    segments.par_iter().for_each(|segment| {
-        (0..inputs.heads.n_kv_heads).into_par_iter().for_each(|kv_head| {
-            (0..segment.n_queries.div_ceil(queries::<K>())).into_par_iter().for_each(|index| {
-                let first = index * queries::<K>();
-                let queries = (first, queries::<K>().min(segment.n_queries - first));
-                forward_block::<K>(panels, inputs, segment, kv_head, queries, (out, lse));
-            });
-        });
-    });
-}
-
-/// One block of queries, of all heads that read a kv head: the task owns these rows of their columns.
-fn forward_block<K: DenseKernel>(
-    panels: &Panels,
-    inputs: Inputs<'_>,
-    segment: &Segment,
-    kv_head: usize,
-    (first, n): (usize, usize),
-    (out, lse): (Shared<'_>, Shared<'_>),
-) {
-    let Heads { head_dim: d, value_dim: e, scale, window, .. } = inputs.heads;
-    let (group, row) = (inputs.group(), segment.first_query + first);
-    let scratch = &mut *panels.scratch();
-    let (mut rest, scores) = scratch.panels_and_rows::<f32>();
-    let keys = take(&mut rest, panel_words::<K>(d, KEYS));
-    let values = take(&mut rest, panel_words::<K>(KEYS, e));
-    let weights = take(&mut rest, tile_words::<K>(n, KEYS));
-    let of_head_words = tile_words::<K>(n, d);
-    let queries = take(&mut rest, group * of_head_words);
-    for (index, tiles) in queries.chunks_exact_mut(of_head_words).enumerate() {
-        let q = of_head(inputs.q, inputs.q_width(), d, kv_head * group + index, (row, n));
-        // SAFETY: `Panels` are made only where the kernel is possible.
-        unsafe { K::tiles(q, tiles) };
-    }
-    let mut states = vec![[(f32::NEG_INFINITY, 0.0f32); MOST_QUERIES]; group];
-    let blocks = key_blocks(segment, (first, n), window, KEYS);
-    for (block, (first_key, n_keys)) in blocks.enumerate() {
-        let key_rows = (segment.first_key + first_key, n_keys);
-        let seen = Seen { segment, window, first, n, first_key, n_keys };
-        clear_beside::<K>(n_keys, d, keys);
-        // SAFETY: as above.
-        unsafe {
-            K::columns(of_head(inputs.k, inputs.k_width(), d, kv_head, key_rows), 0, keys);
-            K::lines(of_head(inputs.v, inputs.v_width(), e, kv_head, key_rows), 0, n_keys, values);
-        }
-        for (index, tiles) in queries.chunks_exact(of_head_words).enumerate() {
-            let head = kv_head * group + index;
-            // SAFETY: scores have KEYS columns for each query.
-            unsafe { scores_of::<K>(seen, tiles, keys, d, set(scores, KEYS)) };
-            for (i, (max, sum)) in states[index][..n].iter_mut().enumerate() {
-                let scores = &mut scores[i * KEYS..][..n_keys];
-                let correction = softmax_row(scores, seen.by_query(i), scale, max, sum);
-                if block > 0 && correction != 1.0 {
-                    // SAFETY: this task alone touches these rows of this head's columns.
-                    rescale(unsafe { out.row(row + i, head * e, e) }, correction);
-                }
-            }
-            // SAFETY: as above; the rows borrowed in the loop are gone.
-            unsafe {
-                K::tiles(Rows::new(scores, KEYS, n, n_keys), weights);
-                let start = out.row(row, head * e, e).as_mut_ptr();
-                let to = Out { start, stride: inputs.out_width(), adds: block > 0 };
-                sum_over_keys::<K>(seen, weights, values, e, to);
-            }
-        }
-    }
-    for (index, states) in states.iter().enumerate() {
-        let head = kv_head * group + index;
-        for (i, (max, sum)) in states[..n].iter().enumerate() {
-            // SAFETY: as above.
-            let (out, lse) = unsafe { (out.row(row + i, head * e, e), lse.row(row + i, head, 1)) };
-            rescale(out, 1.0 / sum);
-            lse[0] = max + sum.ln();
-        }
-    }
 }
 
 /// Scores, to be set.
@@ -186,6 +85,12 @@ impl Seen<'_> {
     /// The keys that a query sees.
     fn by_query(&self, query: usize) -> Range<usize> {
         within(visible(self.segment, self.first + query, self.window), self.first_key, self.n_keys)
+    }
+
+    /// Whether any query sees any key.
+    fn sees_any(&self) -> bool {
+        let of = |query: usize| visible(self.segment, self.first + query, self.window);
+        self.first_key < of(self.n - 1).end && self.first_key + self.n_keys > of(0).start
     }
 
     /// The first query that sees a key or one after it.

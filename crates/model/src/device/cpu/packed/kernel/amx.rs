@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::super::pack::{self, Pair};
 use super::super::rows::Rows;
+use super::super::vectors::Avx512;
 use super::{DenseKernel, Kernel, Out, Strips, blocks, dense_packing, line_words, packing};
 
 /// Rows of a tile register; words of each of its rows.
@@ -80,6 +81,7 @@ pub(in super::super) enum AmxBf16 {}
 
 impl DenseKernel for AmxBf16 {
     const TERMS: usize = 2;
+    type Vectors = Avx512;
     const GRAIN: usize = 2 * SIDE;
 
     dense_packing!(

@@ -69,6 +69,7 @@ impl Kernel for Avx2F32 {
 
 impl DenseKernel for Avx2F32 {
     const TERMS: usize = 1;
+    type Vectors = Avx2;
     const GRAIN: usize = 1;
 
     #[target_feature(enable = "avx2,fma")]

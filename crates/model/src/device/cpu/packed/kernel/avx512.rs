@@ -63,6 +63,7 @@ macro_rules! kernel {
     ($kernel:ty, $features:literal, $words:ty, $weight:ty, $terms:literal) => {
         impl DenseKernel for $kernel {
             const TERMS: usize = $terms;
+            type Vectors = Avx512;
             const GRAIN: usize = $terms;
 
             dense_packing!($features, $words, pack::lines_of_columns::<f32, $words, TILE>);

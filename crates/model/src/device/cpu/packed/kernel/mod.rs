@@ -16,6 +16,7 @@ use formats::block::{BF16_GRAIN, K_BLOCK};
 
 use super::super::memory::HostBlocks;
 use super::super::products::ProductKernel;
+use super::attention::Rowwise;
 use super::room::GROUP;
 use super::rows::Rows;
 use super::vectors::Vectors;
@@ -114,6 +115,8 @@ pub(super) trait Kernel {
 pub(super) trait DenseKernel: Kernel {
     /// Terms of a sum that one word holds.
     const TERMS: usize;
+    /// Vectors of the processors that have the kernel.
+    type Vectors: Rowwise;
     /// A multiple of so many terms can be left out at the beginning.
     const GRAIN: usize;
 

@@ -99,6 +99,7 @@ macro_rules! dense_kernel {
     ($kernel:ident, $features:literal, $vectors:ty) => {
         impl DenseKernel for $kernel {
             const TERMS: usize = Int16::TERMS;
+            type Vectors = $vectors;
             const GRAIN: usize = GROUP;
 
             #[target_feature(enable = $features)]
