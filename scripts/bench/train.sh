@@ -6,11 +6,12 @@
 # PEER_PYTHON has torch, transformers, peft, bitsandbytes and safetensors; SHARED holds assets/models/LAYOUT and tools
 # (peft_baseline.py, the peer with activation checkpointing; synth_checkpoint.py).  Two threads on both sides, batch 1,
 # rank 16 on all linear layers, every token a target.  The first round runs the peer in nf4, bf16 and fp32, or those of
-# PEERS; later ones its fastest alone.  At 512 tokens the fastest also runs without checkpointing, unless FREE is empty (it
-# takes 20 GB for a model of 1.5 billion weights).  Ours with every layer run again (the least memory) and with none, with
-# products of floats and, where the processor has them, in 8 bits, or of the KERNELS named.  With :avx2 both sides in f32
-# with AVX2 alone.  STEPS (3) are timed after one that is not.  Prints each run, below ours where its time went, then
-# medians and ratios: tokens/s against the fastest of the peer's checkpointing modes, memory against its nf4, and the whole
+# PEERS; later ones its fastest alone.  At 512 tokens the fastest also runs without checkpointing, unless FREE is empty
+# (it takes 20 GB for a model of 1.5 billion weights).  Ours with every layer run again (the least memory) and with
+# none, with products of floats and, where the processor has them, in 8 bits, or of the KERNELS named.  With :avx2 both
+# sides with AVX2 alone: the peer in f32, ours in f32, in 13 bits and, where the processor has AVX-VNNI, which is AVX2's
+# size, in 8.  STEPS (3) are timed after one that is not.  Prints each run, below ours where its time went, then medians
+# and ratios: tokens/s against the fastest of the peer's checkpointing modes, memory against its nf4, and the whole
 # step's FLOP/s against the best rate of a single product of floats here, torch's and ours, and of ours in 8 bits.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -72,7 +73,7 @@ for case in "${cases[@]}"; do
   [ -d "$checkpoint" ] || OMP_NUM_THREADS=1 "$python" "$shared/tools/synth_checkpoint.py" "$shared/assets/models/$layout" "$checkpoint" >/dev/null
   layers=$("$python" -c "import json,sys; print(json.load(open(sys.argv[1]))['num_hidden_layers'])" "$checkpoint/config.json")
   kernels=(${KERNELS:-float $has_int8})
-  [ -z "$limit" ] || kernels=(Avx2F32)
+  [ -z "$limit" ] || kernels=(Avx2F32 Avx2Int16 $(grep -q avx_vnni /proc/cpuinfo && echo AvxVnniInt8 || true))
   ours=()
   for kernel in "${kernels[@]}"; do ours+=(ours:0:"$kernel" ours:"$layers":"$kernel"); done
   run() { # run WHAT…

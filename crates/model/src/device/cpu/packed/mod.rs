@@ -245,7 +245,8 @@ fn each_chunk<K: Kernel>(
     let (n, words) = (x.len() / cols, K::words(cols));
     let added_words = added.map_or(0, |added| K::Added::words(added.u.cols));
     let room = ACTIVATION_WORDS - K::Added::TILE * added_words;
-    let chunk = (room / (words + added_words) / K::TILE).max(1) * K::TILE;
+    let most = (room / (words + added_words) / K::TILE).max(1) * K::TILE;
+    let chunk = n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(K::TILE);
     let mut activations = panels.activations();
     for tokens in parts(0..n, chunk) {
         let words_of = |tile: usize, words: usize| tokens.len().next_multiple_of(tile) * words;

@@ -17,12 +17,12 @@ pub(super) const TASK: usize = 256;
 /// The same at the least: whole panels.
 pub(super) const LEAST: usize = 64;
 /// Words of packed activations.
-pub(super) const ACTIVATION_WORDS: usize = 2 << 20;
+pub(super) const ACTIVATION_WORDS: usize = 4 << 20;
 /// Rows that are unpacked together.
 pub(super) const GROUP: usize = 16;
 
-/// Words that a thread packs into: a task's weights, or the queries and keys of attention, of which half a thousand of
-/// 128 numbers fill it in bf16.
+/// Words that a thread packs into: a task's weights, or the queries and keys of attention: of heads of 256 numbers in f32
+/// a block of each, of 128 three blocks of queries.
 pub(super) const PANEL_WORDS: usize = 3 * TASK * DEPTH;
 /// Floats of a thread: rows of weights, or scores of attention and their gradients.
 pub(super) const ROW_FLOATS: usize = 4 * GROUP * DEPTH;
