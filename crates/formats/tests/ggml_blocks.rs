@@ -155,7 +155,17 @@ fn ggml_decode(ty: BlockType, blocks: &[u8], count: usize) -> Vec<f32> {
     out
 }
 
+/// Where the tests are compiled for the second time, they leave AVX-512 alone.
+fn limit_vectors() {
+    #[cfg(target_arch = "x86_64")]
+    if env!("CARGO_CRATE_NAME") == "ggml_blocks_narrow" {
+        formats::isa::Isa::limit_to(formats::isa::Isa::Avx2);
+        assert!(formats::isa::Isa::get() <= formats::isa::Isa::Avx2, "something asked before");
+    }
+}
+
 fn check_encode(ty: BlockType) {
+    limit_vectors();
     (0..CHUNKS).into_par_iter().for_each(|chunk| {
         let (name, weights) = weights(chunk);
         let importance = importance(chunk);
@@ -190,6 +200,7 @@ fn explain(ty: BlockType, what: &str, weights: &[f32], expected: &[u8], actual: 
 
 /// Encoded weights, and bytes that no encoder would write.
 fn check_decode(ty: BlockType) {
+    limit_vectors();
     let mut random = Random(ty.id().expect("a type of files").into());
     for chunk in 0..30 {
         let count = ROWS_PER_CHUNK * COLS;
@@ -229,9 +240,13 @@ formats! {
     q5_0: Q5_0, q5_0_encodes_as_ggml, q5_0_decodes_as_ggml;
     q5_1: Q5_1, q5_1_encodes_as_ggml, q5_1_decodes_as_ggml;
     q8_0: Q8_0, q8_0_encodes_as_ggml, q8_0_decodes_as_ggml;
+    q2_k: Q2K, q2_k_encodes_as_ggml, q2_k_decodes_as_ggml;
+    q3_k: Q3K, q3_k_encodes_as_ggml, q3_k_decodes_as_ggml;
     q4_k: Q4K, q4_k_encodes_as_ggml, q4_k_decodes_as_ggml;
     q5_k: Q5K, q5_k_encodes_as_ggml, q5_k_decodes_as_ggml;
     q6_k: Q6K, q6_k_encodes_as_ggml, q6_k_decodes_as_ggml;
+    iq4_nl: IQ4NL, iq4_nl_encodes_as_ggml, iq4_nl_decodes_as_ggml;
+    iq4_xs: IQ4XS, iq4_xs_encodes_as_ggml, iq4_xs_decodes_as_ggml;
 }
 
 #[test]
@@ -251,6 +266,7 @@ fn sizes_and_names_are_ggmls() {
 
 #[test]
 fn threads_give_the_same_bytes() {
+    limit_vectors();
     let weights = weights(0).1;
     let importance = importance(0);
     for ty in BlockType::ALL {

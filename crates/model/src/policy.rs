@@ -13,8 +13,20 @@ use crate::{Error, Result};
 /// A quantisation as users name it: one type for most tensors, exceptions by [`block_types`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quant {
+    /// Q2_K, with Q3_K and Q4_K where it hurts most.
+    Q2K,
+    /// Q3_K throughout.
+    Q3KS,
+    /// Q3_K, with Q4_K and Q5_K where it pays.
+    Q3KM,
+    /// Q3_K, with Q5_K where it pays.
+    Q3KL,
+    /// Q4_K, with Q5_K in the first layers.
+    Q4KS,
     /// Q4_K, with Q6_K where it pays. Llama.cpp's usual recommendation.
     Q4KM,
+    /// Q5_K throughout.
+    Q5KS,
     /// Q5_K, with Q6_K where it pays.
     Q5KM,
     /// Q6_K throughout.
@@ -23,6 +35,16 @@ pub enum Quant {
     Q8_0,
     /// Q4_0, with a Q6_K head.
     Q4_0,
+    /// Q4_1, with a Q6_K head.
+    Q4_1,
+    /// Q5_0, with a Q6_K head.
+    Q5_0,
+    /// Q5_1, with a Q6_K head.
+    Q5_1,
+    /// IQ4_NL, with Q5_K where it pays.
+    IQ4NL,
+    /// IQ4_XS, with Q5_K where it pays: a tenth smaller than Q4_K for little more loss.
+    IQ4XS,
     /// NF4 with double quantisation, as in the QLoRA paper, with a Q6_K head: a form for memory that no file has.
     Nf4,
     /// NF4 with information calibration (IR-QLoRA), with a Q6_K head: for memory too.
@@ -35,33 +57,117 @@ pub enum Quant {
     F32,
 }
 
-/// A quantisation's row: name, ordinary type, type where the rule asks for more bits, `general.file_type`.
+/// A quantisation's row: name, ordinary type, `general.file_type`.
 struct Row {
     quant: Quant,
     name: &'static str,
     ordinary: BlockType,
-    more_bits: BlockType,
     file_type: Option<u32>,
 }
 
 #[rustfmt::skip]
-const TABLE: [Row; 10] = [
-    Row { quant: Quant::Q4KM, name: "q4_k_m", ordinary: BlockType::Q4K,  more_bits: BlockType::Q6K,  file_type: Some(15) },
-    Row { quant: Quant::Q5KM, name: "q5_k_m", ordinary: BlockType::Q5K,  more_bits: BlockType::Q6K,  file_type: Some(17) },
-    Row { quant: Quant::Q6K,  name: "q6_k",   ordinary: BlockType::Q6K,  more_bits: BlockType::Q6K,  file_type: Some(18) },
-    Row { quant: Quant::Q8_0, name: "q8_0",   ordinary: BlockType::Q8_0, more_bits: BlockType::Q8_0, file_type: Some(7) },
-    Row { quant: Quant::Q4_0, name: "q4_0",   ordinary: BlockType::Q4_0, more_bits: BlockType::Q4_0, file_type: Some(2) },
-    Row { quant: Quant::Nf4,  name: "nf4",    ordinary: BlockType::Nf4,  more_bits: BlockType::Nf4,  file_type: None },
-    Row { quant: Quant::Nf4Ic, name: "nf4_ic", ordinary: BlockType::Nf4Ic, more_bits: BlockType::Nf4Ic, file_type: None },
-    Row { quant: Quant::F16,  name: "f16",    ordinary: BlockType::F16,  more_bits: BlockType::F16,  file_type: Some(1) },
-    Row { quant: Quant::BF16, name: "bf16",   ordinary: BlockType::BF16, more_bits: BlockType::BF16, file_type: Some(32) },
-    Row { quant: Quant::F32,  name: "f32",    ordinary: BlockType::F32,  more_bits: BlockType::F32,  file_type: Some(0) },
+const TABLE: [Row; 21] = [
+    Row { quant: Quant::Q4KM,  name: "q4_k_m", ordinary: BlockType::Q4K,   file_type: Some(15) },
+    Row { quant: Quant::Q5KM,  name: "q5_k_m", ordinary: BlockType::Q5K,   file_type: Some(17) },
+    Row { quant: Quant::Q6K,   name: "q6_k",   ordinary: BlockType::Q6K,   file_type: Some(18) },
+    Row { quant: Quant::Q8_0,  name: "q8_0",   ordinary: BlockType::Q8_0,  file_type: Some(7) },
+    Row { quant: Quant::Q2K,   name: "q2_k",   ordinary: BlockType::Q2K,   file_type: Some(10) },
+    Row { quant: Quant::Q3KS,  name: "q3_k_s", ordinary: BlockType::Q3K,   file_type: Some(11) },
+    Row { quant: Quant::Q3KM,  name: "q3_k_m", ordinary: BlockType::Q3K,   file_type: Some(12) },
+    Row { quant: Quant::Q3KL,  name: "q3_k_l", ordinary: BlockType::Q3K,   file_type: Some(13) },
+    Row { quant: Quant::Q4KS,  name: "q4_k_s", ordinary: BlockType::Q4K,   file_type: Some(14) },
+    Row { quant: Quant::Q5KS,  name: "q5_k_s", ordinary: BlockType::Q5K,   file_type: Some(16) },
+    Row { quant: Quant::Q4_0,  name: "q4_0",   ordinary: BlockType::Q4_0,  file_type: Some(2) },
+    Row { quant: Quant::Q4_1,  name: "q4_1",   ordinary: BlockType::Q4_1,  file_type: Some(3) },
+    Row { quant: Quant::Q5_0,  name: "q5_0",   ordinary: BlockType::Q5_0,  file_type: Some(8) },
+    Row { quant: Quant::Q5_1,  name: "q5_1",   ordinary: BlockType::Q5_1,  file_type: Some(9) },
+    Row { quant: Quant::IQ4NL, name: "iq4_nl", ordinary: BlockType::IQ4NL, file_type: Some(25) },
+    Row { quant: Quant::IQ4XS, name: "iq4_xs", ordinary: BlockType::IQ4XS, file_type: Some(30) },
+    Row { quant: Quant::Nf4,   name: "nf4",    ordinary: BlockType::Nf4,   file_type: None },
+    Row { quant: Quant::Nf4Ic, name: "nf4_ic", ordinary: BlockType::Nf4Ic, file_type: None },
+    Row { quant: Quant::F16,   name: "f16",    ordinary: BlockType::F16,   file_type: Some(1) },
+    Row { quant: Quant::BF16,  name: "bf16",   ordinary: BlockType::BF16,  file_type: Some(32) },
+    Row { quant: Quant::F32,   name: "f32",    ordinary: BlockType::F32,   file_type: Some(0) },
+];
+
+/// Matrices that a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Values, also in one matrix with queries and keys.
+    Values,
+    /// Down projections, of experts too.
+    Down,
+    /// Output projections of the attention.
+    Out,
+}
+
+/// When a rule holds; layers are counted from 0.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    /// In the first layers.
+    First(usize),
+    /// In the first of so many parts of the layers.
+    Part(usize),
+    /// In the first and last eighth of the layers, and every third between.
+    Spread,
+    /// Where four query heads or more read one value head, so that more bits cost little.
+    Grouped,
+    /// In models of eight experts, whose attention is a small part.
+    EightExperts,
+}
+
+/// An exception from the ordinary type: the first row that holds.
+struct Rule(&'static [Quant], Kind, When, BlockType);
+
+#[rustfmt::skip]
+const RULES: [Rule; 20] = [
+    Rule(&[Quant::Q2K],                Kind::Values, When::Grouped,  BlockType::Q4K),
+    Rule(&[Quant::Q2K],                Kind::Values, When::Always,   BlockType::Q3K),
+    Rule(&[Quant::Q3KM],               Kind::Values, When::First(2), BlockType::Q5K),
+    Rule(&[Quant::Q3KM],               Kind::Values, When::Always,   BlockType::Q4K),
+    Rule(&[Quant::Q3KL],               Kind::Values, When::Always,   BlockType::Q5K),
+    Rule(&[Quant::IQ4NL, Quant::IQ4XS], Kind::Values, When::Grouped,  BlockType::Q5K),
+    Rule(&[Quant::Q4KM, Quant::Q5KM],  Kind::Values, When::Spread,   BlockType::Q6K),
+    Rule(&[Quant::Q4KS],               Kind::Values, When::First(4), BlockType::Q5K),
+    Rule(&[Quant::Q2K],                Kind::Down,   When::Always,   BlockType::Q3K),
+    Rule(&[Quant::Q3KM],               Kind::Down,   When::Part(16), BlockType::Q5K),
+    Rule(&[Quant::Q3KM],               Kind::Down,   When::Always,   BlockType::Q4K),
+    Rule(&[Quant::Q3KL],               Kind::Down,   When::Always,   BlockType::Q5K),
+    Rule(&[Quant::Q4KM, Quant::Q5KM],  Kind::Down,   When::Spread,   BlockType::Q6K),
+    Rule(&[Quant::Q4KS],               Kind::Down,   When::Part(8),  BlockType::Q5K),
+    Rule(&[Quant::IQ4NL, Quant::IQ4XS], Kind::Down,   When::Part(8),  BlockType::Q5K),
+    Rule(&[Quant::Q2K, Quant::Q3KS, Quant::Q3KM, Quant::Q4KS, Quant::Q4KM, Quant::IQ4NL, Quant::IQ4XS],
+                                       Kind::Out,    When::EightExperts, BlockType::Q5K),
+    Rule(&[Quant::Q3KL],               Kind::Out,    When::EightExperts, BlockType::Q3K),
+    Rule(&[Quant::Q2K],                Kind::Out,    When::Always,   BlockType::Q3K),
+    Rule(&[Quant::Q3KM],               Kind::Out,    When::Always,   BlockType::Q4K),
+    Rule(&[Quant::Q3KL],               Kind::Out,    When::Always,   BlockType::Q5K),
 ];
 
 impl Quant {
     /// All that a file can have, in the order in which messages list them.
-    pub const FILES: [Quant; 8] =
-        [Quant::Q4KM, Quant::Q5KM, Quant::Q6K, Quant::Q8_0, Quant::Q4_0, Quant::F16, Quant::BF16, Quant::F32];
+    pub const FILES: [Quant; 19] = [
+        Quant::Q4KM,
+        Quant::Q5KM,
+        Quant::Q6K,
+        Quant::Q8_0,
+        Quant::Q2K,
+        Quant::Q3KS,
+        Quant::Q3KM,
+        Quant::Q3KL,
+        Quant::Q4KS,
+        Quant::Q5KS,
+        Quant::Q4_0,
+        Quant::Q4_1,
+        Quant::Q5_0,
+        Quant::Q5_1,
+        Quant::IQ4NL,
+        Quant::IQ4XS,
+        Quant::F16,
+        Quant::BF16,
+        Quant::F32,
+    ];
 
     /// Those that no file has.
     pub const MEMORY: [Quant; 2] = [Quant::Nf4, Quant::Nf4Ic];
@@ -121,31 +227,54 @@ pub fn block_types(quant: Quant, config: &ModelConfig, specs: &[TensorSpec]) -> 
 
 /// The type of one tensor.
 ///
-/// One match arm for each rule; rows that are no multiple of the block fall back as llama.cpp's do.
+/// Rows that are no multiple of the block fall back as llama.cpp's do.
 pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> BlockType {
-    let Row { ordinary, more_bits, .. } = *quant.row();
-    let is_mixture = more_bits != ordinary;
+    let ordinary = quant.row().ordinary;
     let is_head = spec.role == Role::Output || (spec.role == Role::Embedding && config.tied);
-    let layer = spec.layer.unwrap_or(0);
     let wanted = match spec.role {
         role if role.is_vector() || role == Role::Router => return BlockType::F32,
         _ if !is_quantised(ordinary) => ordinary,
         _ if is_head && !spec.cols.is_multiple_of(head_block(ordinary)) => BlockType::Q8_0,
         _ if is_head && ordinary != BlockType::Q8_0 => BlockType::Q6K,
-        Role::V | Role::Qkv | Role::Down | Role::ExpertDown
-            if is_mixture && gets_more_bits(layer, config.n_layers) =>
-        {
-            more_bits
+        role => {
+            let kind = kind(role);
+            let by_rule = kind.and_then(|kind| exception(quant, kind, config, spec.layer.unwrap_or(0)));
+            let wanted = by_rule.unwrap_or(ordinary);
+            let is_small = matches!(wanted, BlockType::Q3K | BlockType::Q4K);
+            if kind == Some(Kind::Values) && is_small && is_70b(config) { BlockType::Q5K } else { wanted }
         }
-        Role::O if quant == Quant::Q4KM && has_eight_experts(config) => BlockType::Q5K,
-        Role::V | Role::Qkv if ordinary == BlockType::Q4K && is_70b(config) => BlockType::Q5K,
-        _ => ordinary,
     };
     fallback(wanted, spec.cols)
 }
 
+fn kind(role: Role) -> Option<Kind> {
+    match role {
+        Role::V | Role::Qkv => Some(Kind::Values),
+        Role::Down | Role::ExpertDown => Some(Kind::Down),
+        Role::O => Some(Kind::Out),
+        _ => None,
+    }
+}
+
+/// The type by the first rule that holds.
+fn exception(quant: Quant, kind: Kind, config: &ModelConfig, layer: usize) -> Option<BlockType> {
+    let n_layers = config.n_layers;
+    let holds = |when: When| match when {
+        When::Always => true,
+        When::First(n) => layer < n,
+        When::Part(n) => layer < n_layers / n,
+        When::Spread => is_spread(layer, n_layers),
+        When::Grouped => config.n_heads >= 4 * config.n_kv_heads,
+        When::EightExperts => has_eight_experts(config),
+    };
+    let mut rules = RULES.iter();
+    rules
+        .find(|Rule(quants, of, when, _)| quants.contains(&quant) && *of == kind && holds(*when))
+        .map(|rule| rule.3)
+}
+
 /// The first and last eighth of the layers, and every third between.
-fn gets_more_bits(layer: usize, n_layers: usize) -> bool {
+fn is_spread(layer: usize, n_layers: usize) -> bool {
     let eighth = n_layers / 8;
     layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2
 }
@@ -179,6 +308,8 @@ fn fallback(wanted: BlockType, cols: usize) -> BlockType {
         return wanted;
     }
     let smaller = match wanted {
+        BlockType::Q2K | BlockType::Q3K => BlockType::Q4_0,
+        BlockType::IQ4XS => BlockType::IQ4NL,
         BlockType::Q4K => BlockType::Q5_0,
         BlockType::Q5K => BlockType::Q5_1,
         BlockType::Q6K | BlockType::Nf4 | BlockType::Nf4Ic => BlockType::Q8_0,
@@ -289,7 +420,8 @@ mod tests {
             assert_eq!(Quant::parse(&quant.name().to_uppercase()).unwrap(), quant);
         }
         let error = Quant::parse("q4_k_xl").unwrap_err().to_string();
-        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q4_0, nf4, nf4_ic, f16, bf16, f32";
+        let valid = "q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, \
+                     iq4_nl, iq4_xs, nf4, nf4_ic, f16, bf16, f32";
         assert_eq!(error, format!("unknown quantisation `q4_k_xl` (valid: {valid})"));
     }
 }

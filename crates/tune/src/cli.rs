@@ -48,7 +48,8 @@ pub struct Train {
 pub struct Export {
     /// A run (runs/quickstart), or a base to export without an adapter: its folder, or hf.co/OWNER/NAME
     pub source: PathBuf,
-    /// q4_k_m, q5_k_m, q6_k, q8_0, q4_0, bf16, f16 or f32 [default: the recipe's, or q4_k_m]
+    /// q4_k_m (the default, if the recipe names none), q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s,
+    /// q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, bf16, f16 or f32
     #[arg(long)]
     pub quant: Option<String>,
     /// Where the result is written [default: <run>/export; for a base: runs/<its name>/export]

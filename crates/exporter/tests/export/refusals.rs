@@ -20,7 +20,7 @@ fn unknown_quantisations_are_refused_with_the_valid_ones() {
     let error = Quant::parse_for_file("q4_k_xl").unwrap_err().to_string();
     assert_eq!(
         error,
-        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, bf16, f32)"
+        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, f16, bf16, f32)"
     );
 }
 

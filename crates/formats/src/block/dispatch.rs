@@ -1,47 +1,65 @@
 //! The codecs compiled for each width of vectors, chosen at run time. `unsafe` because a function compiled
 //! for a processor's extension may be called only where that is present.
 //!
-//! There is one source: the codecs' arrays become 128-bit vectors in the portable build, 256-bit ones with AVX2 and,
-//! in the decoders, 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
+//! There is one source: the codecs' arrays become 128-bit vectors in the portable build, 256-bit ones with AVX2 and
+//! 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 
-use super::{BlockType, nf4, nf4_ic, plain, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{BlockType, iq4, nf4, nf4_ic, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 /// Encodes whole rows whose lengths have been checked.
 pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if Isa::get() >= Isa::Avx2 {
-        // SAFETY: the processor has just said that it has AVX2.
-        unsafe { encode_avx2(ty, weights, cols, imatrix, out) };
-        return;
+    match Isa::get() {
+        // SAFETY: the processor has said that it has these extensions.
+        Isa::Avx512 => return unsafe { encode_avx512(ty, weights, cols, imatrix, out) },
+        // SAFETY: as above.
+        Isa::Avx2 => return unsafe { encode_avx2(ty, weights, cols, imatrix, out) },
+        Isa::Baseline => {}
     }
-    encode_portable(ty, weights, cols, imatrix, out);
+    encode_portable::<8>(ty, weights, cols, imatrix, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+fn encode_avx512(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+    encode_portable::<16>(ty, weights, cols, imatrix, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn encode_avx2(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    encode_portable(ty, weights, cols, imatrix, out);
+    encode_portable::<8>(ty, weights, cols, imatrix, out);
 }
 
-/// Inlined into each of the above, and thereby compiled for each.
+/// Inlined into each of the above, and thereby compiled for each; L groups walk in step.
 #[inline(always)]
-fn encode_portable(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+fn encode_portable<const L: usize>(
+    ty: BlockType,
+    weights: &[f32],
+    cols: usize,
+    imatrix: Option<&[f32]>,
+    out: &mut [u8],
+) {
     match ty {
         BlockType::F32 => plain::encode_f32(weights, out),
         BlockType::F16 => plain::encode_f16(weights, out),
         BlockType::BF16 => plain::encode_bf16(weights, out),
-        BlockType::Q4_0 => q4_0::encode(weights, imatrix, out),
-        BlockType::Q4_1 => q4_1::encode(weights, imatrix, out),
-        BlockType::Q5_0 => q5_0::encode(weights, imatrix, out),
-        BlockType::Q5_1 => q5_1::encode(weights, imatrix, out),
+        BlockType::Q4_0 => q4_0::encode::<L>(weights, imatrix, out),
+        BlockType::Q4_1 => q4_1::encode::<L>(weights, imatrix, out),
+        BlockType::Q5_0 => q5_0::encode::<L>(weights, imatrix, out),
+        BlockType::Q5_1 => q5_1::encode::<L>(weights, imatrix, out),
         BlockType::Q8_0 => q8_0::encode(weights, out),
-        BlockType::Q4K => q4_k::encode(weights, cols, imatrix, out),
-        BlockType::Q5K => q5_k::encode(weights, cols, imatrix, out),
-        BlockType::Q6K => q6_k::encode(weights, cols, imatrix, out),
+        BlockType::Q2K => q2_k::encode::<L>(weights, cols, imatrix, out),
+        BlockType::Q3K => q3_k::encode::<L>(weights, cols, imatrix, out),
+        BlockType::Q4K => q4_k::encode::<L>(weights, cols, imatrix, out),
+        BlockType::Q5K => q5_k::encode::<L>(weights, cols, imatrix, out),
+        BlockType::Q6K => q6_k::encode::<L>(weights, cols, imatrix, out),
+        BlockType::IQ4NL => iq4::nl::encode::<L>(weights, cols, imatrix, out),
+        BlockType::IQ4XS => iq4::xs::encode::<L>(weights, cols, imatrix, out),
         BlockType::Nf4 => nf4::encode(weights, cols, out),
         BlockType::Nf4Ic => nf4_ic::encode(weights, cols, out),
     }
@@ -84,9 +102,13 @@ fn decode_portable(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), 
         BlockType::Q5_0 => q5_0::decode(blocks, out),
         BlockType::Q5_1 => q5_1::decode(blocks, out),
         BlockType::Q8_0 => q8_0::decode(blocks, out),
+        BlockType::Q2K => q2_k::decode(blocks, out),
+        BlockType::Q3K => q3_k::decode(blocks, out),
         BlockType::Q4K => q4_k::decode(blocks, out),
         BlockType::Q5K => q5_k::decode(blocks, out),
         BlockType::Q6K => q6_k::decode(blocks, out),
+        BlockType::IQ4NL => iq4::nl::decode(blocks, out),
+        BlockType::IQ4XS => iq4::xs::decode(blocks, out),
         BlockType::Nf4 => nf4::decode(blocks, cols, start, out),
         BlockType::Nf4Ic => nf4_ic::decode(blocks, cols, start, out),
     }

@@ -1,24 +1,28 @@
 //! How much each weight of a group counts in a search.
 
-use super::lanes::{LANES, Lane, each, rows};
+use super::lanes::{Lane, each, rows};
 
 /// Without a matrix: the root mean square of the group plus the weight's magnitude.
 #[inline(always)]
-pub(super) fn from_weights<const N: usize>(x: &[Lane; N]) -> [Lane; N] {
-    let mut sums = [0.0; LANES];
+pub(super) fn from_weights<const N: usize, const L: usize>(x: &[Lane<L>; N]) -> [Lane<L>; N] {
+    let mut sums = [0.0; L];
     for x in x {
         sums = each(|k| sums[k] + x[k] * x[k]);
     }
-    let root_mean_square = each(|k| (sums[k] / N as f32).sqrt());
+    let root_mean_square: [_; L] = each(|k| (sums[k] / N as f32).sqrt());
     rows(x, |x| each(|k| root_mean_square[k] + x[k].abs()))
 }
 
-/// With a matrix: the column's importance · sqrt(variance + x²).
+/// With a matrix: the column's importance · sqrt(variance + x²), the variance being each group's.
 #[inline(always)]
-pub(super) fn from_matrix<const N: usize>(x: &[Lane; N], columns: &[Lane; N], variance: f32) -> [Lane; N] {
-    let mut counts = [[0.0; LANES]; N];
+pub(super) fn from_matrix<const N: usize, const L: usize>(
+    x: &[Lane<L>; N],
+    columns: &[Lane<L>; N],
+    variance: &Lane<L>,
+) -> [Lane<L>; N] {
+    let mut counts = [[0.0; L]; N];
     for ((count, x), column) in counts.iter_mut().zip(x).zip(columns) {
-        *count = each(|k| column[k] * (variance + x[k] * x[k]).sqrt());
+        *count = each(|k| column[k] * (variance[k] + x[k] * x[k]).sqrt());
     }
     counts
 }

@@ -1,13 +1,13 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{LANES, each, transpose};
+use super::lanes::{MOST_LANES, padded, totals, transpose};
 use super::scale_search::positive;
 use super::search::{ClampThenRound, RoundThenClamp, Trials, WEIGHTED_TRIALS, affine};
-use super::{float16, importance, rounding::nearest};
+use super::{K_BLOCK, float16, importance, rounding::nearest};
 
 /// Groups in a block: one a lane.
-pub(super) const GROUPS: usize = LANES;
+pub(super) const GROUPS: usize = 8;
 
 /// Scales and minima of a block as found, and the codes of the search.
 pub(super) struct Scales {
@@ -20,40 +20,65 @@ pub(super) struct Scales {
     pub codes: [[u8; 32]; GROUPS],
 }
 
-/// Finds scales and codes without importance: each group's own search, then 63 levels of the largest.
+/// A block's weights.
+pub(super) type Block = [[f32; 32]; GROUPS];
+
+/// Finds scales and codes of up to L / 8 blocks without importance: each group's own search, then 63 levels of the largest.
+/// Calls `each_block` with what was found.
 #[inline(always)]
-pub(super) fn find(x: &[[f32; 32]; GROUPS], levels: u8, trials: Trials) -> Scales {
-    let lanes = transpose(x);
+pub(super) fn find<const L: usize>(
+    blocks: &[Block],
+    levels: u8,
+    trials: Trials,
+    mut each_block: impl FnMut(usize, Scales),
+) {
+    let lanes = transpose(&padded::<32, L>(blocks.as_flattened()));
     let counts = importance::from_weights(&lanes);
-    let (scales, mins, codes) = affine::<RoundThenClamp, 32>(&lanes, &counts, levels, trials);
-    let (max_scale, six_bit_scales) = to_six_bits(&scales);
-    let (max_min, six_bit_mins) = to_six_bits(&mins);
-    let packed = pack(&six_bit_scales, &six_bit_mins);
-    let found = Scales { scale: max_scale / 63.0, min_scale: max_min / 63.0, packed, codes };
-    with_final_codes(x, levels, found)
+    let (scales, mins, codes) = affine::<RoundThenClamp, 32, L>(&lanes, &counts, levels, trials);
+    for (i, x) in blocks.iter().enumerate() {
+        let (max_scale, six_bit_scales) = to_six_bits(&of_block_of(&scales, i));
+        let (max_min, six_bit_mins) = to_six_bits(&of_block_of(&mins, i));
+        let packed = pack(&six_bit_scales, &six_bit_mins);
+        let (scale, min_scale, codes) = (max_scale / 63.0, max_min / 63.0, of_block_of(&codes, i));
+        each_block(i, with_final_codes(x, levels, Scales { scale, min_scale, packed, codes }));
+    }
 }
 
-/// Finds scales and codes with the importance of the columns; scales and minima get a search of their own.
+/// The same with the importance of the columns, one block's for each block; scales and minima get a search of their own.
 #[inline(always)]
-pub(super) fn find_weighted(
-    x: &[[f32; 32]; GROUPS],
-    columns: &[[f32; 32]; GROUPS],
+pub(super) fn find_weighted<const L: usize>(
+    blocks: &[Block],
+    columns: [&Block; MOST_LANES / GROUPS],
     levels: u8,
     limit_scales: fn(u8) -> u8,
-) -> Scales {
-    let lanes = transpose(x);
-    let variance = 2.0 * importance::sum_of_squares(x.as_flattened()) / 256.0;
-    let counts = importance::from_matrix(&lanes, &transpose(columns), variance);
-    let mut totals = [0.0; GROUPS];
-    for counts in &counts {
-        totals = each(|k| totals[k] + counts[k]);
+    mut each_block: impl FnMut(usize, Scales),
+) {
+    let lanes = transpose(&padded::<32, L>(blocks.as_flattened()));
+    let mut importances = [[0.0; 32]; L];
+    let mut variances = [0.0; L];
+    for (i, (x, columns)) in blocks.iter().zip(columns).enumerate() {
+        importances[GROUPS * i..][..GROUPS].copy_from_slice(columns);
+        variances[GROUPS * i..][..GROUPS]
+            .fill(2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
     }
-    let (scales, mins, codes) = affine::<ClampThenRound, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
-    let (mut six_bit_scales, mut six_bit_mins) = ([0; GROUPS], [0; GROUPS]);
-    let scale = positive(&scales, &totals, 63, &mut six_bit_scales);
-    let min_scale = positive(&mins, &totals, 63, &mut six_bit_mins);
-    let packed = pack(&six_bit_scales.map(limit_scales), &six_bit_mins.map(limit_scales));
-    with_final_codes(x, levels, Scales { scale, min_scale, packed, codes })
+    let counts = importance::from_matrix(&lanes, &transpose(&importances), &variances);
+    let sums = totals(&counts);
+    let (scales, mins, codes) = affine::<ClampThenRound, 32, L>(&lanes, &counts, levels, WEIGHTED_TRIALS);
+    for (i, x) in blocks.iter().enumerate() {
+        let sums = of_block_of(&sums, i);
+        let (mut six_bit_scales, mut six_bit_mins) = ([0; GROUPS], [0; GROUPS]);
+        let scale = positive(&of_block_of(&scales, i), &sums, 63, &mut six_bit_scales);
+        let min_scale = positive(&of_block_of(&mins, i), &sums, 63, &mut six_bit_mins);
+        let packed = pack(&six_bit_scales.map(limit_scales), &six_bit_mins.map(limit_scales));
+        let codes = of_block_of(&codes, i);
+        each_block(i, with_final_codes(x, levels, Scales { scale, min_scale, packed, codes }));
+    }
+}
+
+/// What belongs to a block's groups.
+#[inline(always)]
+fn of_block_of<T: Copy, const L: usize>(lanes: &[T; L], block: usize) -> [T; GROUPS] {
+    *lanes[GROUPS * block..].first_chunk().expect("lanes of whole blocks")
 }
 
 /// The largest value (0 if none is positive), and each value as that many 63rds of it.
@@ -66,7 +91,7 @@ fn to_six_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
 
 /// The codes that go with the rounded scales; where a group's scale rounds to 0, those of the search stay.
 #[inline(always)]
-fn with_final_codes(x: &[[f32; 32]; GROUPS], levels: u8, mut found: Scales) -> Scales {
+fn with_final_codes(x: &Block, levels: u8, mut found: Scales) -> Scales {
     let (d, dm) = (float16::rounded(found.scale), float16::rounded(found.min_scale));
     for (j, x) in x.iter().enumerate() {
         let (scale, min) = unpack(&found.packed, j);

@@ -8,12 +8,15 @@ mod bf16;
 mod dispatch;
 mod float16;
 mod importance;
+mod iq4;
 mod k_scales;
 mod lanes;
 mod nf4;
 mod nf4_ic;
 mod nibbles;
 mod plain;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -26,6 +29,7 @@ mod rounding;
 mod rows;
 mod scale_search;
 mod search;
+mod two_bits;
 
 use std::ops::Range;
 
@@ -45,9 +49,13 @@ pub enum BlockType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    IQ4NL,
+    IQ4XS,
     Nf4,
     Nf4Ic,
 }
@@ -59,7 +67,7 @@ pub const K_BLOCK: usize = 256;
 
 impl BlockType {
     /// Every type that files have, in the order of ggml's ids; the two NF4 are for memory alone.
-    pub const ALL: [BlockType; 11] = [
+    pub const ALL: [BlockType; 15] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -67,9 +75,13 @@ impl BlockType {
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::IQ4NL,
+        Self::IQ4XS,
         Self::BF16,
     ];
 
@@ -78,8 +90,8 @@ impl BlockType {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL_BLOCK,
-            Self::Q4K | Self::Q5K | Self::Q6K => K_BLOCK,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4NL => SMALL_BLOCK,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::IQ4XS => K_BLOCK,
             Self::Nf4 | Self::Nf4Ic => nf4::LEN,
         }
     }
@@ -95,9 +107,13 @@ impl BlockType {
             Self::Q5_0 => q5_0::BYTES,
             Self::Q5_1 => q5_1::BYTES,
             Self::Q8_0 => q8_0::BYTES,
+            Self::Q2K => q2_k::BYTES,
+            Self::Q3K => q3_k::BYTES,
             Self::Q4K => q4_k::BYTES,
             Self::Q5K => q5_k::BYTES,
             Self::Q6K => q6_k::BYTES,
+            Self::IQ4NL => iq4::nl::BYTES,
+            Self::IQ4XS => iq4::xs::BYTES,
             Self::Nf4 => 1 + nf4::LEN / 2,
             Self::Nf4Ic => 2 + nf4::LEN / 2,
         }
@@ -131,9 +147,13 @@ impl BlockType {
             Self::Q5_0 => 6,
             Self::Q5_1 => 7,
             Self::Q8_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
             Self::Q4K => 12,
             Self::Q5K => 13,
             Self::Q6K => 14,
+            Self::IQ4NL => 20,
+            Self::IQ4XS => 23,
             Self::BF16 => 30,
             Self::Nf4 | Self::Nf4Ic => return None,
         })
@@ -157,9 +177,13 @@ impl BlockType {
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
             Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::IQ4NL => "IQ4_NL",
+            Self::IQ4XS => "IQ4_XS",
             Self::Nf4 => "NF4",
             Self::Nf4Ic => "NF4_IC",
         }
@@ -327,6 +351,6 @@ fn check_finite(ty: BlockType, weights: &[f32], first_index: usize) -> Result<()
 }
 
 /// Weights of the K formats as blocks of eight groups of 32.
-fn k_groups(weights: &[f32]) -> &[[[f32; 32]; 8]] {
+fn k_groups(weights: &[f32]) -> &[k_scales::Block] {
     weights.as_chunks::<32>().0.as_chunks::<8>().0
 }

@@ -10,13 +10,13 @@ pub(super) const BYTES: usize = 18;
 const HALF: i8 = 8;
 
 #[inline(always)]
-pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
     match imatrix {
         None => for_each_block(weights, out, |x, block| {
             let (scale, codes) = plain_symmetric(x, HALF);
             store(scale, &codes, block);
         }),
-        Some(columns) => for_each_batch(weights, columns, out, |x, counts, blocks| {
+        Some(columns) => for_each_batch::<_, L>(weights, columns, out, |x, counts, blocks| {
             let (scales, codes) = symmetric(x, counts, HALF);
             for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
                 store(scale, codes, block);

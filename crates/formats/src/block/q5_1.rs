@@ -10,14 +10,14 @@ pub(super) const BYTES: usize = 24;
 const LEVELS: u8 = 31;
 
 #[inline(always)]
-pub(super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
     match imatrix {
         None => for_each_block(weights, out, |x, block| {
             let (scale, min, codes) = plain_codes(x);
             store(scale, min, &codes, block);
         }),
-        Some(columns) => for_each_batch(weights, columns, out, |x, counts, blocks| {
-            let (scales, mins, codes) = affine::<ClampThenRound, 32>(x, counts, LEVELS, WEIGHTED_TRIALS);
+        Some(columns) => for_each_batch::<_, L>(weights, columns, out, |x, counts, blocks| {
+            let (scales, mins, codes) = affine::<ClampThenRound, 32, L>(x, counts, LEVELS, WEIGHTED_TRIALS);
             for (k, block) in blocks.iter_mut().enumerate() {
                 store(scales[k], -mins[k], &codes[k], block);
             }

@@ -4,7 +4,7 @@
 //! block has its own 64 + 32 bytes, over four rows of 32 weights: the low bits of rows 0 and 2 share bytes,
 //! so do those of rows 1 and 3; the high bits of all four share one byte.
 
-use super::lanes::{LANES, each, rows, transpose};
+use super::lanes::{each, rows, transpose};
 use super::rounding::nearest;
 use super::search::{ZERO_GROUP, symmetric};
 use super::{K_BLOCK, float16};
@@ -17,28 +17,32 @@ pub(super) const HIGH: std::ops::Range<usize> = 128..192;
 pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
-pub(super) fn encode(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn encode<const L: usize>(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
     let blocks_per_row = cols / K_BLOCK;
     let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
     for (i, (x, block)) in blocks.iter().zip(out.as_chunks_mut().0).enumerate() {
         let columns = imatrix.map(|columns| &columns.as_chunks::<16>().0.as_chunks().0[i % blocks_per_row]);
-        encode_block(x, columns, block);
+        encode_block::<L>(x, columns, block);
     }
 }
 
 #[inline(always)]
-fn encode_block(x: &[[f32; 16]; GROUPS], columns: Option<&[[f32; 16]; GROUPS]>, block: &mut [u8; BYTES]) {
+fn encode_block<const L: usize>(
+    x: &[[f32; 16]; GROUPS],
+    columns: Option<&[[f32; 16]; GROUPS]>,
+    block: &mut [u8; BYTES],
+) {
     let mut codes = [[0; 16]; GROUPS];
     let mut scales = [0.0; GROUPS];
-    for (batch, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+    for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
         let lanes = transpose(x);
         let counts = match columns {
             None => rows(&lanes, |x| each(|k| x[k] * x[k])),
             Some(columns) => transpose(&columns.as_chunks().0[batch]),
         };
         let (batch_scales, batch_codes) = symmetric(&lanes, &counts, HALF);
-        scales[LANES * batch..][..LANES].copy_from_slice(&batch_scales);
-        codes[LANES * batch..][..LANES].copy_from_slice(&batch_codes);
+        scales[L * batch..][..L].copy_from_slice(&batch_scales);
+        codes[L * batch..][..L].copy_from_slice(&batch_codes);
     }
     let largest = largest_scale(&scales);
     if largest.abs() < ZERO_GROUP {

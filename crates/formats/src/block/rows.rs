@@ -1,8 +1,8 @@
-//! The way of the 32-weight formats over rows: blocks one by one, or in batches of eight when there is an
+//! The way of the 32-weight formats over rows: blocks one by one, or in batches when there is an
 //! importance matrix, whose weights for the search depend on the whole row.
 
 use super::importance;
-use super::lanes::{LANES, Lane, padded, transpose};
+use super::lanes::{Lane, padded, transpose};
 
 /// Calls `encode` for every block of 32 weights.
 #[inline(always)]
@@ -16,22 +16,22 @@ pub(super) fn for_each_block<const BYTES: usize>(
     }
 }
 
-/// Calls `encode` for every batch of up to eight blocks of a row, with what each weight counts.
+/// Calls `encode` for every batch of up to L blocks of a row, with what each weight counts.
 #[inline(always)]
-pub(super) fn for_each_batch<const BYTES: usize>(
+pub(super) fn for_each_batch<const BYTES: usize, const L: usize>(
     weights: &[f32],
     columns: &[f32],
     out: &mut [u8],
-    mut encode: impl FnMut(&[Lane; 32], &[Lane; 32], &mut [[u8; BYTES]]),
+    mut encode: impl FnMut(&[Lane<L>; 32], &[Lane<L>; 32], &mut [[u8; BYTES]]),
 ) {
     let row_bytes = columns.len() / 32 * BYTES;
     let columns = columns.as_chunks::<32>().0;
     for (row, out) in weights.chunks_exact(32 * columns.len()).zip(out.chunks_exact_mut(row_bytes)) {
         let variance = importance::mean_square(row);
-        let batches = row.as_chunks::<32>().0.chunks(LANES).zip(columns.chunks(LANES));
-        for ((x, columns), blocks) in batches.zip(out.as_chunks_mut().0.chunks_mut(LANES)) {
+        let batches = row.as_chunks::<32>().0.chunks(L).zip(columns.chunks(L));
+        for ((x, columns), blocks) in batches.zip(out.as_chunks_mut().0.chunks_mut(L)) {
             let x = transpose(&padded(x));
-            let counts = importance::from_matrix(&x, &transpose(&padded(columns)), variance);
+            let counts = importance::from_matrix(&x, &transpose(&padded(columns)), &[variance; L]);
             encode(&x, &counts, blocks);
         }
     }
