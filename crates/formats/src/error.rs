@@ -81,6 +81,9 @@ pub enum Error {
     #[error("weight {index} is {value}; {} holds finite numbers only", ty.name())]
     NotFinite { ty: BlockType, index: usize, value: f32 },
 
+    #[error("{} cannot be made without an importance matrix", ty.name())]
+    NeedsImportance { ty: BlockType },
+
     #[error("`{name}` cannot be written: it has {actual}, expected {expected}")]
     Plan { name: String, expected: String, actual: String },
 

@@ -18,6 +18,7 @@ pub mod error;
 pub mod gguf;
 pub mod hash;
 pub mod hash_index;
+pub mod imatrix;
 pub mod isa;
 pub mod journal;
 pub mod json;

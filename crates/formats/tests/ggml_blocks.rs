@@ -155,6 +155,19 @@ fn ggml_decode(ty: BlockType, blocks: &[u8], count: usize) -> Vec<f32> {
     out
 }
 
+fn has_grid(ty: BlockType) -> bool {
+    matches!(ty, BlockType::IQ2XXS | BlockType::IQ2XS | BlockType::IQ2S | BlockType::IQ3XXS | BlockType::IQ3S)
+}
+
+/// Weights of which ggml makes nothing to compare with: it ends the process where no point of a grid has a finite distance
+/// from a group, as of huge and tiny ones, and writes what follows a group of zeros of IQ3_S one group too early (its
+/// pointers stay behind), which ours does not.
+fn is_beyond_ggml(ty: BlockType, weights: &[f32]) -> bool {
+    let has_extremes = || weights.iter().any(|&x| x.abs() > 1e5 || (x != 0.0 && x.abs() < 1e-9));
+    let has_zeros = || weights.chunks(32).any(|group| group.iter().all(|&x| x == 0.0));
+    has_grid(ty) && (has_extremes() || (ty == BlockType::IQ3S && has_zeros()))
+}
+
 /// Where the tests are compiled for the second time, they leave AVX-512 alone.
 fn limit_vectors() {
     #[cfg(target_arch = "x86_64")]
@@ -168,8 +181,18 @@ fn check_encode(ty: BlockType) {
     limit_vectors();
     (0..CHUNKS).into_par_iter().for_each(|chunk| {
         let (name, weights) = weights(chunk);
-        let importance = importance(chunk);
+        if is_beyond_ggml(ty, &weights) {
+            return;
+        }
+        // Importances of nothing at all end the process too.
+        let importance = importance(if has_grid(ty) { chunk % (DISTRIBUTIONS.len() + 1) } else { chunk });
         for matrix in [None, Some(importance.as_slice())] {
+            if ty.needs_importance() && matrix.is_none() {
+                let mut out = vec![0; ROWS_PER_CHUNK * ty.row_bytes(COLS).unwrap()];
+                let error = encode(ty, &weights, COLS, None, &mut out).unwrap_err();
+                assert!(matches!(error, formats::Error::NeedsImportance { .. }), "{error}");
+                continue;
+            }
             let expected = ggml_encode(ty, &weights, matrix);
             let mut actual = vec![0x55; expected.len()];
             encode(ty, &weights, COLS, matrix, &mut actual).unwrap();
@@ -204,8 +227,10 @@ fn check_decode(ty: BlockType) {
     let mut random = Random(ty.id().expect("a type of files").into());
     for chunk in 0..30 {
         let count = ROWS_PER_CHUNK * COLS;
-        let blocks: Vec<u8> = if chunk % 2 == 0 {
-            ggml_encode(ty, &weights(chunk).1, None)
+        let weights = weights(chunk).1;
+        let blocks: Vec<u8> = if chunk % 2 == 0 && !is_beyond_ggml(ty, &weights) {
+            let importance = ty.needs_importance().then(|| importance(chunk));
+            ggml_encode(ty, &weights, importance.as_deref())
         } else {
             (0..ROWS_PER_CHUNK * ty.row_bytes(COLS).unwrap()).map(|_| random.bits() as u8).collect()
         };
@@ -245,6 +270,11 @@ formats! {
     q4_k: Q4K, q4_k_encodes_as_ggml, q4_k_decodes_as_ggml;
     q5_k: Q5K, q5_k_encodes_as_ggml, q5_k_decodes_as_ggml;
     q6_k: Q6K, q6_k_encodes_as_ggml, q6_k_decodes_as_ggml;
+    iq2_xxs: IQ2XXS, iq2_xxs_encodes_as_ggml, iq2_xxs_decodes_as_ggml;
+    iq2_xs: IQ2XS, iq2_xs_encodes_as_ggml, iq2_xs_decodes_as_ggml;
+    iq2_s: IQ2S, iq2_s_encodes_as_ggml, iq2_s_decodes_as_ggml;
+    iq3_xxs: IQ3XXS, iq3_xxs_encodes_as_ggml, iq3_xxs_decodes_as_ggml;
+    iq3_s: IQ3S, iq3_s_encodes_as_ggml, iq3_s_decodes_as_ggml;
     iq4_nl: IQ4NL, iq4_nl_encodes_as_ggml, iq4_nl_decodes_as_ggml;
     iq4_xs: IQ4XS, iq4_xs_encodes_as_ggml, iq4_xs_decodes_as_ggml;
 }

@@ -303,7 +303,8 @@ mod tests {
         for ty in BlockType::ALL {
             let row_bytes = ty.row_bytes(cols).unwrap();
             let mut rows = vec![0; n * row_bytes];
-            encode(ty, &weights, cols, None, &mut rows).unwrap();
+            let importance = ty.needs_importance().then(|| vec![1.0; cols]);
+            encode(ty, &weights, cols, importance.as_deref(), &mut rows).unwrap();
             let mut floats = vec![0.0; n * cols];
             for (row, floats) in rows.chunks(row_bytes).zip(floats.chunks_mut(cols)) {
                 super::super::decode(ty, row, floats).unwrap();

@@ -8,7 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 
-use super::{BlockType, iq4, nf4, nf4_ic, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{BlockType, iq, nf4, nf4_ic, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 /// Encodes whole rows whose lengths have been checked.
 pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
@@ -58,8 +58,13 @@ fn encode_portable<const L: usize>(
         BlockType::Q4K => q4_k::encode::<L>(weights, cols, imatrix, out),
         BlockType::Q5K => q5_k::encode::<L>(weights, cols, imatrix, out),
         BlockType::Q6K => q6_k::encode::<L>(weights, cols, imatrix, out),
-        BlockType::IQ4NL => iq4::nl::encode::<L>(weights, cols, imatrix, out),
-        BlockType::IQ4XS => iq4::xs::encode::<L>(weights, cols, imatrix, out),
+        BlockType::IQ2XXS => iq::two::xxs::encode(weights, imatrix.expect("checked"), out),
+        BlockType::IQ2XS => iq::two::xs::encode(weights, imatrix.expect("checked"), out),
+        BlockType::IQ2S => iq::two::s::encode(weights, cols, imatrix, out),
+        BlockType::IQ3XXS => iq::three::xxs::encode(weights, cols, imatrix, out),
+        BlockType::IQ3S => iq::three::s::encode(weights, cols, imatrix, out),
+        BlockType::IQ4NL => iq::four::nl::encode::<L>(weights, cols, imatrix, out),
+        BlockType::IQ4XS => iq::four::xs::encode::<L>(weights, cols, imatrix, out),
         BlockType::Nf4 => nf4::encode(weights, cols, out),
         BlockType::Nf4Ic => nf4_ic::encode(weights, cols, out),
     }
@@ -107,8 +112,13 @@ fn decode_portable(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), 
         BlockType::Q4K => q4_k::decode(blocks, out),
         BlockType::Q5K => q5_k::decode(blocks, out),
         BlockType::Q6K => q6_k::decode(blocks, out),
-        BlockType::IQ4NL => iq4::nl::decode(blocks, out),
-        BlockType::IQ4XS => iq4::xs::decode(blocks, out),
+        BlockType::IQ2XXS => iq::two::xxs::decode(blocks, out),
+        BlockType::IQ2XS => iq::two::xs::decode(blocks, out),
+        BlockType::IQ2S => iq::two::s::decode(blocks, out),
+        BlockType::IQ3XXS => iq::three::xxs::decode(blocks, out),
+        BlockType::IQ3S => iq::three::s::decode(blocks, out),
+        BlockType::IQ4NL => iq::four::nl::decode(blocks, out),
+        BlockType::IQ4XS => iq::four::xs::decode(blocks, out),
         BlockType::Nf4 => nf4::decode(blocks, cols, start, out),
         BlockType::Nf4Ic => nf4_ic::decode(blocks, cols, start, out),
     }

@@ -8,7 +8,7 @@ mod bf16;
 mod dispatch;
 mod float16;
 mod importance;
-mod iq4;
+mod iq;
 mod k_scales;
 mod lanes;
 mod nf4;
@@ -54,6 +54,11 @@ pub enum BlockType {
     Q4K,
     Q5K,
     Q6K,
+    IQ2XXS,
+    IQ2XS,
+    IQ2S,
+    IQ3XXS,
+    IQ3S,
     IQ4NL,
     IQ4XS,
     Nf4,
@@ -67,7 +72,7 @@ pub const K_BLOCK: usize = 256;
 
 impl BlockType {
     /// Every type that files have, in the order of ggml's ids; the two NF4 are for memory alone.
-    pub const ALL: [BlockType; 15] = [
+    pub const ALL: [BlockType; 20] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -80,7 +85,12 @@ impl BlockType {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::IQ2XXS,
+        Self::IQ2XS,
+        Self::IQ3XXS,
         Self::IQ4NL,
+        Self::IQ3S,
+        Self::IQ2S,
         Self::IQ4XS,
         Self::BF16,
     ];
@@ -91,7 +101,8 @@ impl BlockType {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4NL => SMALL_BLOCK,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::IQ4XS => K_BLOCK,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => K_BLOCK,
+            Self::IQ2XXS | Self::IQ2XS | Self::IQ2S | Self::IQ3XXS | Self::IQ3S | Self::IQ4XS => K_BLOCK,
             Self::Nf4 | Self::Nf4Ic => nf4::LEN,
         }
     }
@@ -112,8 +123,13 @@ impl BlockType {
             Self::Q4K => q4_k::BYTES,
             Self::Q5K => q5_k::BYTES,
             Self::Q6K => q6_k::BYTES,
-            Self::IQ4NL => iq4::nl::BYTES,
-            Self::IQ4XS => iq4::xs::BYTES,
+            Self::IQ2XXS => iq::two::xxs::BYTES,
+            Self::IQ2XS => iq::two::xs::BYTES,
+            Self::IQ2S => iq::two::s::BYTES,
+            Self::IQ3XXS => iq::three::xxs::BYTES,
+            Self::IQ3S => iq::three::s::BYTES,
+            Self::IQ4NL => iq::four::nl::BYTES,
+            Self::IQ4XS => iq::four::xs::BYTES,
             Self::Nf4 => 1 + nf4::LEN / 2,
             Self::Nf4Ic => 2 + nf4::LEN / 2,
         }
@@ -152,7 +168,12 @@ impl BlockType {
             Self::Q4K => 12,
             Self::Q5K => 13,
             Self::Q6K => 14,
+            Self::IQ2XXS => 16,
+            Self::IQ2XS => 17,
+            Self::IQ3XXS => 18,
             Self::IQ4NL => 20,
+            Self::IQ3S => 21,
+            Self::IQ2S => 22,
             Self::IQ4XS => 23,
             Self::BF16 => 30,
             Self::Nf4 | Self::Nf4Ic => return None,
@@ -163,6 +184,12 @@ impl BlockType {
     #[must_use]
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|ty| ty.id() == Some(id))
+    }
+
+    /// Whether nothing good comes of encoding without the importance of the columns: ggml refuses to.
+    #[must_use]
+    pub const fn needs_importance(self) -> bool {
+        matches!(self, Self::IQ2XXS | Self::IQ2XS)
     }
 
     /// ggml's name, such as `Q4_K`, or `NF4`, `NF4_IC`.
@@ -182,6 +209,11 @@ impl BlockType {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::IQ2XXS => "IQ2_XXS",
+            Self::IQ2XS => "IQ2_XS",
+            Self::IQ2S => "IQ2_S",
+            Self::IQ3XXS => "IQ3_XXS",
+            Self::IQ3S => "IQ3_S",
             Self::IQ4NL => "IQ4_NL",
             Self::IQ4XS => "IQ4_XS",
             Self::Nf4 => "NF4",
@@ -209,7 +241,7 @@ impl std::fmt::Display for BlockType {
 ///
 /// # Errors
 /// [`Error::RowLength`] or [`Error::BufferLength`] when lengths do not fit, [`Error::NotFinite`] when a block
-/// format is given an infinity or NaN.
+/// format is given an infinity or NaN, [`Error::NeedsImportance`] where that is missing.
 pub fn encode(
     ty: BlockType,
     weights: &[f32],
@@ -331,6 +363,7 @@ fn check_encode(
     check_length(ty, "the output", out.len(), rows * row_bytes)?;
     match imatrix {
         Some(importance) => check_length(ty, "the importance of the columns", importance.len(), cols),
+        None if ty.needs_importance() => Err(Error::NeedsImportance { ty }),
         None => Ok(()),
     }
 }

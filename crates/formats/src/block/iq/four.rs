@@ -2,11 +2,11 @@
 //!
 //! Source of the numbers: `kvalues_iq4nl` of ggml-common.h; they are a part of the format.
 
-use super::k_scales::{Block, GROUPS};
-use super::lanes::{Lane, codes_of_groups, each, padded, rows, transpose};
-use super::rounding::nearest;
-use super::search::{Codes, ZERO_GROUP};
-use super::{K_BLOCK, SMALL_BLOCK, float16, importance, k_groups, nibbles};
+use super::super::k_scales::{Block, GROUPS};
+use super::super::lanes::{Lane, codes_of_groups, each, padded, rows, transpose};
+use super::super::rounding::nearest;
+use super::super::search::{Codes, ZERO_GROUP};
+use super::super::{K_BLOCK, SMALL_BLOCK, float16, importance, k_groups, nibbles};
 
 /// What the codes stand for.
 const VALUES: [f32; 16] = [
@@ -101,13 +101,13 @@ fn counts<const L: usize>(
 }
 
 /// 32 weights: d (f16), codes (16 bytes).
-pub(super) mod nl {
+pub(in super::super) mod nl {
     use super::*;
 
-    pub(in super::super) const BYTES: usize = 18;
+    pub(in super::super::super) const BYTES: usize = 18;
 
     #[inline(always)]
-    pub(in super::super) fn encode<const L: usize>(
+    pub(in super::super::super) fn encode<const L: usize>(
         weights: &[f32],
         cols: usize,
         imatrix: Option<&[f32]>,
@@ -141,7 +141,7 @@ pub(super) mod nl {
     }
 
     #[inline(always)]
-    pub(in super::super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    pub(in super::super::super) fn decode(blocks: &[u8], out: &mut [f32]) {
         for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<32>().0) {
             let [d0, d1, codes @ ..] = block;
             let scale = float16::from_bytes([*d0, *d1]);
@@ -151,14 +151,14 @@ pub(super) mod nl {
 }
 
 /// 256 weights in 8 groups, d·(s - 32)·v, s of 6 bits: d (f16), high bits of s (2 bytes), low bits (4 bytes), codes (128).
-pub(super) mod xs {
+pub(in super::super) mod xs {
     use super::*;
 
-    pub(in super::super) const BYTES: usize = 136;
+    pub(in super::super::super) const BYTES: usize = 136;
     const SCALE_HALF: i32 = 32;
 
     #[inline(always)]
-    pub(in super::super) fn encode<const L: usize>(
+    pub(in super::super::super) fn encode<const L: usize>(
         weights: &[f32],
         cols: usize,
         imatrix: Option<&[f32]>,
@@ -228,7 +228,7 @@ pub(super) mod xs {
     }
 
     #[inline(always)]
-    pub(in super::super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    pub(in super::super::super) fn decode(blocks: &[u8], out: &mut [f32]) {
         for (block, x) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
             let d = float16::from_bytes([block[0], block[1]]);
             let high = u16::from_le_bytes([block[2], block[3]]);
