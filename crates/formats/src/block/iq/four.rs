@@ -37,7 +37,7 @@ fn nearest_values<const L: usize>(x: &Lane<L>) -> Lane<L> {
 fn nearest_codes<const L: usize>(x: &Lane<L>) -> [i32; L] {
     let mut codes = [0; L];
     for i in 0..15 {
-        codes = each(|k| codes[k] + i32::from(!(x[k] < middle(i))));
+        codes = each(|k| codes[k] + if x[k] < middle(i) { 0 } else { 1 });
     }
     codes
 }
@@ -191,7 +191,7 @@ pub(in super::super) mod xs {
         }
         let scales = scales(&lanes, &counts(&lanes, importances.as_ref(), &variances));
         let (mut rounded, mut six_bit, mut of_blocks) = ([0.0; L], [0; L], [0.0; L]);
-        for i in 0..x.len() {
+        for (i, of_block) in of_blocks.iter_mut().enumerate().take(x.len()) {
             let at = GROUPS * i..GROUPS * (i + 1);
             let largest = scales[at.clone()]
                 .iter()
@@ -202,7 +202,7 @@ pub(in super::super) mod xs {
                 six_bit[k] = nearest(factor * scales[k]).clamp(-SCALE_HALF, SCALE_HALF - 1);
                 rounded[k] = d * six_bit[k] as f32;
             }
-            of_blocks[i] = d;
+            *of_block = d;
         }
         let codes = codes(&lanes, &rounded);
         for (i, block) in blocks.iter_mut().enumerate() {

@@ -127,8 +127,8 @@ fn sums<const G: usize>(group: &Group<'_, G>, coordinates: &[u8; G]) -> (f32, f3
 pub(super) fn split<const G: usize>(weights: &[f32; G]) -> ([f32; G], [u8; 4]) {
     let (mut x, mut signs) = (*weights, [0; 4]);
     for (i, x) in x.iter_mut().enumerate() {
-        // Also for -0.0: it is not below zero. What is no number counts as negative.
-        if !(*x >= 0.0) {
+        // -0.0 is not below zero.
+        if *x < 0.0 {
             *x = -*x;
             signs[i / 8] |= 1 << (i % 8);
         }

@@ -196,10 +196,10 @@ pub(in super::super) mod s {
             };
             let (magnitudes, signs) = split(x);
             let Some(found) = find_small(PARAMS, grid, &magnitudes, &weights) else { continue };
-            for k in 0..2 {
+            for (k, signs) in signs.into_iter().enumerate().take(2) {
                 let (at, number) = (2 * j + k, number(grid, &found.coordinates[8 * k..]));
                 block[2 + at] = number as u8;
-                block[34 + at] = if found.is_turned { !signs[k] } else { signs[k] };
+                block[34 + at] = if found.is_turned { !signs } else { signs };
                 block[66 + at / 4] |= ((number >> 8) as u8) << (2 * (at % 4));
             }
             scales[j] = found.scale;
