@@ -361,8 +361,8 @@ fn too_many_dimensions() {
 #[test]
 fn a_type_that_is_not_ours() {
     let expected =
-        expect!["x.gguf: tensor `token_embd.weight` has type IQ2_XXS, which this program does not read"];
-    refuse(&patched(after_name() + 20, &16u32.to_le_bytes()), &expected);
+        expect!["x.gguf: tensor `token_embd.weight` has type IQ1_S, which this program does not read"];
+    refuse(&patched(after_name() + 20, &19u32.to_le_bytes()), &expected);
 }
 
 #[test]

@@ -76,12 +76,12 @@ fn way_out(message: &str, aliases: Aliases) -> Option<String> {
     nearest(unknown, words).map(|key| format!("did you mean `{key}`?"))
 }
 
-/// The candidate closest to `word`, if one is close enough to be what was meant.
+/// The candidate closest to `word`, the first of several, if one is close enough to be what was meant.
 pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, candidate)| candidate)
 }
 
