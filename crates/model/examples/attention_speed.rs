@@ -3,6 +3,8 @@
 //!
 //!     cargo run --release -p model --example attention_speed [TOKENS HEADS KV_HEADS HEAD_DIM [KERNEL …]]
 
+mod measure;
+
 use std::time::Instant;
 
 use formats::{BlockType, block};
@@ -10,16 +12,9 @@ use model::arena::Arena;
 use model::device::cpu::{Cpu, ProductKernel};
 use model::device::{Buffer, Device, Heads, Segment, Write};
 
-const ROUNDS: usize = 7;
+use measure::{median, values};
 
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
+const ROUNDS: usize = 7;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -65,10 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             cpu.attention_backward(heads, &segments, q, k, v, o, l, d_o, d_q, d_k, d_v)?;
             rates[2].push(10.0 * pairs * d as f64 / start.elapsed().as_secs_f64() / 1e9);
         }
-        let [product, forward, backward] = rates.map(|mut rates| {
-            rates.sort_by(f64::total_cmp);
-            rates[ROUNDS / 2]
-        });
+        let [product, forward, backward] = rates.map(median);
         let name = format!("{kernel:?}");
         println!("{name:13} product {product:4.0}  attention {forward:4.0}  backward {backward:4.0} GFLOP/s");
     }

@@ -1,7 +1,9 @@
-//! Products with frozen weights, forward and backward, by every kernel of this processor: medians in GFLOP/s, and how far the results
-//! are from those of f32 factors.
+//! Products with frozen weights, forward and backward, by every kernel of this processor: medians in GFLOP/s, and how
+//! far the results are from those of f32 factors.
 //!
 //!     cargo run --release -p model --example product_speed [TOKENS ROWS COLS TYPE]
+
+mod measure;
 
 use std::time::Instant;
 
@@ -10,16 +12,9 @@ use model::arena::Arena;
 use model::device::cpu::{Cpu, ProductKernel};
 use model::device::{Buffer, Device, Write};
 
-const REPEATS: usize = 15;
+use measure::{median, values};
 
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
+const REPEATS: usize = 15;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,10 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let mut backward = vec![0.0; n * cols];
         cpu.download(x.all(), &mut backward)?;
-        let [forward_rate, backward_rate] = times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            flops / times[REPEATS / 2] / 1e9
-        });
+        let [forward_rate, backward_rate] = times.map(|times| flops / median(times) / 1e9);
         let results = [forward, backward];
         let exact = &*exact.get_or_insert_with(|| results.clone());
         let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();

@@ -1,7 +1,8 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{MOST_LANES, padded, totals, transpose};
+use super::lanes::{Lane, padded, totals, transpose};
+use super::rows::BatchColumns;
 use super::scale_search::positive;
 use super::search::{ClampThenRound, RoundThenClamp, Trials, WEIGHTED_TRIALS, affine};
 use super::{K_BLOCK, float16, importance, rounding::nearest};
@@ -48,20 +49,15 @@ pub(super) fn find<const L: usize>(
 #[inline(always)]
 pub(super) fn find_weighted<const L: usize>(
     blocks: &[Block],
-    columns: [&Block; MOST_LANES / GROUPS],
+    columns: BatchColumns<'_>,
     levels: u8,
     limit_scales: fn(u8) -> u8,
     mut each_block: impl FnMut(usize, Scales),
 ) {
     let lanes = transpose(&padded::<32, L>(blocks.as_flattened()));
-    let mut importances = [[0.0; 32]; L];
-    let mut variances = [0.0; L];
-    for (i, (x, columns)) in blocks.iter().zip(columns).enumerate() {
-        importances[GROUPS * i..][..GROUPS].copy_from_slice(columns);
-        variances[GROUPS * i..][..GROUPS]
-            .fill(2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
-    }
-    let counts = importance::from_matrix(&lanes, &transpose(&importances), &variances);
+    let variances =
+        of_blocks(blocks, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
+    let counts = importance::from_matrix(&lanes, &lanes_of_columns(blocks.len(), columns), &variances);
     let sums = totals(&counts);
     let (scales, mins, codes) = affine::<ClampThenRound, 32, L>(&lanes, &counts, levels, WEIGHTED_TRIALS);
     for (i, x) in blocks.iter().enumerate() {
@@ -73,6 +69,26 @@ pub(super) fn find_weighted<const L: usize>(
         let codes = of_block_of(&codes, i);
         each_block(i, with_final_codes(x, levels, Scales { scale, min_scale, packed, codes }));
     }
+}
+
+/// The importance of the columns of `n` blocks, a group's in each lane.
+#[inline(always)]
+pub(super) fn lanes_of_columns<const L: usize>(n: usize, columns: BatchColumns<'_>) -> [Lane<L>; 32] {
+    let mut groups = [[0.0; 32]; L];
+    for (groups, columns) in groups.chunks_exact_mut(GROUPS).zip(columns).take(n) {
+        groups.copy_from_slice(columns);
+    }
+    transpose(&groups)
+}
+
+/// A number of each block, in the lanes of its groups.
+#[inline(always)]
+pub(super) fn of_blocks<const L: usize>(blocks: &[Block], number: impl Fn(&Block) -> f32) -> Lane<L> {
+    let mut lanes = [0.0; L];
+    for (lanes, x) in lanes.chunks_exact_mut(GROUPS).zip(blocks) {
+        lanes.fill(number(x));
+    }
+    lanes
 }
 
 /// What belongs to a block's groups.

@@ -382,8 +382,3 @@ fn check_finite(ty: BlockType, weights: &[f32], first_index: usize) -> Result<()
         None => Ok(()),
     }
 }
-
-/// Weights of the K formats as blocks of eight groups of 32.
-fn k_groups(weights: &[f32]) -> &[k_scales::Block] {
-    weights.as_chunks::<32>().0.as_chunks::<8>().0
-}

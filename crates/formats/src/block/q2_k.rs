@@ -4,6 +4,7 @@
 
 use super::lanes::{each, rows, totals, transpose};
 use super::rounding::nearest;
+use super::rows::{Sixteens, for_each_in_sixteens};
 use super::scale_search::positive;
 use super::search::{ClampThenRound, RoundThenClampByMagnitude, Trials, WEIGHTED_TRIALS, affine};
 use super::{K_BLOCK, float16, importance, two_bits};
@@ -15,8 +16,6 @@ const LEVELS: u8 = 3;
 const SCALE_LEVELS: u8 = 15;
 const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
 
-type Groups = [[f32; 16]; GROUPS];
-
 /// A block as found: d and dm before their rounding to 16 bits, s and m, codes.
 struct Found {
     scale: f32,
@@ -26,24 +25,19 @@ struct Found {
 }
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let blocks_per_row = cols / K_BLOCK;
-    let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
-    for (i, (x, block)) in blocks.iter().zip(out.as_chunks_mut().0).enumerate() {
-        let found = match imatrix {
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for_each_in_sixteens(weights, imatrix, out, |x, columns, block| {
+        let found = match columns {
             None => find::<L>(x),
-            Some(columns) => {
-                let columns: &[Groups] = columns.as_chunks::<16>().0.as_chunks().0;
-                find_weighted::<L>(x, &columns[i % blocks_per_row])
-            }
+            Some(columns) => find_weighted::<L>(x, columns),
         };
         store(x, found, block);
-    }
+    });
 }
 
 /// Each group's own search, then 15 levels of the largest scale and minimum.
 #[inline(always)]
-fn find<const L: usize>(x: &Groups) -> Found {
+fn find<const L: usize>(x: &Sixteens) -> Found {
     let (mut scales, mut mins, mut codes) = ([0.0; GROUPS], [0.0; GROUPS], [[0; 16]; GROUPS]);
     for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
         let lanes = transpose(x);
@@ -76,7 +70,7 @@ fn to_four_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
 
 /// With the importance of the columns; scales and minima get a search of their own.
 #[inline(always)]
-fn find_weighted<const L: usize>(x: &Groups, columns: &Groups) -> Found {
+fn find_weighted<const L: usize>(x: &Sixteens, columns: &Sixteens) -> Found {
     let variance = importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32;
     let (mut scales, mut mins, mut codes) = ([0.0; GROUPS], [0.0; GROUPS], [[0; 16]; GROUPS]);
     let mut sums = [0.0; GROUPS];
@@ -100,7 +94,7 @@ fn find_weighted<const L: usize>(x: &Groups, columns: &Groups) -> Found {
 
 /// Codes follow from the rounded scales; where a group's scale rounds to 0, those of the search stay.
 #[inline(always)]
-fn store(x: &Groups, found: Found, block: &mut [u8; BYTES]) {
+fn store(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
     let Found { scale, min_scale, scales, mut codes } = found;
     let (d, dm) = (float16::rounded(scale), float16::rounded(min_scale));
     for (j, x) in x.iter().enumerate() {

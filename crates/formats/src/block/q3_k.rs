@@ -4,7 +4,8 @@
 
 use super::lanes::{Lane, codes_of_groups, each, padded, rows, totals, transpose};
 use super::rounding::nearest;
-use super::search::{Codes, ZERO_GROUP, symmetric};
+use super::rows::{Sixteens, for_each_in_sixteens};
+use super::search::{Codes, ZERO_GROUP, largest_of_groups, largest_scale, symmetric};
 use super::{K_BLOCK, float16, importance, two_bits};
 
 pub(super) const BYTES: usize = 110;
@@ -15,8 +16,6 @@ const SCALE_HALF: i8 = 32;
 /// Passes over the codes of a group.
 const PASSES: usize = 5;
 
-type Groups = [[f32; 16]; GROUPS];
-
 /// A block as found: d before its rounding to 16 bits, s, codes.
 struct Found {
     scale: f32,
@@ -25,32 +24,25 @@ struct Found {
 }
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let blocks_per_row = cols / K_BLOCK;
-    let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
-    for (i, (x, block)) in blocks.iter().zip(out.as_chunks_mut().0).enumerate() {
-        let found = match imatrix {
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for_each_in_sixteens(weights, imatrix, out, |x, columns, block| {
+        let found = match columns {
             None => find::<L>(x),
-            Some(columns) => {
-                let columns: &[Groups] = columns.as_chunks::<16>().0.as_chunks().0;
-                find_weighted::<L>(x, &columns[i % blocks_per_row])
-            }
+            Some(columns) => find_weighted::<L>(x, columns),
         };
         store(x, found, block);
-    }
+    });
 }
 
 #[inline(always)]
-fn find<const L: usize>(x: &Groups) -> Found {
+fn find<const L: usize>(x: &Sixteens) -> Found {
     let (mut scales, mut codes) = ([0.0; GROUPS], [[0; 16]; GROUPS]);
     for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
         let (of_batch, codes_of_batch) = improved::<L>(&transpose(x));
         scales[L * batch..][..L].copy_from_slice(&of_batch);
         codes[L * batch..][..L].copy_from_slice(&codes_of_batch);
     }
-    let largest = scales
-        .iter()
-        .fold(0.0, |largest: f32, &scale| if largest.abs() < scale.abs() { scale } else { largest });
+    let largest = largest_scale(&scales);
     if largest == 0.0 {
         return Found { scale: 0.0, scales: [0; GROUPS], codes };
     }
@@ -67,10 +59,7 @@ fn find<const L: usize>(x: &Groups) -> Found {
 /// A pass that moves nothing is the last: those after it would move nothing either, so lanes need not stop.
 #[inline(always)]
 fn improved<const L: usize>(x: &[Lane<L>; 16]) -> (Lane<L>, Codes<16, L>) {
-    let mut largest: Lane<L> = [0.0; L];
-    for row in x {
-        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
-    }
+    let largest = largest_of_groups(x);
     let is_zero: [bool; L] = each(|k| largest[k].abs() < ZERO_GROUP);
     let factor: [_; L] = each(|k| -f32::from(HALF) / largest[k]);
     let code = |scaled: f32| nearest(scaled).clamp(-i32::from(HALF), i32::from(HALF) - 1) as f32;
@@ -105,7 +94,7 @@ fn improved<const L: usize>(x: &[Lane<L>; 16]) -> (Lane<L>, Codes<16, L>) {
 
 /// With the importance of the columns; scales get a search of their own.
 #[inline(always)]
-fn find_weighted<const L: usize>(x: &Groups, columns: &Groups) -> Found {
+fn find_weighted<const L: usize>(x: &Sixteens, columns: &Sixteens) -> Found {
     let variance = 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32;
     let (mut scales, mut codes) = ([0.0; GROUPS], [[0; 16]; GROUPS]);
     let mut sums = [0.0; GROUPS];
@@ -126,7 +115,7 @@ fn find_weighted<const L: usize>(x: &Groups, columns: &Groups) -> Found {
 
 /// Codes follow from the rounded scales; where a group's scale rounds to 0, those of the search stay.
 #[inline(always)]
-fn store(x: &Groups, found: Found, block: &mut [u8; BYTES]) {
+fn store(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
     let Found { scale, scales, mut codes } = found;
     let d = float16::rounded(scale);
     for (j, x) in x.iter().enumerate() {

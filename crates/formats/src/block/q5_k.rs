@@ -3,6 +3,7 @@
 //! A block: d (f16), dm (f16), s and m (12 bytes), fifth bits (32 bytes), low bits (128 bytes).
 
 use super::k_scales::{self, GROUPS, Scales, find, find_weighted, pack_low_bits};
+use super::rows::for_each_k_batch;
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
@@ -11,21 +12,15 @@ const LEVELS: u8 = 31;
 const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let (blocks_per_row, at_once) = (cols / K_BLOCK, L / GROUPS);
-    let batches = super::k_groups(weights).chunks(at_once).zip(out.as_chunks_mut().0.chunks_mut(at_once));
-    for (batch, (x, blocks)) in batches.enumerate() {
-        match imatrix {
-            None => find::<L>(x, LEVELS, TRIALS, |i, found| store(&found, &mut blocks[i])),
-            Some(columns) => {
-                let of_block = |i: usize| &super::k_groups(columns)[(batch * at_once + i) % blocks_per_row];
-                // A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
-                let limit = |wrapped: u8| wrapped.min(63);
-                let columns = std::array::from_fn(of_block);
-                find_weighted::<L>(x, columns, LEVELS, limit, |i, found| store(&found, &mut blocks[i]));
-            }
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for_each_k_batch::<BYTES, L>(weights, imatrix, out, |x, columns, blocks| match columns {
+        None => find::<L>(x, LEVELS, TRIALS, |i, found| store(&found, &mut blocks[i])),
+        Some(columns) => {
+            // A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
+            let limit = |wrapped: u8| wrapped.min(63);
+            find_weighted::<L>(x, columns, LEVELS, limit, |i, found| store(&found, &mut blocks[i]));
         }
-    }
+    });
 }
 
 #[inline(always)]

@@ -6,7 +6,8 @@
 
 use super::lanes::{each, rows, transpose};
 use super::rounding::nearest;
-use super::search::{ZERO_GROUP, symmetric};
+use super::rows::{Sixteens, for_each_in_sixteens};
+use super::search::{ZERO_GROUP, largest_scale, symmetric};
 use super::{K_BLOCK, float16};
 
 pub(super) const BYTES: usize = 210;
@@ -17,21 +18,12 @@ pub(super) const HIGH: std::ops::Range<usize> = 128..192;
 pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let blocks_per_row = cols / K_BLOCK;
-    let blocks = weights.as_chunks::<16>().0.as_chunks::<GROUPS>().0;
-    for (i, (x, block)) in blocks.iter().zip(out.as_chunks_mut().0).enumerate() {
-        let columns = imatrix.map(|columns| &columns.as_chunks::<16>().0.as_chunks().0[i % blocks_per_row]);
-        encode_block::<L>(x, columns, block);
-    }
+pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for_each_in_sixteens(weights, imatrix, out, encode_block::<L>);
 }
 
 #[inline(always)]
-fn encode_block<const L: usize>(
-    x: &[[f32; 16]; GROUPS],
-    columns: Option<&[[f32; 16]; GROUPS]>,
-    block: &mut [u8; BYTES],
-) {
+fn encode_block<const L: usize>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
     let mut codes = [[0; 16]; GROUPS];
     let mut scales = [0.0; GROUPS];
     for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
@@ -61,11 +53,6 @@ fn encode_block<const L: usize>(
     block[SCALES].copy_from_slice(&six_bit);
     block[SCALES.end..].copy_from_slice(&float16::to_bytes(1.0 / factor));
     store_codes(codes.as_flattened().as_chunks().0, block);
-}
-
-/// The scale of largest magnitude with its sign, the first of several; one that is NaN does not count.
-fn largest_scale(scales: &[f32; GROUPS]) -> f32 {
-    scales.iter().fold(0.0, |largest: f32, &scale| if largest.abs() < scale.abs() { scale } else { largest })
 }
 
 /// `codes`: eight rows of 32, four for each half of the block.

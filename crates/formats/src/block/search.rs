@@ -34,10 +34,7 @@ pub(super) fn symmetric<const N: usize, const L: usize>(
     importance: &[Lane<L>; N],
     half: i8,
 ) -> (Lane<L>, Codes<N, L>) {
-    let mut largest: Lane<L> = [0.0; L];
-    for row in x {
-        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
-    }
+    let largest = largest_of_groups(x);
     let levels = f32::from(half);
     let mut best_factor: [_; L] = each(|k| -levels / largest[k]);
     let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, &best_factor);
@@ -57,6 +54,22 @@ pub(super) fn symmetric<const N: usize, const L: usize>(
         each(|k| if is_zero[k] { 0 } else { symmetric_code(best_factor[k] * x[k], half) + i32::from(half) })
     });
     (each(|k| if is_zero[k] { 0.0 } else { scale[k] }), codes_of_groups(&code_rows))
+}
+
+/// The value of largest magnitude of each group, with its sign, the first of several; one that is NaN does not count.
+#[inline(always)]
+pub(super) fn largest_of_groups<const N: usize, const L: usize>(x: &[Lane<L>; N]) -> Lane<L> {
+    let mut largest: Lane<L> = [0.0; L];
+    for row in x {
+        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
+    }
+    largest
+}
+
+/// The scale of largest magnitude with its sign, the first of several; one that is NaN does not count.
+#[inline(always)]
+pub(super) fn largest_scale(scales: &[f32]) -> f32 {
+    scales.iter().fold(0.0, |largest: f32, &scale| if largest.abs() < scale.abs() { scale } else { largest })
 }
 
 #[inline(always)]

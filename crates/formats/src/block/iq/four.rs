@@ -2,11 +2,12 @@
 //!
 //! Source of the numbers: `kvalues_iq4nl` of ggml-common.h; they are a part of the format.
 
-use super::super::k_scales::{Block, GROUPS};
+use super::super::k_scales::{Block, GROUPS, lanes_of_columns, of_blocks};
 use super::super::lanes::{Lane, codes_of_groups, each, padded, rows, transpose};
 use super::super::rounding::nearest;
-use super::super::search::{Codes, ZERO_GROUP};
-use super::super::{K_BLOCK, SMALL_BLOCK, float16, importance, k_groups, nibbles};
+use super::super::rows::{BatchColumns, for_each_k_batch};
+use super::super::search::{Codes, ZERO_GROUP, largest_of_groups, largest_scale};
+use super::super::{K_BLOCK, SMALL_BLOCK, float16, importance, nibbles};
 
 /// What the codes stand for.
 const VALUES: [f32; 16] = [
@@ -45,10 +46,7 @@ fn nearest_codes<const L: usize>(x: &Lane<L>) -> [i32; L] {
 /// The scale of each group that makes Σ w·(x - d·v)² small (a part of ggml's `quantize_row_iq4_nl_impl`).
 #[inline(always)]
 fn scales<const L: usize>(x: &[Lane<L>; 32], importance: &[Lane<L>; 32]) -> Lane<L> {
-    let mut largest: Lane<L> = [0.0; L];
-    for row in x {
-        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
-    }
+    let largest = largest_of_groups(x);
     let factor: [_; L] = each(|k| 1.0 / (-largest[k] / VALUES[0]));
     let (sum_xv, sum_vv) = sums(x, importance, &factor);
     let mut scale: [_; L] = each(|k| if sum_vv[k] > 0.0 { sum_xv[k] / sum_vv[k] } else { 0.0 });
@@ -91,12 +89,12 @@ fn codes<const L: usize>(x: &[Lane<L>; 32], scale: &Lane<L>) -> Codes<32, L> {
 #[inline(always)]
 fn counts<const L: usize>(
     x: &[Lane<L>; 32],
-    columns: Option<&[[f32; 32]; L]>,
+    columns: Option<[Lane<L>; 32]>,
     variance: &Lane<L>,
 ) -> [Lane<L>; 32] {
     match columns {
         None => rows(x, |x| each(|k| x[k] * x[k])),
-        Some(columns) => importance::from_matrix(x, &transpose(columns), variance),
+        Some(columns) => importance::from_matrix(x, &columns, variance),
     }
 }
 
@@ -117,9 +115,9 @@ pub(in super::super) mod nl {
         let rows = weights.as_chunks::<32>().0.chunks_exact(row_blocks);
         for (row, out) in rows.zip(out.as_chunks_mut::<BYTES>().0.chunks_exact_mut(row_blocks)) {
             for (batch, (x, blocks)) in row.chunks(L).zip(out.chunks_mut(L)).enumerate() {
-                let columns =
-                    imatrix.map(|columns| padded(&columns.as_chunks::<32>().0[batch * L..][..x.len()]));
-                encode_batch::<L>(&padded(x), columns.as_ref(), blocks);
+                let columns = imatrix.map(|columns| &columns.as_chunks::<32>().0[batch * L..][..x.len()]);
+                let columns = columns.map(|columns| transpose(&padded(columns)));
+                encode_batch::<L>(&padded(x), columns, blocks);
             }
         }
     }
@@ -127,7 +125,7 @@ pub(in super::super) mod nl {
     #[inline(always)]
     fn encode_batch<const L: usize>(
         x: &[[f32; 32]; L],
-        columns: Option<&[[f32; 32]; L]>,
+        columns: Option<[Lane<L>; 32]>,
         blocks: &mut [[u8; BYTES]],
     ) {
         let lanes = transpose(x);
@@ -160,43 +158,28 @@ pub(in super::super) mod xs {
     #[inline(always)]
     pub(in super::super::super) fn encode<const L: usize>(
         weights: &[f32],
-        cols: usize,
         imatrix: Option<&[f32]>,
         out: &mut [u8],
     ) {
-        let (blocks_per_row, at_once) = (cols / K_BLOCK, L / GROUPS);
-        let batches = k_groups(weights).chunks(at_once).zip(out.as_chunks_mut().0.chunks_mut(at_once));
-        for (batch, (x, blocks)) in batches.enumerate() {
-            let of_block =
-                |i: usize| imatrix.map(|columns| &k_groups(columns)[(batch * at_once + i) % blocks_per_row]);
-            encode_blocks::<L>(x, of_block, blocks);
-        }
+        for_each_k_batch::<BYTES, L>(weights, imatrix, out, encode_batch::<L>);
     }
 
     #[inline(always)]
-    fn encode_blocks<'a, const L: usize>(
+    fn encode_batch<const L: usize>(
         x: &[Block],
-        columns: impl Fn(usize) -> Option<&'a Block>,
+        columns: Option<BatchColumns<'_>>,
         blocks: &mut [[u8; BYTES]],
     ) {
         let groups: [[f32; 32]; L] = padded(x.as_flattened());
         let lanes = transpose(&groups);
-        let (mut importances, mut variances) = (None, [0.0; L]);
-        for (i, x) in x.iter().enumerate() {
+        let variances =
+            of_blocks(x, |x| importance::sum_of_squares(x.as_flattened()) * (2.0 / K_BLOCK as f32));
+        let columns = columns.map(|columns| lanes_of_columns(x.len(), columns));
+        let scales = scales(&lanes, &counts(&lanes, columns, &variances));
+        let (mut rounded, mut six_bit, mut scales_of_blocks) = ([0.0; L], [0; L], [0.0; L]);
+        for (i, of_block) in scales_of_blocks.iter_mut().enumerate().take(x.len()) {
             let at = GROUPS * i..GROUPS * (i + 1);
-            if let Some(columns) = columns(i) {
-                importances.get_or_insert([[0.0; 32]; L])[at.clone()].copy_from_slice(columns);
-            }
-            variances[at].fill(importance::sum_of_squares(x.as_flattened()) * (2.0 / K_BLOCK as f32));
-        }
-        let scales = scales(&lanes, &counts(&lanes, importances.as_ref(), &variances));
-        let (mut rounded, mut six_bit, mut of_blocks) = ([0.0; L], [0; L], [0.0; L]);
-        for (i, of_block) in of_blocks.iter_mut().enumerate().take(x.len()) {
-            let at = GROUPS * i..GROUPS * (i + 1);
-            let largest = scales[at.clone()]
-                .iter()
-                .fold(0.0, |largest: f32, &scale| if largest.abs() < scale.abs() { scale } else { largest });
-            let d = -largest / SCALE_HALF as f32;
+            let d = -largest_scale(&scales[at.clone()]) / SCALE_HALF as f32;
             let factor = if d == 0.0 { 0.0 } else { 1.0 / d };
             for k in at {
                 six_bit[k] = nearest(factor * scales[k]).clamp(-SCALE_HALF, SCALE_HALF - 1);
@@ -207,7 +190,7 @@ pub(in super::super) mod xs {
         let codes = codes(&lanes, &rounded);
         for (i, block) in blocks.iter_mut().enumerate() {
             let at = GROUPS * i..GROUPS * (i + 1);
-            store(of_blocks[i], &six_bit[at.clone()], &codes[at], block);
+            store(scales_of_blocks[i], &six_bit[at.clone()], &codes[at], block);
         }
     }
 

@@ -73,11 +73,14 @@ impl<const D: usize, const BITS: u32> Grid<D, BITS> {
         Self::coordinates(self.points[number])
     }
 
-    /// The number of the point with these coordinates, if it is one.
-    pub(super) fn number(&self, coordinates: &[u8; D]) -> Option<u16> {
-        match self.places[Self::index(coordinates)] {
-            Place::Point(number) => Some(number),
-            Place::Between { .. } => None,
+    /// The number of the point whose coordinates are the first D.
+    ///
+    /// # Panics
+    /// When there is no such point.
+    pub(super) fn number(&self, coordinates: &[u8]) -> u16 {
+        match self.places[Self::index(coordinates.first_chunk().expect("a coordinate for each weight"))] {
+            Place::Point(number) => number,
+            Place::Between { .. } => panic!("coordinates that were not moved to the grid"),
         }
     }
 

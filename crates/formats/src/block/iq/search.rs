@@ -29,34 +29,47 @@ pub(super) enum Refined {
     All,
 }
 
-/// A group as found: its scale, 0 for zeros, and the coordinates of its weights.
+/// A group as found: its scale and the coordinates of its weights.
 pub(super) struct Found<const G: usize> {
     pub scale: f32,
     pub coordinates: [u8; G],
-    /// Whether the signs are to be turned.
-    pub is_turned: bool,
+    is_turned: bool,
+}
+
+impl<const G: usize> Found<G> {
+    /// Signs as they are to be stored; they are turned where the scale was negative.
+    #[inline(always)]
+    pub(super) fn signs(&self, signs: u8) -> u8 {
+        if self.is_turned { !signs } else { signs }
+    }
 }
 
 /// Magnitudes of a group of G weights, of which single ones may be negative, what they count in sums, and the square roots
 /// of that, what they count in the choice of a point.
-pub(super) struct Group<'a, const G: usize> {
-    pub x: &'a [f32; G],
-    pub weights: &'a [f32; G],
-    pub roots: &'a [f32; G],
+struct Group<'a, const G: usize> {
+    x: &'a [f32; G],
+    weights: &'a [f32; G],
+    roots: [f32; G],
 }
 
-/// The scale d and points which make Σ w·(x - d·(2·l + 1))² small; `first` is a scale and the magnitude for its largest
-/// coordinate where another search has found them.
+/// The scale d and points which make Σ w·(x - d·(2·l + 1))² small; `None` for a group of zeros.
+///
+/// `first` is a scale and the magnitude for its largest coordinate where another search has found them.
 #[inline(always)]
 pub(super) fn find<const G: usize, const D: usize, const BITS: u32>(
     params: Params,
     grid: &Grid<D, BITS>,
-    group: Group<'_, G>,
+    x: &[f32; G],
+    weights: &[f32; G],
     first: Option<(f32, f32)>,
-) -> Found<G> {
+) -> Option<Found<G>> {
+    let largest = largest(x);
+    // A limit of 0 leaves out exact zeros alone.
+    if largest < params.zero || largest == 0.0 {
+        return None;
+    }
+    let group = Group { x, weights, roots: weights.map(f32::sqrt) };
     let most = f32::from(2 * params.levels - 1);
-    let largest =
-        group.x.iter().copied().fold(group.x[0], |largest, x| if largest > x { largest } else { x });
     let (mut scale, largest) = first.unwrap_or((largest / most, largest));
     let (mut best, mut coordinates) = (0.0, [0; G]);
     let begins_moved = params.refined == Refined::AllWhereMoved;
@@ -85,7 +98,7 @@ pub(super) fn find<const G: usize, const D: usize, const BITS: u32>(
             scale = sum_xq / sum_qq;
         }
     }
-    Found { scale: scale.abs(), coordinates, is_turned: scale < 0.0 }
+    Some(Found { scale: scale.abs(), coordinates, is_turned: scale < 0.0 })
 }
 
 /// The coordinates that a factor gives, moved to points; which had to be.
@@ -161,8 +174,61 @@ pub(super) fn with_eighth(seven: u8) -> u8 {
     seven | (seven.count_ones() as u8 % 2) << 7
 }
 
-/// Four bits of a group's scale: (s + ½)·2·d, d a 31st of the largest.
+/// The largest of some numbers, of which there is one.
 #[inline(always)]
-pub(super) fn four_bits(scale: f32, factor: f32) -> u8 {
-    nearest(0.5 * (factor * scale - 1.0)).clamp(0, 15) as u8
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(x[0], |largest, &x| if largest > x { largest } else { x })
+}
+
+/// How much weights count: importance · sqrt(variance + x²), without a matrix what `plain` says.
+#[inline(always)]
+pub(super) fn counts<const G: usize>(
+    x: &[f32; G],
+    columns: Option<&[f32]>,
+    variance: f32,
+    plain: impl Fn(f32) -> f32,
+) -> [f32; G] {
+    match columns {
+        Some(columns) => std::array::from_fn(|i| columns[i] * (variance + x[i] * x[i]).sqrt()),
+        None => x.map(plain),
+    }
+}
+
+/// d, a 31st of the largest scale, and four bits s of each, (s + ½)·2·d; `None` when all are 0.
+#[inline(always)]
+pub(super) fn four_bits<const N: usize>(scales: &[f32; N]) -> Option<(f32, [u8; N])> {
+    let largest = largest(scales);
+    let d = largest / 31.0;
+    let factor = 1.0 / d;
+    let four_bits = |scale: f32| nearest(0.5 * (factor * scale - 1.0)).clamp(0, 15) as u8;
+    (largest != 0.0).then(|| (d, scales.map(four_bits)))
+}
+
+/// Two of them a byte, the first lower.
+#[inline(always)]
+pub(super) fn write_pairs(four_bits: &[u8], out: &mut [u8]) {
+    for (pair, byte) in four_bits.as_chunks::<2>().0.iter().zip(out) {
+        *byte = pair[0] | pair[1] << 4;
+    }
+}
+
+/// The one at a place of what [`write_pairs`] wrote.
+#[inline(always)]
+pub(super) fn of_pairs(bytes: &[u8], index: usize) -> u8 {
+    bytes[index / 2] >> (index % 2 * 4) & 15
+}
+
+/// The weights of a point: what its coordinates stand for, times the scale; `signs` has theirs lowest.
+#[inline(always)]
+pub(super) fn write_point<const D: usize>(
+    point: [u8; D],
+    values: &[f32],
+    signs: u8,
+    scale: f32,
+    out: &mut [f32; D],
+) {
+    for (i, (out, l)) in out.iter_mut().zip(point).enumerate() {
+        let sign = if signs >> i & 1 == 1 { -1.0 } else { 1.0 };
+        *out = scale * values[usize::from(l)] * sign;
+    }
 }

@@ -2,47 +2,15 @@
 
 use std::sync::LazyLock;
 
+use super::super::rows::for_each_k_block;
 use super::super::{K_BLOCK, float16, importance};
-use super::grid::{self, Grid3};
-use super::search::{Found, Group, Params, Refined, find, four_bits, make_even, split, with_eighth};
+use super::grid;
+use super::search::{
+    Params, Refined, counts, find, four_bits, make_even, of_pairs, split, with_eighth, write_pairs,
+    write_point,
+};
 
 const LEVELS: u8 = 8;
-
-/// Four weights of a point; `signs` has theirs lowest.
-#[inline(always)]
-fn write_point(point: [u8; 4], values: &[f32; 8], signs: u8, scale: f32, out: &mut [f32; 4]) {
-    for (i, (out, l)) in out.iter_mut().zip(point).enumerate() {
-        let sign = if signs >> i & 1 == 1 { -1.0 } else { 1.0 };
-        *out = scale * values[usize::from(l)] * sign;
-    }
-}
-
-#[inline(always)]
-fn number(grid: &Grid3, coordinates: &[u8]) -> u16 {
-    let coordinates = coordinates.first_chunk().expect("four coordinates");
-    grid.number(coordinates).expect("coordinates that were moved to the grid")
-}
-
-/// Eight points; `None` for a group of zeros, which `is_zero` tells from the largest magnitude.
-#[inline(always)]
-fn find_group(params: Params, grid: &Grid3, x: &[f32; 32], weights: &[f32; 32]) -> Option<Found<32>> {
-    let largest = x.iter().fold(x[0], |largest, &x| if largest > x { largest } else { x });
-    // A limit of 0 leaves out exact zeros alone.
-    if largest < params.zero || largest == 0.0 {
-        return None;
-    }
-    let roots = weights.map(f32::sqrt);
-    Some(find(params, grid, Group { x, weights, roots: &roots }, None))
-}
-
-/// How much weights count: x² without a matrix.
-#[inline(always)]
-fn counts(x: &[f32; 32], columns: Option<&[f32]>, variance: f32) -> [f32; 32] {
-    match columns {
-        Some(columns) => std::array::from_fn(|i| columns[i] * (variance + x[i] * x[i]).sqrt()),
-        None => x.map(|x| x * x),
-    }
-}
 
 /// 256 weights as d·(s + ½)/2·v: d (f16), point numbers (64 bytes), for every 32 four times seven signs and s (4 bytes).
 pub(in super::super) mod xxs {
@@ -55,51 +23,35 @@ pub(in super::super) mod xxs {
     /// The scale is made a little larger than what was found.
     const STRETCH: f32 = 1.0125;
 
-    pub(in super::super::super) fn encode(
-        weights: &[f32],
-        cols: usize,
-        imatrix: Option<&[f32]>,
-        out: &mut [u8],
-    ) {
-        let blocks = weights.as_chunks::<K_BLOCK>().0.iter().zip(out.as_chunks_mut().0);
-        for (i, (x, block)) in blocks.enumerate() {
-            let columns = imatrix.map(|columns| &columns.as_chunks().0[i % (cols / K_BLOCK)]);
-            encode_block(&grid::IQ3_XXS, x, columns, block);
-        }
+    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+        for_each_k_block(weights, imatrix, out, encode_block);
     }
 
-    fn encode_block(
-        grid: &Grid3,
-        x: &[f32; K_BLOCK],
-        columns: Option<&[f32; K_BLOCK]>,
-        block: &mut [u8; BYTES],
-    ) {
+    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+        let grid = LazyLock::force(&grid::IQ3_XXS);
         let variance = 2.0 * importance::sum_of_squares(x) / K_BLOCK as f32;
         let (mut last, mut scales) = ([0u32; 8], [0.0f32; 8]);
         block.fill(0);
         for (j, x) in x.as_chunks::<32>().0.iter().enumerate() {
-            let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance);
+            let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance, |x| x * x);
             let (mut magnitudes, mut signs) = split(x);
             make_even(&mut magnitudes, &mut signs, &weights);
-            let Some(found) = find_group(PARAMS, grid, &magnitudes, &weights) else { continue };
+            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, None) else { continue };
             for k in 0..8 {
-                block[2 + 8 * j + k] = number(grid, &found.coordinates[4 * k..]) as u8;
+                block[2 + 8 * j + k] = grid.number(&found.coordinates[4 * k..]) as u8;
             }
             for (k, signs) in signs.into_iter().enumerate() {
-                last[j] |= u32::from(if found.is_turned { !signs & 127 } else { signs }) << (7 * k);
+                last[j] |= u32::from(found.signs(signs) & 127) << (7 * k);
             }
             scales[j] = found.scale;
         }
-        let largest =
-            scales.iter().fold(0.0f32, |largest, &scale| if largest > scale { largest } else { scale });
-        if largest == 0.0 {
+        let Some((d, four_bits)) = four_bits(&scales) else {
             block.fill(0);
             return;
-        }
-        let d = largest / 31.0;
+        };
         block[..2].copy_from_slice(&float16::to_bytes(d * STRETCH));
-        for ((last, scale), bytes) in last.iter().zip(scales).zip(block[66..].as_chunks_mut::<4>().0) {
-            *bytes = (last | u32::from(four_bits(scale, 1.0 / d)) << 28).to_le_bytes();
+        for ((last, scale), bytes) in last.iter().zip(four_bits).zip(block[66..].as_chunks_mut::<4>().0) {
+            *bytes = (last | u32::from(scale) << 28).to_le_bytes();
         }
     }
 
@@ -135,52 +87,32 @@ pub(in super::super) mod s {
     /// The scale is made a little larger than what was found.
     const STRETCH: f32 = 1.033;
 
-    pub(in super::super::super) fn encode(
-        weights: &[f32],
-        cols: usize,
-        imatrix: Option<&[f32]>,
-        out: &mut [u8],
-    ) {
-        let blocks = weights.as_chunks::<K_BLOCK>().0.iter().zip(out.as_chunks_mut().0);
-        for (i, (x, block)) in blocks.enumerate() {
-            let columns = imatrix.map(|columns| &columns.as_chunks().0[i % (cols / K_BLOCK)]);
-            encode_block(&grid::IQ3_S, x, columns, block);
-        }
+    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+        for_each_k_block(weights, imatrix, out, encode_block);
     }
 
-    fn encode_block(
-        grid: &Grid3,
-        x: &[f32; K_BLOCK],
-        columns: Option<&[f32; K_BLOCK]>,
-        block: &mut [u8; BYTES],
-    ) {
+    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+        let grid = LazyLock::force(&grid::IQ3_S);
         let variance = 2.0 * importance::sum_of_squares(x) / K_BLOCK as f32;
         let mut scales = [0.0f32; 8];
         block.fill(0);
         for (j, x) in x.as_chunks::<32>().0.iter().enumerate() {
-            let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance);
+            let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance, |x| x * x);
             let (magnitudes, signs) = split(x);
-            let Some(found) = find_group(PARAMS, grid, &magnitudes, &weights) else { continue };
+            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, None) else { continue };
             for k in 0..8 {
-                let number = number(grid, &found.coordinates[4 * k..]);
+                let number = grid.number(&found.coordinates[4 * k..]);
                 block[2 + 8 * j + k] = number as u8;
                 block[66 + j] |= ((number >> 8) as u8) << k;
             }
             for (k, signs) in signs.into_iter().enumerate() {
-                block[74 + 4 * j + k] = if found.is_turned { !signs } else { signs };
+                block[74 + 4 * j + k] = found.signs(signs);
             }
             scales[j] = found.scale;
         }
-        let largest =
-            scales.iter().fold(0.0f32, |largest, &scale| if largest > scale { largest } else { scale });
-        if largest == 0.0 {
-            return;
-        }
-        let d = largest / 31.0;
+        let Some((d, four_bits)) = four_bits(&scales) else { return };
         block[..2].copy_from_slice(&float16::to_bytes(d * STRETCH));
-        for (pair, byte) in scales.as_chunks::<2>().0.iter().zip(&mut block[106..]) {
-            *byte = four_bits(pair[0], 1.0 / d) | four_bits(pair[1], 1.0 / d) << 4;
-        }
+        write_pairs(&four_bits, &mut block[106..]);
     }
 
     pub(in super::super::super) fn decode(blocks: &[u8], out: &mut [f32]) {
@@ -188,7 +120,7 @@ pub(in super::super) mod s {
         for (block, out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<K_BLOCK>().0) {
             let d = float16::from_bytes([block[0], block[1]]);
             for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let scale = d * (1.0 + 2.0 * f32::from(block[106 + j / 2] >> (j % 2 * 4) & 15));
+                let scale = d * (1.0 + 2.0 * f32::from(of_pairs(&block[106..], j)));
                 for (k, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                     let ninth = usize::from(block[66 + j] >> k & 1);
                     let point = grid.point(usize::from(block[2 + 8 * j + k]) | ninth << 8);
