@@ -70,7 +70,7 @@ fn recipes() {
         &folder,
         &recipe(&[("base", "base = \"recipes/pocket\"\nquant = \"q4_k_n\"")]),
         expect![[r#"
-            error    DIR/wrong.toml:3: unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, nf4, nf4_ic, f16, bf16, f32)
+            error    DIR/wrong.toml:3: unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, nf4, nf4_ic, f16, bf16, f32)
             exit 1
         "#]],
     );
@@ -234,7 +234,7 @@ fn exports() {
     check(
         &["export", "recipes/pocket", "--quant", "q4_k_n", "--out", &out],
         expect![[r#"
-        error    unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, f16, bf16, f32)
+        error    unknown quantisation `q4_k_n` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, iq3_xs, iq3_xxs, iq2_m, iq2_s, iq2_xs, iq2_xxs, f16, bf16, f32)
         hint     did you mean `q4_k_m`?
         exit 1
     "#]],

@@ -45,6 +45,15 @@ pub enum Error {
     #[error("{quant} is a form of weights in memory that no file has (valid: {valid})")]
     NoFileType { quant: &'static str, valid: String },
 
+    #[error("{quant} needs an importance matrix: without one the file is garbage")]
+    NeedsMatrix { quant: &'static str },
+
+    #[error("the importance matrix {} is another model's: {what}", path.display())]
+    OtherMatrix { path: PathBuf, what: String },
+
+    #[error("the importance matrix says nothing about `{tensor}`, which as {type_name} needs it")]
+    Unimportant { tensor: String, type_name: &'static str },
+
     #[error("num_ctx is {num_ctx}, expected 1 to {max_positions}, the positions that the base was made for")]
     Context { num_ctx: usize, max_positions: usize },
 
@@ -98,6 +107,10 @@ impl Error {
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
             Error::Refused { remedy, .. } => return *remedy,
             Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
+            Error::NeedsMatrix { .. } => "give one with --imatrix, or choose iq3_m or larger",
+            Error::Unimportant { .. } => {
+                "collect it on more text, so that every expert is met, or choose iq3_m or larger"
+            }
             Error::OutOfRange { .. } => "the training diverged, or the base is damaged: inspect both",
             _ => return None,
         })

@@ -18,6 +18,8 @@ pub enum Event {
         n_tensors: usize,
         /// How many of them the adapter changes.
         n_merged: usize,
+        /// How many of them are quantised with an importance matrix.
+        n_important: usize,
         /// Its exact size.
         file_bytes: u64,
         /// What was free on its disk.

@@ -79,6 +79,7 @@ fn planned(plan: &Plan) -> Result<Event> {
         file: plan.file.clone(),
         n_tensors: plan.tensors.len(),
         n_merged: plan.tensors.iter().filter(|tensor| tensor.is_merged()).count(),
+        n_important: plan.tensors.iter().filter(|tensor| tensor.has_importance()).count(),
         file_bytes: plan.file_bytes,
         free_bytes: disk::free_bytes(&plan.file)?,
         bits_per_weight: plan.bits_per_weight()?,

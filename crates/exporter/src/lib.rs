@@ -13,6 +13,7 @@ mod error;
 mod event;
 mod export;
 mod gate;
+mod importance;
 mod metadata;
 mod modelfile;
 mod pending;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::gguf::{Metadata, Planned, file_bytes};
-use formats::{BlockType, TensorSource, hash};
+use formats::{BlockType, TensorSource, block, hash};
 use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Update;
@@ -13,6 +13,7 @@ use model::{ModelConfig, Quant, policy};
 use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::adapter::{self, Adapter};
+use crate::importance::Importance;
 use crate::metadata::{Parts, metadata};
 use crate::modelfile;
 use crate::{Error, Provenance, Request, Result, Sources, Template, TypeCount};
@@ -42,6 +43,8 @@ pub(crate) struct PlannedTensor {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) content: Content,
+    /// Of its columns (stacked matrices, cols), flat.
+    importance: Option<Vec<f32>>,
 }
 
 /// Where the values of a tensor come from.
@@ -61,6 +64,34 @@ impl PlannedTensor {
         Ok(self.ty.row_bytes(self.cols)?)
     }
 
+    pub(crate) fn has_importance(&self) -> bool {
+        self.ty.block_len() > 1 && self.importance.is_some()
+    }
+
+    /// Encodes consecutive rows in the order of the base, each by the importance of its own matrix.
+    pub(crate) fn encode(&self, first_row: usize, weights: &[f32], blocks: &mut [u8]) -> Result<()> {
+        let (cols, row_bytes) = (self.cols, self.row_bytes()?);
+        let Some(importance) = &self.importance else {
+            return Ok(block::encode(self.ty, weights, cols, None, blocks)?);
+        };
+        let matrix_rows = self.rows * cols / importance.len();
+        let (mut row, end) = (first_row, first_row + weights.len() / cols);
+        while row < end {
+            let matrix = row / matrix_rows;
+            let next = ((matrix + 1) * matrix_rows).min(end);
+            let rows = row - first_row..next - first_row;
+            block::encode(
+                self.ty,
+                &weights[rows.start * cols..rows.end * cols],
+                cols,
+                Some(&importance[matrix * cols..(matrix + 1) * cols]),
+                &mut blocks[rows.start * row_bytes..rows.end * row_bytes],
+            )?;
+            row = next;
+        }
+        Ok(())
+    }
+
     /// Name, shape in ggml's order, type.
     pub(crate) fn entry(&self) -> Planned {
         let shape = match &self.content {
@@ -75,7 +106,7 @@ impl Plan {
     /// Opens and checks all inputs; cheap checks first, hashes of large files last.
     pub(crate) fn new(request: &Request) -> Result<Plan> {
         check_name(&request.name)?;
-        check_quant(request.quant)?;
+        check_quant(request)?;
         check_system(request.system.as_deref())?;
         check_evaluation(&request.evaluation)?;
         let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
@@ -94,8 +125,10 @@ impl Plan {
             request.adapter.as_deref().map(|dir| adapter::read(dir, &linears, &base)).transpose()?;
         check_template(request, adapter.as_ref(), template.as_ref())?;
         let provenance = provenance(request, adapter.as_ref());
-        let sources = sources(request, &base, adapter.as_ref(), &tokenizer, template.as_ref())?;
-        let tensors = planned_tensors(request, &config, specs, adapter);
+        let mut importance = request.imatrix.as_deref().map(Importance::read).transpose()?;
+        let sources =
+            sources(request, &base, adapter.as_ref(), importance.as_ref(), &tokenizer, template.as_ref())?;
+        let tensors = planned_tensors(request, &config, specs, adapter, importance.as_mut())?;
         let metadata = metadata(
             request,
             Parts {
@@ -106,6 +139,7 @@ impl Plan {
                 vocabulary,
                 template: template.as_ref().map(ChatTemplate::source),
                 hashes: recorded_hashes(&provenance, &sources),
+                importance: importance.as_ref().map(Importance::metadata).unwrap_or_default(),
             },
         );
         let entries: Vec<Planned> = tensors.iter().map(PlannedTensor::entry).collect();
@@ -167,25 +201,39 @@ fn planned_tensors(
     config: &ModelConfig,
     specs: Vec<TensorSpec>,
     adapter: Option<Adapter>,
-) -> Vec<PlannedTensor> {
-    let types = policy::block_types(request.quant, config, &specs);
+    mut importance: Option<&mut Importance>,
+) -> Result<Vec<PlannedTensor>> {
+    let types = policy::block_types(request.quant, importance.is_some(), config, &specs);
     let updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
-    let weights = specs.into_iter().zip(types).map(|(spec, ty)| PlannedTensor {
-        name: spec.gguf.clone(),
-        ty,
-        rows: spec.rows,
-        cols: spec.cols,
-        content: Content::Weight { update: updates.get(spec.module()).cloned(), spec },
-    });
-    let mut tensors: Vec<PlannedTensor> = weights.collect();
+    let mut tensors = Vec::with_capacity(specs.len());
+    for (spec, ty) in specs.into_iter().zip(types) {
+        let importance = match &mut importance {
+            Some(importance) => importance.take(&spec)?,
+            None => None,
+        };
+        if importance.is_none() && policy::tensor_needs_matrix(ty, &spec) {
+            return Err(Error::Unimportant { tensor: spec.gguf, type_name: ty.name() });
+        }
+        tensors.push(PlannedTensor {
+            name: spec.gguf.clone(),
+            ty,
+            rows: spec.rows,
+            cols: spec.cols,
+            content: Content::Weight { update: updates.get(spec.module()).cloned(), spec },
+            importance,
+        });
+    }
+    if let Some(importance) = importance {
+        importance.finish()?;
+    }
     for (name, factors) in config.rope.gguf_tensors() {
         // Tensors outside the layers come first, by name.
         let at = tensors.iter().take_while(|tensor| is_before(tensor, name)).count();
         let (rows, cols, name) = (1, factors.len(), name.to_owned());
-        let content = Content::Computed(factors);
-        tensors.insert(at, PlannedTensor { name, ty: BlockType::F32, rows, cols, content });
+        let (ty, content) = (BlockType::F32, Content::Computed(factors));
+        tensors.insert(at, PlannedTensor { name, ty, rows, cols, content, importance: None });
     }
-    tensors
+    Ok(tensors)
 }
 
 fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
@@ -207,10 +255,17 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What only memory holds has no number in a file.
-fn check_quant(quant: Quant) -> Result<()> {
-    let valid = || Quant::FILES.map(Quant::name).join(", ");
-    quant.file_type().map(|_| ()).ok_or_else(|| Error::NoFileType { quant: quant.name(), valid: valid() })
+/// What only memory holds has no number in a file; what needs a matrix is garbage without.
+fn check_quant(request: &Request) -> Result<()> {
+    let quant = request.quant;
+    if quant.file_type().is_none() {
+        let valid = Quant::FILES.map(Quant::name).join(", ");
+        return Err(Error::NoFileType { quant: quant.name(), valid });
+    }
+    if quant.needs_matrix() && request.imatrix.is_none() {
+        return Err(Error::NeedsMatrix { quant: quant.name() });
+    }
+    Ok(())
 }
 
 fn check_system(system: Option<&str>) -> Result<()> {
@@ -268,6 +323,7 @@ fn sources(
     request: &Request,
     base: &Checkpoint,
     adapter: Option<&Adapter>,
+    importance: Option<&Importance>,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> Result<Sources> {
@@ -277,6 +333,8 @@ fn sources(
         adapter: request.adapter.clone(),
         adapter_blake3: adapter.map(|adapter| adapter.blake3.clone()),
         adapter_base_checked: adapter.map(Adapter::names_base),
+        imatrix: request.imatrix.clone(),
+        imatrix_blake3: importance.map(|importance| importance.blake3().to_owned()),
         tokenizer_blake3: hash::blake3_file(tokenizer.path())?,
         template_blake3: template.map(template_blake3),
     })

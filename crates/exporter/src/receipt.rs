@@ -81,6 +81,10 @@ pub struct Sources {
     /// Whether the adapter records the base it was trained on (and it is this one); false for an adapter made
     /// elsewhere, of which only the shapes could be checked.
     pub adapter_base_checked: Option<bool>,
+    /// The importance matrix.
+    pub imatrix: Option<PathBuf>,
+    /// Its file.
+    pub imatrix_blake3: Option<String>,
     /// `tokenizer.json`, or the `tokenizer.model` of a folder that has no other.
     pub tokenizer_blake3: String,
     /// The source of the chat template.

@@ -15,6 +15,8 @@ pub struct Request {
     pub adapter: Option<PathBuf>,
     /// The types of the tensors.
     pub quant: Quant,
+    /// A file with the importance of the columns, for the quantisers to weigh errors by.
+    pub imatrix: Option<PathBuf>,
     /// The directory that receives `<name>-<quant>.gguf`, `Modelfile` and `receipt.json`; made when missing.
     pub output: PathBuf,
     /// The name of the expert.

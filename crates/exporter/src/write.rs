@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::io::{BufWriter, Write};
 
 use formats::gguf::Writer;
-use formats::{BlockType, Observer, block};
+use formats::{BlockType, Observer};
 use rayon::prelude::*;
 
 use crate::pending::Pending;
@@ -103,7 +103,7 @@ fn encode_rows(plan: &Plan, tensor: &PlannedTensor, first_row: usize, blocks: &m
     pieces.try_for_each_init(Vec::new, |weights, (piece, blocks)| {
         let first_row = first_row + piece * piece_rows;
         merged_rows(plan, tensor, first_row, blocks.len() / row_bytes, weights)?;
-        Ok(block::encode(tensor.ty, weights, tensor.cols, None, blocks)?)
+        tensor.encode(first_row, weights, blocks)
     })
 }
 

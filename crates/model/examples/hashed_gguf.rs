@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn write(config: &ModelConfig, path: &Path) -> Result<(), Box<dyn Error>> {
     let source = HashedCheckpoint::new(config);
     let specs = family::tensors(config);
-    let types = policy::block_types(Quant::Q4KM, config, &specs);
+    let types = policy::block_types(Quant::Q4KM, false, config, &specs);
     let planned: Vec<_> = specs
         .iter()
         .zip(&types)

@@ -88,6 +88,13 @@ pub enum Error {
         value: f32,
     },
 
+    /// A measurement that gave no number.
+    #[error("{what} is not finite: base or adapter is damaged, or their precision too low")]
+    NotFinite {
+        /// What was measured.
+        what: String,
+    },
+
     /// A model whose head is its embedding comes with another head.
     #[error(
         "the model is tied, but `{head}` and `{embedding}` differ from row {row} on (set `tie_word_embeddings` to false to use the head, or remove it)"

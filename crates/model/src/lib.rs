@@ -14,6 +14,7 @@ pub mod device;
 pub mod error;
 pub mod family;
 pub mod generate;
+pub mod importance;
 pub mod lora;
 pub mod loss;
 pub mod memory;

@@ -39,7 +39,7 @@ fn small(of: ModelConfig) -> ModelConfig {
 fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     let source = HashedCheckpoint::new(config);
     let specs = family::tensors(config);
-    let types = policy::block_types(quant, config, &specs);
+    let types = policy::block_types(quant, false, config, &specs);
     let plan = |(spec, &ty): (&TensorSpec, &BlockType)| {
         (spec.gguf.clone(), spec.shape(Naming::Gguf).iter().rev().map(|&n| n as u64).collect(), ty)
     };

@@ -49,9 +49,13 @@ pub struct Export {
     /// A run (runs/quickstart), or a base to export without an adapter: its folder, or hf.co/OWNER/NAME
     pub source: PathBuf,
     /// q4_k_m (the default, if the recipe names none), q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s,
-    /// q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, bf16, f16 or f32
+    /// q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, bf16, f16 or f32; with an importance matrix iq3_xs,
+    /// iq3_xxs, iq2_m, iq2_s, iq2_xs and iq2_xxs too
     #[arg(long)]
     pub quant: Option<String>,
+    /// What is important in the base: llama.cpp's imatrix.gguf (or .dat) [default: the recipe's]
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Where the result is written [default: <run>/export; for a base: runs/<its name>/export]
     #[arg(long)]
     pub out: Option<PathBuf>,

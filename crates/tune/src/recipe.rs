@@ -148,6 +148,8 @@ pub struct BudgetTable {
 #[serde(deny_unknown_fields, default)]
 pub struct ExportTable {
     pub quant: String,
+    /// A file with the importance of the columns, as llama.cpp writes it.
+    pub imatrix: Option<PathBuf>,
     /// The most points of exact match that the exported file may lose against the adapter.
     pub max_exact_match_drop: f64,
     /// The least percentage of the exported file's answers that must end by the end-of-turn token.
@@ -216,7 +218,7 @@ impl Default for BudgetTable {
 
 impl Default for ExportTable {
     fn default() -> ExportTable {
-        ExportTable { quant: q4_k_m(), max_exact_match_drop: 2.0, min_ended_answers: 90.0 }
+        ExportTable { quant: q4_k_m(), imatrix: None, max_exact_match_drop: 2.0, min_ended_answers: 90.0 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Compares an export with what llama.cpp's converter and quantiser make of the same checkpoint.
 //!
-//!     llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR
+//!     llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR [IMATRIX]
 //!
 //! CONVERTED.gguf is the converter's 16- or 32-bit file of CHECKPOINT. Prints each key whose value or place differs,
 //! each tensor whose type or bytes differ, and both times; exits with 1 where a tensor differs or a key that is not
@@ -39,15 +39,19 @@ const HEAD_WIDTH: &str = "transformers, through which the converter reads config
 
 fn main() {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [checkpoint, converted, quant, out_dir] = &arguments[..] else {
-        eprintln!("usage: llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR");
+    let (inputs, matrix) = match &arguments[..] {
+        [inputs @ .., matrix] if inputs.len() == 4 => (inputs, Some(matrix.as_path())),
+        inputs => (inputs, None),
+    };
+    let [checkpoint, converted, quant, out_dir] = inputs else {
+        eprintln!("usage: llama_cpp_peer CHECKPOINT CONVERTED.gguf QUANT OUT_DIR [IMATRIX]");
         std::process::exit(2);
     };
     let quant = Quant::parse(&quant.to_string_lossy()).expect("a known quantisation");
-    let ours = exported(checkpoint, quant, out_dir);
+    let ours = exported(checkpoint, quant, matrix, out_dir);
     let started = Instant::now();
     let theirs = out_dir.join("llama_cpp.gguf");
-    quantise::quantise(converted, &theirs, quant.file_type().expect("a type of files"));
+    quantise::quantise(converted, &theirs, quant.file_type().expect("a type of files"), matrix);
     println!("llama-quantize {:.2} s (after the converter)", started.elapsed().as_secs_f64());
     let (ours, theirs) = (Reader::open(&ours).expect("our file"), Reader::open(&theirs).expect("their file"));
     let n_keys = differing_keys(&ours, &theirs);
@@ -56,11 +60,12 @@ fn main() {
     std::process::exit(i32::from(n_keys + n_tensors > 0));
 }
 
-fn exported(checkpoint: &Path, quant: Quant, out_dir: &Path) -> PathBuf {
+fn exported(checkpoint: &Path, quant: Quant, matrix: Option<&Path>, out_dir: &Path) -> PathBuf {
     let request = Request {
         base: checkpoint.to_owned(),
         adapter: None,
         quant,
+        imatrix: matrix.map(Path::to_owned),
         output: out_dir.to_owned(),
         name: "peer".into(),
         tokenizer: checkpoint.to_owned(),

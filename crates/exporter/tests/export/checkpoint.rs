@@ -6,6 +6,7 @@ use formats::TensorSource;
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, Provenance as Recorded, write_adapter};
 use formats::checkpoint::{Checkpoint, Data, write_safetensors};
 use formats::config::HfConfig;
+use formats::imatrix::{Entry, ImportanceMatrix};
 use model::ModelConfig;
 use model::family::{self, Held, Naming, Role, TensorSpec};
 use serde_json::{Value, json};
@@ -164,6 +165,23 @@ impl Tiny {
         let data: Vec<_> =
             tensors.iter().map(|(name, shape, v)| (name.clone(), shape.clone(), Data::Bf16(v))).collect();
         write_safetensors(&self.base().join("model.safetensors"), &data).unwrap();
+    }
+
+    /// An importance matrix of all layers, in which the second of stacked matrices met nothing.
+    pub fn importance(&self, seed: u64) -> ImportanceMatrix {
+        let mut random = Random(seed);
+        let has_entry = |spec: &TensorSpec| spec.layer.is_some() && spec.shape(Naming::Gguf).len() > 1;
+        let entries = self.specs().into_iter().filter(has_entry).map(|spec| {
+            let shape = spec.shape(Naming::Gguf);
+            let n_matrices = if shape.len() == 3 { shape[0] } else { 1 };
+            let counts: Vec<f32> = (0..n_matrices).map(|i| if i == 1 { 0.0 } else { 100.0 }).collect();
+            let sum = |count: f32, x: f32| count * (0.01 + x * x);
+            let of_matrix = counts.iter().flat_map(|&count| std::iter::repeat_n(count, spec.cols));
+            let sums = of_matrix.map(|count| sum(count, random.bell())).collect();
+            (spec.gguf, Entry { sums, counts })
+        });
+        let datasets = vec!["tiny.jsonl".to_owned()];
+        ImportanceMatrix { datasets, n_chunks: 3, chunk_tokens: 512, entries: entries.collect() }
     }
 
     /// An adapter of rank 4 over all linears, trained on this base, changed before it is written.

@@ -1,14 +1,19 @@
 //! Every family's exported file through llama.cpp: its logits are those of our forward on the same blocks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use formats::gguf::Reader;
+use formats::imatrix::Entry;
 use formats::observe::Silent;
 use model::arena::Arena;
+use model::device::Precision;
 use model::generate::{Capacity, Generator};
+use model::importance::Importance;
 use model::policy::Quant;
-use model::{Base, Cpu};
+use model::step::{IGNORE, StepPlan};
+use model::{Base, Batch, Cpu, TrainStep};
 use serde_json::{Value, json};
 
 use crate::checkpoint::Tiny;
@@ -22,6 +27,8 @@ mod logits;
 const MAX_MEAN_KL: f64 = 1e-3;
 /// With 32-bit weights only the keys, the values and GELU are rounded.
 const MAX_MEAN_KL_EXACT: f64 = 1e-6;
+/// Of a sum of squares, relative to itself and the mean of its matrix; llama.cpp reads GELU from a table.
+const MAX_IMPORTANCE_ERROR: f32 = 1e-3;
 const N_TOKENS: usize = 512;
 
 /// A configuration with what all families share, changed by `keys`.
@@ -77,7 +84,11 @@ fn check_base(name: &str, tiny: &Tiny) {
     for (quant, limit) in [(Quant::F32, MAX_MEAN_KL_EXACT), (Quant::Q4KM, MAX_MEAN_KL)] {
         let (receipt, _) = exported(&request(tiny, quant));
         let tokens = text();
-        let (ours, theirs) = (by_ourselves(&receipt.file, &tokens), logits::logits(&receipt.file, &tokens));
+        let logits::Run { logits: theirs, importance } = logits::run(&receipt.file, &tokens);
+        if quant == Quant::F32 {
+            check_importance(name, &receipt.file, &tokens, &importance);
+        }
+        let ours = by_ourselves(&receipt.file, &tokens);
         assert_eq!((ours.len(), theirs.len()), (N_TOKENS, N_TOKENS));
         let kl = mean_kl(&ours, &theirs);
         // What the same measure gives for a model that is another one: logits that differ by row.
@@ -86,6 +97,35 @@ fn check_base(name: &str, tiny: &Tiny) {
         assert!(kl.abs() < limit, "{name} {quant}: mean KL {kl:e}");
         assert!(unrelated > 20.0 * limit, "{name} {quant}: the measure tells nothing apart ({unrelated:e})");
     }
+}
+
+/// What the matrices are multiplied with is what llama.cpp multiplies them with.
+fn check_importance(name: &str, file: &Path, tokens: &[u32], theirs: &BTreeMap<String, Entry>) {
+    let device = Cpu::with_precision(Arena::unlimited(), Precision::F32).unwrap();
+    let base = Arc::new(Base::from_gguf(&device, &Reader::open(file).unwrap(), &mut Silent).unwrap());
+    let importance = Importance::new(&device, &base.config).unwrap();
+    let (plan, n) = (StepPlan::new(&base.config, tokens.len()), tokens.len());
+    let mut step = TrainStep::new(base, None, plan).unwrap();
+    let (targets, positions): (Vec<u32>, Vec<u32>) = (vec![IGNORE; n], (0..n as u32).collect());
+    let batch = Batch { tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+    step.measure(None, &batch, &importance).unwrap();
+    let ours = importance.entries().unwrap();
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");
+    let mut worst: f32 = 0.0;
+    for (tensor, ours) in &ours {
+        let theirs = &theirs[tensor];
+        assert_eq!(ours.sums.len(), theirs.sums.len(), "{name}: {tensor}");
+        // Values of the latent are measured where they are made, llama.cpp makes them after the attention.
+        if tensor.ends_with("attn_v_b.weight") {
+            continue;
+        }
+        assert_eq!(ours.counts, theirs.counts, "{name}: {tensor}");
+        let mean = theirs.sums.iter().sum::<f32>() / theirs.sums.len() as f32;
+        let errors = ours.sums.iter().zip(&theirs.sums).map(|(a, b)| (a - b).abs() / (b + mean));
+        worst = errors.fold(worst, f32::max);
+        assert!(worst < MAX_IMPORTANCE_ERROR, "{name}: {tensor}: {worst}");
+    }
+    eprintln!("{name}: importance within {worst:.1e}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Our types and blocks are those of llama.cpp's own quantiser, given the same 32-bit weights.
 
+use std::path::{Path, PathBuf};
+
 use formats::gguf::Reader;
 use model::policy::Quant;
 
@@ -9,12 +11,18 @@ use crate::{exported, request};
 #[path = "../../examples/llama_cpp_peer/quantise.rs"]
 mod quantise;
 
+/// Our export without loss.
+fn exact(tiny: &Tiny) -> PathBuf {
+    exported(&request(tiny, Quant::F32)).0.file
+}
+
 /// The file that llama.cpp makes of our F32 export must be our export, byte by byte.
-fn check(tiny: &Tiny, quant: Quant) {
-    let (exact, _) = exported(&request(tiny, Quant::F32));
-    let (ours, _) = exported(&request(tiny, quant));
+fn check(tiny: &Tiny, exact: &Path, quant: Quant, matrix: Option<&Path>) {
+    let mut request = request(tiny, quant);
+    request.imatrix = matrix.map(Path::to_owned);
+    let (ours, _) = exported(&request);
     let theirs = tiny.dir.path().join("llama_cpp.gguf");
-    quantise::quantise(&exact.file, &theirs, quant.file_type().expect("a type of files"));
+    quantise::quantise(exact, &theirs, quant.file_type().expect("a type of files"), matrix);
     let (ours, theirs) = (Reader::open(&ours.file).unwrap(), Reader::open(&theirs).unwrap());
     assert_eq!(ours.metadata(), theirs.metadata(), "{quant}");
     assert_eq!(ours.tensors(), theirs.tensors(), "{quant}");
@@ -28,8 +36,46 @@ fn check(tiny: &Tiny, quant: Quant) {
 fn every_quantisation_equals_llama_quantize() {
     for tiny in [Tiny::qwen3(), Tiny::llama(), Tiny::deepseek2(6), Tiny::deepseek2(8)] {
         tiny.write_adapter(|_| {});
+        let exact = exact(&tiny);
+        for quant in Quant::FILES.into_iter().filter(|quant| !quant.needs_matrix()) {
+            check(&tiny, &exact, quant, None);
+        }
+    }
+}
+
+#[test]
+fn every_quantisation_with_an_importance_matrix_equals_llama_quantize() {
+    for tiny in [Tiny::qwen3(), Tiny::llama()] {
+        let exact = exact(&tiny);
+        let matrix = tiny.dir.path().join("a matrix.gguf");
+        tiny.importance(7).write(&matrix).unwrap();
         for quant in Quant::FILES {
-            check(&tiny, quant);
+            check(&tiny, &exact, quant, Some(&matrix));
+        }
+    }
+}
+
+/// Exceptions for the first layers, the outer ones and every third are seen only where there are enough of them.
+#[test]
+fn the_types_of_many_layers_equal_llama_quantize() {
+    let of_many_layers = |tiny: Tiny| {
+        tiny.change_config(|config| {
+            config["num_hidden_layers"] = 17.into();
+            config["intermediate_size"] = 256.into();
+            config["moe_intermediate_size"] = 32.into();
+        });
+        tiny
+    };
+    for tiny in [Tiny::qwen3(), Tiny::deepseek2(8)].map(of_many_layers) {
+        let exact = exact(&tiny);
+        let matrix = tiny.dir.path().join("matrix.gguf");
+        tiny.importance(9).write(&matrix).unwrap();
+        for quant in [Quant::Q3KM, Quant::Q4KS, Quant::Q4KM, Quant::IQ3M, Quant::Q4_0, Quant::IQ4XS] {
+            check(&tiny, &exact, quant, None);
+            check(&tiny, &exact, quant, Some(&matrix));
+        }
+        for quant in [Quant::Q5_0, Quant::IQ3XS, Quant::IQ3XXS, Quant::IQ2S, Quant::IQ2XXS] {
+            check(&tiny, &exact, quant, Some(&matrix));
         }
     }
 }

@@ -23,6 +23,7 @@ fn request(tiny: &Tiny, quant: Quant) -> Request {
         base: tiny.base(),
         adapter: tiny.adapter().exists().then(|| tiny.adapter()),
         quant,
+        imatrix: None,
         output: tiny.output(),
         name: "tiny".into(),
         tokenizer: tiny.base(),

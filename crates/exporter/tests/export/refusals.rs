@@ -1,6 +1,7 @@
 //! Everything that ends an export, each with its reason, and nothing left behind.
 
 use exporter::{Error, Template};
+use formats::imatrix::ImportanceMatrix;
 use model::policy::Quant;
 use text::Message;
 
@@ -20,8 +21,44 @@ fn unknown_quantisations_are_refused_with_the_valid_ones() {
     let error = Quant::parse_for_file("q4_k_xl").unwrap_err().to_string();
     assert_eq!(
         error,
-        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, f16, bf16, f32)"
+        "unknown quantisation `q4_k_xl` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, iq3_xs, iq3_xxs, iq2_m, iq2_s, iq2_xs, iq2_xxs, f16, bf16, f32)"
     );
+}
+
+#[test]
+fn importance_matrices_that_are_missing_or_of_another_model() {
+    let tiny = Tiny::qwen3();
+    let error = message(&tiny, |request| request.quant = Quant::IQ2XS);
+    assert_eq!(error, "iq2_xs needs an importance matrix: without one the file is garbage");
+
+    let path = tiny.dir.path().join("matrix.gguf");
+    let with = |change: &dyn Fn(&mut ImportanceMatrix)| {
+        let mut matrix = tiny.importance(1);
+        change(&mut matrix);
+        matrix.write(&path).unwrap();
+        message(&tiny, |request| (request.quant, request.imatrix) = (Quant::IQ2XS, Some(path.clone())))
+    };
+    let error = with(&|matrix| drop(matrix.entries.remove("blk.1.ffn_up.weight")));
+    assert_eq!(
+        error,
+        "the importance matrix says nothing about `blk.1.ffn_up.weight`, which as IQ2_XS needs it"
+    );
+    let error = with(&|matrix| {
+        let entry = matrix.entries["blk.1.ffn_up.weight"].clone();
+        matrix.entries.insert("blk.9.ffn_up.weight".into(), entry);
+    });
+    assert_eq!(
+        error,
+        "the importance matrix DIR/matrix.gguf is another model's: there is no matrix `blk.9.ffn_up.weight`"
+    );
+    let error = with(&|matrix| matrix.entries.get_mut("blk.1.ffn_up.weight").unwrap().sums.truncate(100));
+    assert_eq!(
+        error,
+        "the importance matrix DIR/matrix.gguf is another model's: `blk.1.ffn_up.weight` has 256 columns, its \
+         entry 100 numbers"
+    );
+    let error = message(&tiny, |request| request.imatrix = Some("/nowhere.gguf".into()));
+    assert!(error.contains("/nowhere.gguf"), "{error}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::Result;
 use crate::config::{Experts, ModelConfig};
 use crate::device::{Buffer, Device, View, ViewMut, Write};
 use crate::family::Role;
+use crate::importance::{Importance, Input};
 
 /// What the routed experts of a layer leave for their backward. Letters: T tokens in tiles of M, X experts of width F,
 /// k of them a token.
@@ -168,6 +169,7 @@ impl<D: Device> Base<D> {
         h: View<'_, D::Buffer>,
         at: usize,
         room: &mut ExpertRoom<D::Buffer, D::Indices>,
+        importance: Option<&Importance<D>>,
     ) -> Result<()> {
         let (device, c, place) = (&self.device, self.config.hidden, self.place(at, n));
         let Experts { routing, width: f, .. } = place.experts;
@@ -196,6 +198,10 @@ impl<D: Device> Base<D> {
             device.gated(self.config.activation, gate, up, room.act.first_mut(gate.len()))?;
             let matrix = self.matrix(layer, Role::ExpertDown);
             let (act, output) = (room.act.first(places.len() * f), room.outputs.part_mut(of(c)));
+            if let Some(importance) = importance {
+                importance.add(layer, Input::Expert, expert, input)?;
+                importance.add(layer, Input::ExpertDown, expert, act)?;
+            }
             device.linear(act, matrix, expert * c..(expert + 1) * c, Write::Set, output)?;
         }
         Ok(())

@@ -274,7 +274,7 @@ impl<D: Device> Workspace<D> {
         base.norm(Some(index), Role::FfnNorm, self.stream.first(n * c), self.normed.first_mut(n * c))?;
         let input = self.normed.first(n * c);
         if let Some(experts) = self.experts.as_mut().filter(|_| config.is_routed(index)) {
-            base.run_experts(index, n, input, 0, experts)?;
+            base.run_experts(index, n, input, 0, experts, None)?;
         }
         pass.project(index, Group::GateUp, input, &mut self.projected)?;
         let u = self.projected.all();

@@ -8,6 +8,7 @@ use super::workspace::{Deltas, Kept};
 use crate::Result;
 use crate::device::{Buffer, Device, Rotated, Rotation, View, ViewMut, Write};
 use crate::family::Role;
+use crate::importance::Input;
 use crate::lora::{Gradients, Group};
 
 impl<D: Device> Pass<'_, D> {
@@ -27,6 +28,9 @@ impl<D: Device> Pass<'_, D> {
             self.heads_forward(index, to)?;
         }
 
+        if config.latent.is_some() {
+            self.measure(index, Input::Queries, rows(&to.q, q_width, 0, n))?;
+        }
         let (q, k, v) = (rows(&to.q, q_width, 0, n), rows(&to.k, kv_width, 0, n), rows(&to.v, v_width, 0, n));
         let (attn, lse) =
             (rows_mut(&mut to.attn, attn_width, 0, n), rows_mut(&mut to.lse, config.n_heads, 0, n));

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::base::Mixed;
 use crate::device::{Activation, Buffer, Device, View, ViewMut, Write};
 use crate::family::Role;
+use crate::importance::Input;
 use crate::lora::{Gradients, Group};
 
 impl<D: Device> Pass<'_, D> {
@@ -66,6 +67,7 @@ impl<D: Device> Pass<'_, D> {
         )?;
         self.device().copy(x, out.reborrow())?;
         let normed = rows(&room.normed, inner, 0, n);
+        self.measure(index, Input::SsmOut, normed)?;
         self.base.linear(index, Role::SsmOut, None, n, normed, Write::Add, out)
     }
 

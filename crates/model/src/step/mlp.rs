@@ -98,7 +98,7 @@ impl<D: Device> Pass<'_, D> {
         let (act, u_width) = (rows(&to.act, f, at, m), self.u_width(index, Group::Down));
         self.project(index, Group::Down, tile, act, rows_mut(&mut to.u_down, u_width, at, m))?;
         if let Some(experts) = to.experts.as_mut().filter(|_| config.is_routed(index)) {
-            self.base.run_experts(index, m, rows(&to.mlp_in, c, at, m), at, experts)?;
+            self.base.run_experts(index, m, rows(&to.mlp_in, c, at, m), at, experts, self.importance)?;
         }
         if let Some(out) = &mut to.out {
             let u = rows(&to.u_down, u_width, at, m);

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use crate::base::Base;
 use crate::device::{Buffer, Device, Segment, Span};
+use crate::importance::Importance;
 use crate::lora::{Adapter, Dropout, Gradients, Layout, LoraOptions, RowNorms, Widths};
 use crate::loss::{Loss, LossHost};
 use crate::{Error, Result};
@@ -110,7 +111,7 @@ impl<D: Device> TrainStep<D> {
         self.begin(Some(adapter), batch)?;
         let probability = adapter.options().dropout;
         let dropout = (probability > 0.0).then_some(Dropout { probability, seed: self.dropout_seed });
-        self.forward(Some(adapter), dropout, batch)?;
+        self.forward(Some(adapter), dropout, None, batch)?;
         let loss = self.loss(batch, Some(loss_scale))?;
         self.backward(adapter, dropout, batch, gradients)?;
         Ok(loss)
@@ -122,8 +123,22 @@ impl<D: Device> TrainStep<D> {
     /// As [`TrainStep::forward_backward`].
     pub fn evaluate(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<LossSum> {
         self.begin(adapter, batch)?;
-        self.forward(adapter, None, batch)?;
+        self.forward(adapter, None, None, batch)?;
         self.loss(batch, None)
+    }
+
+    /// Adds what the base's matrices are multiplied with in a batch to their importance; targets do not matter.
+    ///
+    /// # Errors
+    /// As [`TrainStep::forward_backward`].
+    pub fn measure(
+        &mut self,
+        adapter: Option<&Adapter<D>>,
+        batch: &Batch<'_>,
+        importance: &Importance<D>,
+    ) -> Result<()> {
+        self.begin(adapter, batch)?;
+        self.forward(adapter, None, Some(importance), batch)
     }
 
     /// Checks the batch and brings it to the device.
@@ -170,6 +185,7 @@ impl<D: Device> TrainStep<D> {
         &mut self,
         adapter: Option<&Adapter<D>>,
         dropout: Option<Dropout>,
+        importance: Option<&Importance<D>>,
         batch: &Batch<'_>,
     ) -> Result<()> {
         let (n, c) = (batch.tokens.len(), self.base.config.hidden);
@@ -181,6 +197,7 @@ impl<D: Device> TrainStep<D> {
             adapter,
             norms: self.norms.as_ref().filter(|_| adapter.is_some()),
             dropout,
+            importance,
             copy: RefCell::new(copy),
             n,
             segments: &self.segments,
@@ -231,6 +248,7 @@ impl<D: Device> TrainStep<D> {
             adapter: Some(adapter),
             norms: self.norms.as_ref(),
             dropout,
+            importance: None,
             copy: RefCell::new(copy),
             n,
             segments: &self.segments,

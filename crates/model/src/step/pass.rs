@@ -8,6 +8,7 @@ use crate::base::{Base, Update};
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device, Mask, Segment, Span, View, ViewMut, Write};
 use crate::family::Role;
+use crate::importance::{Importance, Input};
 use crate::lora::{Adapter, Dropout, Gradients, Group, RowNorms};
 
 /// One pass over a batch of `n` rows.
@@ -18,6 +19,8 @@ pub(super) struct Pass<'a, D: Device> {
     pub norms: Option<&'a RowNorms<D>>,
     /// In a training step, where the adapter has dropout.
     pub dropout: Option<Dropout>,
+    /// Where what is multiplied with the base's matrices is measured.
+    pub importance: Option<&'a Importance<D>>,
     /// Room for a copy of a linear layer's input or output, where dropout or DoRA make one.
     pub copy: RefCell<&'a mut D::Buffer>,
     pub n: usize,
@@ -93,6 +96,11 @@ impl<'a, D: Device> Pass<'a, D> {
         Some(Mask { probability: dropout.probability, seed: dropout.mask_seed(index, group) })
     }
 
+    /// Adds to the importance of the columns of what reads x, where that is asked for.
+    pub fn measure(&self, index: usize, input: Input, x: View<'_, D::Buffer>) -> Result<()> {
+        self.importance.map_or(Ok(()), |importance| importance.add(index, input, 0, x))
+    }
+
     /// u = drop(x)·Aᵀ of a group      x (n, C_in)
     pub fn project(
         &self,
@@ -102,6 +110,7 @@ impl<'a, D: Device> Pass<'a, D> {
         x: View<'_, D::Buffer>,
         u: ViewMut<'_, D::Buffer>,
     ) -> Result<()> {
+        self.measure(index, Input::Of(group), x)?;
         let Some(adapter) = self.adapter.filter(|adapter| adapter.width(index, group) > 0) else {
             return Ok(());
         };

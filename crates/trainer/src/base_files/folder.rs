@@ -27,7 +27,7 @@ const TOKENIZER_FILES: [&str; 7] = [
 ];
 
 pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
-    let quant = Quant::parse(options.quant_name())?;
+    let quant = Quant::parse_for_memory(options.quant_name())?;
     let hf = HfConfig::from_dir(dir)?;
     let config = ModelConfig::from_hf(&hf)?;
     let checkpoint = Checkpoint::open(dir)?;

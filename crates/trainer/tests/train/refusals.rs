@@ -46,7 +46,7 @@ fn options_that_cannot_be() {
     check(
         |_, options| options.model.quant = Some("q4_m_k".into()),
         expect![
-            "unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, nf4, nf4_ic, f16, bf16, f32)"
+            "unknown quantisation `q4_m_k` (valid: q4_k_m, q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s, q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, nf4, nf4_ic, f16, bf16, f32)"
         ],
     );
 }

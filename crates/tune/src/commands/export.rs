@@ -102,6 +102,7 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         adapter: Some(run_dir.join("adapter")),
         output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or(&recipe.export.quant))?,
+        imatrix: arguments.imatrix.clone().or(recipe.export.imatrix),
         name,
         tokenizer: base.clone(),
         template: Template::FromTokenizer,
@@ -133,6 +134,7 @@ fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Reque
         adapter: None,
         output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or("q4_k_m"))?,
+        imatrix: arguments.imatrix.clone(),
         tokenizer: base.clone(),
         template: Template::FromTokenizer,
         num_ctx: default_num_ctx(&base),
@@ -188,20 +190,32 @@ fn show(terminal: &mut Terminal, event: &Event) {
         return;
     }
     match event {
-        Event::Planned { n_tensors, n_merged, file_bytes, free_bytes, bits_per_weight, .. } => terminal.row(
-            "plan",
-            format!(
-                "{n_tensors} tensors, {n_merged} merged · {} ({bits_per_weight:.2} bits a weight) · {} free on the disk",
-                bytes::show(*file_bytes),
-                bytes::show(*free_bytes)
-            ),
-        ),
+        Event::Planned {
+            n_tensors, n_merged, n_important, file_bytes, free_bytes, bits_per_weight, ..
+        } => {
+            let important = match n_important {
+                0 => String::new(),
+                n => format!(", {n} by importance"),
+            };
+            terminal.row(
+                "plan",
+                format!(
+                    "{n_tensors} tensors, {n_merged} merged{important} · {} ({bits_per_weight:.2} bits a weight) · \
+                     {} free on the disk",
+                    bytes::show(*file_bytes),
+                    bytes::show(*free_bytes)
+                ),
+            );
+        }
         Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes } => {
             let line = format!("{}/{n_tensors} {name} {type_name}", index + 1);
             terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
         }
         Event::ReadBack { n_rows, seconds } => {
-            terminal.row("check", format!("read back, {n_rows} rows compared, {} so far", show::seconds(*seconds)));
+            terminal.row(
+                "check",
+                format!("read back, {n_rows} rows compared, {} so far", show::seconds(*seconds)),
+            );
         }
         Event::Loaded { seconds } => {
             terminal.row("check", format!("llama.cpp loaded it in {}", show::seconds(*seconds)));
