@@ -10,7 +10,7 @@ use formats::{BlockType, Observer, TensorSource};
 use super::{Base, Tensors};
 use crate::config::ModelConfig;
 use crate::device::{BlockMatrix, Buffer, Device};
-use crate::family::{self, Naming, TensorSpec};
+use crate::family::{self, Naming, Role, TensorSpec};
 use crate::policy::{self, Quant};
 use crate::{Error, Result};
 
@@ -62,23 +62,57 @@ impl<D: Device> Base<D> {
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Self> {
         family::check(config, source, Naming::Hf)?;
-        let keep = RefCell::new(keep);
-        let matrix = |spec: &TensorSpec| {
-            let ty = policy::block_type(quant, config, spec);
-            let mut matrix = device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
-            pack(device, source, spec, ty, &mut matrix, *keep.borrow_mut())?;
-            Ok(matrix)
-        };
-        let vector = |spec: &TensorSpec| {
-            let mut floats = Vec::new();
-            spec.read(source, &mut floats)?;
-            check_finite(spec, 0, &floats)?;
-            spec.held.of(&mut floats);
-            let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
-            keep.borrow_mut()(&bytes)?;
-            Ok(floats)
-        };
+        let (weights, keep) = (Weights { device, config, source, quant }, RefCell::new(keep));
+        let matrix = |spec: &TensorSpec| weights.matrix(spec, *keep.borrow_mut());
+        let vector = |spec: &TensorSpec| weights.vector(spec, *keep.borrow_mut());
         Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)
+    }
+
+    /// A base without its matrices: layers come and go by [`Base::load_layer`], the head comes by [`Base::load_head`].
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub(crate) fn without_matrices(weights: &Weights<'_, D>) -> Result<Self> {
+        let (device, config) = (weights.device.clone(), weights.config.clone());
+        family::check(&config, weights.source, Naming::Hf)?;
+        let layers = (0..config.n_layers).map(|_| Tensors::new()).collect();
+        let mut base = Base { device, config, outer: Tensors::new(), layers };
+        for spec in family::tensors(&base.config) {
+            if spec.layer.is_none() && spec.role.is_vector() {
+                weights.load(&spec, spec.role, &mut base.outer)?;
+            }
+        }
+        Ok(base)
+    }
+
+    /// Brings one layer, in place of what was there.
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub(crate) fn load_layer(&mut self, weights: &Weights<'_, D>, index: usize) -> Result<()> {
+        self.layers[index] = Tensors::new();
+        for spec in family::tensors(&self.config).iter().filter(|spec| spec.layer == Some(index)) {
+            weights.load(spec, spec.role, &mut self.layers[index])?;
+        }
+        Ok(())
+    }
+
+    /// Gives a layer's memory back.
+    pub(crate) fn drop_layer(&mut self, index: usize) {
+        self.layers[index] = Tensors::new();
+    }
+
+    /// Brings the head, which is the embedding where the model is tied; does nothing where it is here.
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub(crate) fn load_head(&mut self, weights: &Weights<'_, D>) -> Result<()> {
+        if self.outer.matrix(Role::Output).is_some() {
+            return Ok(());
+        }
+        let held_by = if self.config.tied { Role::Embedding } else { Role::Output };
+        let spec = family::tensors(&self.config).into_iter().find(|spec| spec.role == held_by);
+        weights.load(&spec.expect("every family has embedding and head"), Role::Output, &mut self.outer)
     }
 
     /// Maps what [`Base::load_and_keep`] handed out.
@@ -132,6 +166,53 @@ impl<D: Device> Base<D> {
         };
         Loader { device, config: &config, naming: Naming::Gguf }.load(matrix, vector, observer)
     }
+}
+
+/// 16- or 32-bit weights, and the blocks that they are to be held as.
+pub(crate) struct Weights<'a, D: Device> {
+    pub device: &'a D,
+    pub config: &'a ModelConfig,
+    pub source: &'a dyn TensorSource,
+    pub quant: Quant,
+}
+
+/// Takes the bytes of a tensor as it is held, part after part.
+type Keep<'a> = dyn FnMut(&[u8]) -> formats::Result<()> + 'a;
+
+impl<D: Device> Weights<'_, D> {
+    /// Brings a tensor to what holds it under a role.
+    fn load(&self, spec: &TensorSpec, role: Role, to: &mut Tensors<D>) -> Result<()> {
+        if spec.role.is_vector() {
+            let floats = self.vector(spec, &mut |_| Ok(()))?;
+            to.push_vector(role, uploaded(self.device, &spec.hf, &floats)?);
+        } else {
+            to.push_matrix(role, self.matrix(spec, &mut |_| Ok(()))?);
+        }
+        Ok(())
+    }
+
+    fn matrix(&self, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<D::Weights> {
+        let ty = policy::block_type(self.quant, self.config, spec);
+        let mut matrix = self.device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
+        pack(self.device, self.source, spec, ty, &mut matrix, keep)?;
+        Ok(matrix)
+    }
+
+    fn vector(&self, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<Vec<f32>> {
+        let mut floats = Vec::new();
+        spec.read(self.source, &mut floats)?;
+        check_finite(spec, 0, &floats)?;
+        spec.held.of(&mut floats);
+        let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
+        keep(&bytes)?;
+        Ok(floats)
+    }
+}
+
+fn uploaded<D: Device>(device: &D, name: &str, floats: &[f32]) -> Result<D::Buffer> {
+    let mut buffer = device.alloc(name, floats.len())?;
+    device.upload(floats, buffer.all_mut())?;
+    Ok(buffer)
 }
 
 /// What [`Base::load_and_keep`] hands out, in its order: the blocks of each matrix, each vector in 32 bits.
@@ -222,10 +303,7 @@ impl<D: Device> Loader<'_, D> {
             let place = spec.layer.map_or(&mut outer, |index| &mut layers[index]);
             let mut block_type = BlockType::F32;
             if spec.role.is_vector() {
-                let floats = vector(spec)?;
-                let mut buffer = self.device.alloc(name, spec.n_weights())?;
-                self.device.upload(&floats, buffer.all_mut())?;
-                place.push_vector(spec.role, buffer);
+                place.push_vector(spec.role, uploaded(self.device, name, &vector(spec)?)?);
             } else {
                 let matrix = matrix(spec)?;
                 block_type = matrix.block_type();

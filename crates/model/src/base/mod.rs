@@ -8,6 +8,7 @@ mod tensors;
 
 pub(crate) use experts::{ExpertDeltas, ExpertLens, ExpertRoom};
 pub(crate) use layers::Update;
+pub(crate) use load::Weights;
 pub use load::{LoadEvent, kept_tensors};
 pub(crate) use mixer::Mixed;
 pub use tensors::Tensors;

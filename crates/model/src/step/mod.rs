@@ -12,11 +12,13 @@ mod mixer;
 mod mlp;
 mod pass;
 mod plan;
+mod streamed;
 mod streams;
 mod workspace;
 
 pub use batch::{Batch, IGNORE, LossSum};
 pub use plan::{LayerInputs, StepPlan};
+pub use streamed::Streamed;
 pub(crate) use workspace::LossTiles;
 pub use workspace::{Room, workspace_bytes};
 
@@ -24,6 +26,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::base::Base;
+use crate::config::ModelConfig;
 use crate::device::{Buffer, Device, Segment, Span};
 use crate::importance::Importance;
 use crate::lora::{Adapter, Dropout, Gradients, Layout, LoraOptions, RowNorms, Widths};
@@ -52,8 +55,18 @@ impl<D: Device> TrainStep<D> {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::InvalidBatch`] for a plan of nothing.
     pub fn new(base: Arc<Base<D>>, lora: Option<&LoraOptions>, plan: StepPlan) -> Result<Self> {
+        let config = base.config.clone();
+        Self::with_room_for(&config, base, lora, plan)
+    }
+
+    /// The same with the memory of another configuration, which has as wide layers as the base but may have fewer.
+    fn with_room_for(
+        config: &ModelConfig,
+        base: Arc<Base<D>>,
+        lora: Option<&LoraOptions>,
+        plan: StepPlan,
+    ) -> Result<Self> {
         plan.check()?;
-        let config = &base.config;
         let mut workspace = Workspace::build(config, lora, &plan, &mut Draw(&base.device))?;
         for (table, (cos, sin)) in config.rotary_tables(plan.max_tokens).iter().zip(&mut workspace.rotary) {
             base.device.upload(&table.cos, cos.all_mut())?;
@@ -145,14 +158,19 @@ impl<D: Device> TrainStep<D> {
     fn begin(&mut self, adapter: Option<&Adapter<D>>, batch: &Batch<'_>) -> Result<()> {
         batch.check(self.plan.max_tokens, self.base.config.vocab_size)?;
         self.take_up(adapter)?;
+        self.base.device.upload_indices(batch.tokens, self.workspace.tokens.first_mut(batch.tokens.len()))?;
+        self.place(batch)
+    }
+
+    /// Where each sequence of a batch begins and each of its tokens stands.
+    fn place(&mut self, batch: &Batch<'_>) -> Result<()> {
         self.segments.clear();
         self.segments.extend(batch.segments());
         self.spans.clear();
         self.spans.extend(self.segments.iter().map(Segment::alone));
-        let (device, workspace, n) = (&self.base.device, &mut self.workspace, batch.tokens.len());
-        device.upload_indices(batch.tokens, workspace.tokens.first_mut(n))?;
         batch.rotary_rows(&self.base.config, self.plan.max_tokens, &mut self.rotary_rows);
-        device.upload_indices(&self.rotary_rows, workspace.rotary_rows.first_mut(n))
+        let rows = self.workspace.rotary_rows.first_mut(batch.tokens.len());
+        self.base.device.upload_indices(&self.rotary_rows, rows)
     }
 
     /// Checks that there is room for an adapter, and with DoRA measures the rows that it makes.
@@ -210,14 +228,7 @@ impl<D: Device> TrainStep<D> {
         for index in 0..pass.config().n_layers {
             let (input, output) = streams.around(index);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
-            let x = rows(input, c, 0, n);
-            if let Some(room) = mixer {
-                pass.mixer_inside(index, x, set, room)?;
-                pass.mixer_join(index, x, set, room, rows_mut(output, c, 0, n))?;
-            } else {
-                pass.attention_forward(index, x, set)?;
-                pass.mlp_forward(index, set, output)?;
-            }
+            pass.layer_forward(index, rows(input, c, 0, n), set, mixer.as_mut(), output)?;
             streams.keep(pass.device(), index + 1, n * c)?;
         }
         Ok(())

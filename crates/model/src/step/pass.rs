@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::workspace::Activations;
+use super::workspace::{Activations, Kept, MixerRoom};
 use crate::Result;
 use crate::base::{Base, Update};
 use crate::config::ModelConfig;
@@ -57,6 +57,27 @@ pub(super) struct LinearBackward<'a, D: Device> {
 }
 
 impl<'a, D: Device> Pass<'a, D> {
+    /// The stream after a layer, from the one before it.
+    pub fn layer_forward(
+        &self,
+        index: usize,
+        x: View<'_, D::Buffer>,
+        set: &mut Kept<D>,
+        mixer: Option<&mut MixerRoom<D::Buffer>>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match mixer {
+            Some(room) => {
+                self.mixer_inside(index, x, set, room)?;
+                self.mixer_join(index, x, set, room, out.first_mut(x.len()))
+            }
+            None => {
+                self.attention_forward(index, x, set)?;
+                self.mlp_forward(index, set, out)
+            }
+        }
+    }
+
     pub fn device(&self) -> &'a D {
         &self.base.device
     }

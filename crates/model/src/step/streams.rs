@@ -52,10 +52,10 @@ impl<B, I> Streams<B, I> {
     }
 
     /// The streams before and after a layer.
-    pub fn around(&mut self, index: usize) -> (&B, &mut B) {
+    pub fn around(&mut self, index: usize) -> (&mut B, &mut B) {
         let (before, after) = (self.place(index), self.place(index + 1));
         let (low, high) = self.full.split_at_mut(before.max(after));
-        if before < after { (&low[before], &mut high[0]) } else { (&high[0], &mut low[after]) }
+        if before < after { (&mut low[before], &mut high[0]) } else { (&mut high[0], &mut low[after]) }
     }
 }
 
