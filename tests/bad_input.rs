@@ -240,6 +240,30 @@ fn exports() {
     "#]],
     );
     check(
+        &["export", "recipes/pocket", "--quant", "iq2_xs", "--out", &out],
+        expect![[r#"
+        error    iq2_xs needs an importance matrix: without one the file is garbage
+        hint     measure one with `--imatrix train` or `--imatrix general`, or choose iq3_m or larger
+        exit 1
+    "#]],
+    );
+    check(
+        &["export", "recipes/pocket", "--imatrix", "train", "--out", &out],
+        expect![[r#"
+        error    a base has no training data to measure importance on
+        hint     measure it on the general text with `--imatrix general`, or name a file
+        exit 1
+    "#]],
+    );
+    check(
+        &["export", "recipes/pocket", "--imatrix", "nowhere.gguf", "--out", &out],
+        expect![[r#"
+        error    there is no importance matrix nowhere.gguf
+        hint     it is `train`, `general`, `off` or the path of an imatrix.gguf
+        exit 1
+    "#]],
+    );
+    check(
         &["export", &folder.text("nothing"), "--out", &out],
         expect![[r#"
         error    DIR/nothing is neither a run nor a model's folder

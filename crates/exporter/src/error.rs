@@ -107,7 +107,9 @@ impl Error {
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
             Error::Refused { remedy, .. } => return *remedy,
             Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
-            Error::NeedsMatrix { .. } => "give one with --imatrix, or choose iq3_m or larger",
+            Error::NeedsMatrix { .. } => {
+                "measure one with `--imatrix train` or `--imatrix general`, or choose iq3_m or larger"
+            }
             Error::Unimportant { .. } => {
                 "collect it on more text, so that every expert is met, or choose iq3_m or larger"
             }

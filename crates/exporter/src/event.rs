@@ -10,6 +10,22 @@ use crate::{Figures, GateFigures};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// The importance of the columns is being measured.
+    Measuring {
+        /// Layers that are done.
+        done: usize,
+        /// How many there are.
+        total: usize,
+    },
+    /// There is a matrix of the importance of the columns.
+    Measured {
+        /// Its file.
+        path: PathBuf,
+        /// Tokens it is measured on.
+        n_tokens: usize,
+        /// Whether it was measured now, or was there of the same model and texts.
+        is_new: bool,
+    },
     /// Everything was checked; writing begins.
     Planned {
         /// The file that is to appear.
@@ -64,6 +80,13 @@ pub enum Event {
         is_exact: bool,
         /// Whether the end-of-turn token ended it.
         stopped: bool,
+    },
+    /// The file's predictions are being compared with those of the merged model.
+    Comparing {
+        /// Layers and texts that are done.
+        done: usize,
+        /// How many there are.
+        total: usize,
     },
     /// The gate's figures, beside the adapter's.
     Gate {

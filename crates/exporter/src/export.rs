@@ -24,7 +24,7 @@ pub fn export(
     observer: &mut dyn Observer<Event>,
 ) -> Result<Receipt> {
     let mut clock = Clock::start();
-    let plan = Plan::new(request)?;
+    let plan = Plan::new(request, observer)?;
     let pending = Pending::create(&plan.file)?;
     observer.observe(planned(&plan)?);
     pending.reserve(plan.file_bytes)?;

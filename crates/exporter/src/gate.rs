@@ -3,12 +3,14 @@
 //! It must load; the engine's own template and tokenizer must give the ids of training; answers must end by the
 //! end-of-turn token; and on the held-out rows it must be about as good as the adapter was before quantisation.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use formats::Observer;
 use text::{ChatTemplate, Message, TrainOn};
 
+use crate::fidelity::{self, Divergence};
 use crate::plan::Plan;
 use crate::{Error, Event, GateFigures, Limits, Reference, Request, Result};
 
@@ -47,6 +49,16 @@ pub trait LoadedModel {
     /// # Errors
     /// When the engine fails.
     fn sum_nll(&mut self, ids: &[u32], is_target: &[bool]) -> Result<f64, EngineError>;
+
+    /// The logits (V) after each token of a sequence, in order; `each` gets its place and may end it.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    fn logits(
+        &mut self,
+        ids: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError>;
 }
 
 /// What a greedy generation gave.
@@ -84,7 +96,8 @@ pub(crate) fn pass(
         Some(template) => gate.measure(template, request, observer)?,
         None => gate.plain_text()?,
     }
-    let figures = gate.finish(&request.reference);
+    gate.figures.fidelity = fidelity::measure(plan, request, &mut *gate.model, observer)?;
+    let figures = gate.finish();
     observer.observe(Event::Gate { figures: figures.clone(), adapter: request.reference.adapter });
     judge(&figures, &request.reference, &request.limits)?;
     Ok(figures)
@@ -184,20 +197,11 @@ impl Gate<'_> {
         Ok(())
     }
 
-    fn finish(mut self, reference: &Reference) -> GateFigures {
+    fn finish(mut self) -> GateFigures {
         let n = self.figures.n_target_tokens;
         self.figures.mean_nll = (n > 0).then(|| self.sum_nll / n as f64);
-        self.figures.retained = retained(self.figures.mean_nll, reference);
         self.figures
     }
-}
-
-/// How much of the adapter's improvement of the mean NLL is left; `None` where one of the three is not known or
-/// the adapter improved nothing.
-fn retained(mean_nll: Option<f64>, reference: &Reference) -> Option<f64> {
-    let base = reference.base?.mean_nll?;
-    let adapter = reference.adapter?.mean_nll?;
-    (base > adapter).then_some((base - mean_nll?) / (base - adapter))
 }
 
 fn judge(figures: &GateFigures, reference: &Reference, limits: &Limits) -> Result<()> {
@@ -235,32 +239,49 @@ fn judge(figures: &GateFigures, reference: &Reference, limits: &Limits) -> Resul
              the recipe",
         );
     }
-    match (limits.min_retained, figures.retained) {
-        (Some(least), Some(retained)) if retained < least => refuse(
-            format!(
-                "{:.1} % of the adapter's gain is retained, at least {:.1} % must be",
-                100.0 * retained,
-                100.0 * least,
-            ),
-            "keep more bits (q5_k_m, q6_k, q8_0)",
-        ),
-        _ => Ok(()),
+    let Some(fidelity) = &figures.fidelity else { return Ok(()) };
+    let held_out = fidelity.held_out.as_ref();
+    if let (Some(least), Some(retained)) = (limits.min_retained, held_out.and_then(Divergence::retained))
+        && retained < least
+    {
+        let reason = format!(
+            "{:.1} % of the adapter's gain is retained, at least {:.1} % must be",
+            100.0 * retained,
+            100.0 * least,
+        );
+        return refuse(
+            reason,
+            "keep more bits (q5_k_m, q6_k, q8_0), or lower `export.min_retained` in the recipe",
+        );
     }
+    if let (Some(most), Some(divergence)) = (limits.max_kl, held_out.or(fidelity.general.as_ref()))
+        && divergence.mean_kl > most
+    {
+        let (kl, n) = (divergence.mean_kl, divergence.n_tokens);
+        let reason = format!(
+            "its predictions diverge by {kl:.4} nats from the merged model's (a mean over {n} tokens), allowed are {most}"
+        );
+        return refuse(
+            reason,
+            "keep more bits (q5_k_m, q6_k, q8_0), give an importance matrix, or raise `export.max_kl` in the recipe",
+        );
+    }
+    Ok(())
 }
 
-fn engine(action: &'static str) -> impl FnOnce(EngineError) -> Error {
+pub(crate) fn engine(action: &'static str) -> impl FnOnce(EngineError) -> Error {
     move |source| Error::Engine { action, source }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Figures;
+    use crate::{Fidelity, Figures};
 
     fn judged(exact: usize, stopped: usize, adapter_exact: usize, limits: Limits) -> String {
         let figures =
             GateFigures { n_rows: 200, n_exact: exact, n_stopped: stopped, ..GateFigures::default() };
-        let adapter = Figures { n_rows: 200, n_exact: adapter_exact, mean_nll: None };
+        let adapter = Figures { n_rows: 200, n_exact: adapter_exact };
         let reference = Reference { base: None, adapter: Some(adapter) };
         judge(&figures, &reference, &limits).map_or_else(|error| error.to_string(), |()| "passed".to_owned())
     }
@@ -289,18 +310,31 @@ mod tests {
     }
 
     #[test]
-    fn retained_is_the_share_of_the_gain() {
-        let of = |base, adapter| {
-            let figures = |mean_nll| Some(Figures { n_rows: 1, n_exact: 0, mean_nll });
-            Reference { base: figures(base), adapter: figures(adapter) }
+    fn what_is_lost_against_the_merged_model_is_refused_by_its_figure() {
+        let judged = |limits| {
+            let held_out = Divergence {
+                n_tokens: 40,
+                mean_kl: 0.25,
+                mean_nll: 1.5,
+                merged_nll: 1.0,
+                base_nll: Some(2.0),
+                ..Divergence::default()
+            };
+            let fidelity = Some(Fidelity { held_out: Some(held_out), general: None });
+            let figures = GateFigures { n_rows: 1, fidelity, ..GateFigures::default() };
+            judge(&figures, &Reference::default(), &limits)
+                .map_or_else(|error| error.to_string(), |()| "passed".to_owned())
         };
-        assert_eq!(retained(Some(1.0), &of(Some(3.0), Some(1.0))), Some(1.0));
-        assert_eq!(retained(Some(1.5), &of(Some(3.0), Some(1.0))), Some(0.75));
-        assert_eq!(retained(Some(1.5), &of(Some(1.0), Some(1.0))), None);
-        assert_eq!(retained(None, &of(Some(3.0), Some(1.0))), None);
-        let figures = GateFigures { n_rows: 1, retained: Some(0.5), ..GateFigures::default() };
-        let limits = Limits { min_retained: Some(0.8), ..Limits::NONE };
-        let error = judge(&figures, &Reference::default(), &limits).unwrap_err().to_string();
-        assert!(error.contains("50.0 % of the adapter's gain is retained, at least 80.0 %"), "{error}");
+        assert_eq!(
+            judged(Limits { min_retained: Some(0.8), ..Limits::NONE }),
+            "the gate refused the export: 50.0 % of the adapter's gain is retained, at least 80.0 % must be"
+        );
+        assert_eq!(
+            judged(Limits { max_kl: Some(0.2), ..Limits::NONE }),
+            "the gate refused the export: its predictions diverge by 0.2500 nats from the merged model's (a mean over \
+             40 tokens), allowed are 0.2"
+        );
+        let enough = Limits { min_retained: Some(0.5), max_kl: Some(0.25), ..Limits::NONE };
+        assert_eq!(judged(enough), "passed");
     }
 }

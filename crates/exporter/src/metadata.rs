@@ -23,7 +23,7 @@ pub(crate) struct Parts<'a> {
     /// `tune.*`: name and hash of each source.
     pub(crate) hashes: Vec<(&'static str, String)>,
     /// Whole keys about the importance matrix.
-    pub(crate) importance: &'a [(String, Value)],
+    pub(crate) importance: Vec<(String, Value)>,
 }
 
 pub(crate) fn metadata(request: &Request, parts: Parts) -> Metadata {
@@ -45,7 +45,7 @@ pub(crate) fn metadata(request: &Request, parts: Parts) -> Metadata {
     if let Some(file_type) = request.quant.file_type() {
         metadata.push("general.file_type", file_type);
     }
-    metadata.extend(parts.importance.to_vec());
+    metadata.extend(parts.importance);
     metadata
 }
 

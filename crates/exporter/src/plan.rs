@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::gguf::{Metadata, Planned, file_bytes};
-use formats::{BlockType, TensorSource, block, hash};
+use formats::{BlockType, Observer, TensorSource, block, disk, hash};
 use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Update;
@@ -14,9 +14,11 @@ use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::adapter::{self, Adapter};
 use crate::importance::Importance;
+use crate::measure::{Subject, measured};
+use crate::merged::merged;
 use crate::metadata::{Parts, metadata};
 use crate::modelfile;
-use crate::{Error, Provenance, Request, Result, Sources, Template, TypeCount};
+use crate::{Error, Event, ImportanceSource, Provenance, Request, Result, Sources, Template, TypeCount};
 
 /// What is to be written, and the open sources it is made from.
 pub(crate) struct Plan {
@@ -104,7 +106,7 @@ impl PlannedTensor {
 
 impl Plan {
     /// Opens and checks all inputs; cheap checks first, hashes of large files last.
-    pub(crate) fn new(request: &Request) -> Result<Plan> {
+    pub(crate) fn new(request: &Request, observer: &mut dyn Observer<Event>) -> Result<Plan> {
         check_name(&request.name)?;
         check_quant(request)?;
         check_system(request.system.as_deref())?;
@@ -125,10 +127,30 @@ impl Plan {
             request.adapter.as_deref().map(|dir| adapter::read(dir, &linears, &base)).transpose()?;
         check_template(request, adapter.as_ref(), template.as_ref())?;
         let provenance = provenance(request, adapter.as_ref());
-        let mut importance = request.imatrix.as_deref().map(Importance::read).transpose()?;
-        let sources =
-            sources(request, &base, adapter.as_ref(), importance.as_ref(), &tokenizer, template.as_ref())?;
-        let tensors = planned_tensors(request, &config, specs, adapter, importance.as_mut())?;
+        let mut sources = sources(request, &base, adapter.as_ref(), &tokenizer, template.as_ref())?;
+        let mut tensors = planned_tensors(request, &config, specs, adapter);
+        let matrix = match &request.importance {
+            ImportanceSource::None => None,
+            ImportanceSource::File(path) => Some(path.clone()),
+            ImportanceSource::Measured(calibration) => {
+                check_room(request, &tensors)?;
+                let subject = Subject {
+                    config: &config,
+                    source: &merged(&base, &tensors),
+                    tokenizer: &tokenizer,
+                    template: template.as_ref(),
+                    adapter_blake3: sources.adapter_blake3.as_deref(),
+                };
+                Some(measured(&subject, request, calibration, observer)?)
+            }
+        };
+        let importance = matrix.as_deref().map(Importance::read).transpose()?;
+        let (hash, keys) = importance
+            .as_ref()
+            .map(|importance| (importance.blake3().to_owned(), importance.metadata().to_vec()))
+            .unzip();
+        (sources.imatrix, sources.imatrix_blake3) = (matrix, hash);
+        share_out(importance, &mut tensors)?;
         let metadata = metadata(
             request,
             Parts {
@@ -139,7 +161,7 @@ impl Plan {
                 vocabulary,
                 template: template.as_ref().map(ChatTemplate::source),
                 hashes: recorded_hashes(&provenance, &sources),
-                importance: importance.as_ref().map(Importance::metadata).unwrap_or_default(),
+                importance: keys.unwrap_or_default(),
             },
         );
         let entries: Vec<Planned> = tensors.iter().map(PlannedTensor::entry).collect();
@@ -167,14 +189,9 @@ impl Plan {
         n_parameters(&self.tensors)
     }
 
-    /// Bytes of the tensors alone.
-    fn tensor_bytes(&self) -> Result<u64> {
-        self.tensors.iter().map(|tensor| Ok(tensor.rows as u64 * tensor.row_bytes()? as u64)).sum()
-    }
-
     /// Mean bits of a parameter.
     pub(crate) fn bits_per_weight(&self) -> Result<f64> {
-        Ok(8.0 * self.tensor_bytes()? as f64 / self.n_parameters() as f64)
+        Ok(8.0 * tensor_bytes(&self.tensors)? as f64 / self.n_parameters() as f64)
     }
 
     /// Tensors and bytes of each type that occurs.
@@ -201,31 +218,18 @@ fn planned_tensors(
     config: &ModelConfig,
     specs: Vec<TensorSpec>,
     adapter: Option<Adapter>,
-    mut importance: Option<&mut Importance>,
-) -> Result<Vec<PlannedTensor>> {
-    let types = policy::block_types(request.quant, importance.is_some(), config, &specs);
+) -> Vec<PlannedTensor> {
+    let types = policy::block_types(request.quant, request.importance.is_some(), config, &specs);
     let updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
-    let mut tensors = Vec::with_capacity(specs.len());
-    for (spec, ty) in specs.into_iter().zip(types) {
-        let importance = match &mut importance {
-            Some(importance) => importance.take(&spec)?,
-            None => None,
-        };
-        if importance.is_none() && policy::tensor_needs_matrix(ty, &spec) {
-            return Err(Error::Unimportant { tensor: spec.gguf, type_name: ty.name() });
-        }
-        tensors.push(PlannedTensor {
-            name: spec.gguf.clone(),
-            ty,
-            rows: spec.rows,
-            cols: spec.cols,
-            content: Content::Weight { update: updates.get(spec.module()).cloned(), spec },
-            importance,
-        });
-    }
-    if let Some(importance) = importance {
-        importance.finish()?;
-    }
+    let weights = specs.into_iter().zip(types).map(|(spec, ty)| PlannedTensor {
+        name: spec.gguf.clone(),
+        ty,
+        rows: spec.rows,
+        cols: spec.cols,
+        content: Content::Weight { update: updates.get(spec.module()).cloned(), spec },
+        importance: None,
+    });
+    let mut tensors: Vec<PlannedTensor> = weights.collect();
     for (name, factors) in config.rope.gguf_tensors() {
         // Tensors outside the layers come first, by name.
         let at = tensors.iter().take_while(|tensor| is_before(tensor, name)).count();
@@ -233,7 +237,35 @@ fn planned_tensors(
         let (ty, content) = (BlockType::F32, Content::Computed(factors));
         tensors.insert(at, PlannedTensor { name, ty, rows, cols, content, importance: None });
     }
-    Ok(tensors)
+    tensors
+}
+
+/// Gives each tensor the importance of its columns; all of a matrix must find its place, and what needs it must have it.
+fn share_out(importance: Option<Importance>, tensors: &mut [PlannedTensor]) -> Result<()> {
+    let Some(mut importance) = importance else { return Ok(()) };
+    for tensor in tensors {
+        let Content::Weight { spec, .. } = &tensor.content else { continue };
+        tensor.importance = importance.take(spec)?;
+        if tensor.importance.is_none() && policy::tensor_needs_matrix(tensor.ty, spec) {
+            return Err(Error::Unimportant { tensor: tensor.name.clone(), type_name: tensor.ty.name() });
+        }
+    }
+    importance.finish()
+}
+
+/// Refuses before minutes are spent on what could not be written.
+fn check_room(request: &Request, tensors: &[PlannedTensor]) -> Result<()> {
+    let (path, need_bytes) = (request.output.join(request.file_name()), tensor_bytes(tensors)?);
+    let have_bytes = disk::free_bytes(&path)?;
+    if need_bytes <= have_bytes {
+        return Ok(());
+    }
+    Err(formats::Error::DiskFull { path, need_bytes, have_bytes }.into())
+}
+
+/// Bytes of the tensors alone.
+fn tensor_bytes(tensors: &[PlannedTensor]) -> Result<u64> {
+    tensors.iter().map(|tensor| Ok(tensor.rows as u64 * tensor.row_bytes()? as u64)).sum()
 }
 
 fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
@@ -262,7 +294,7 @@ fn check_quant(request: &Request) -> Result<()> {
         let valid = Quant::FILES.map(Quant::name).join(", ");
         return Err(Error::NoFileType { quant: quant.name(), valid });
     }
-    if quant.needs_matrix() && request.imatrix.is_none() {
+    if quant.needs_matrix() && !request.importance.is_some() {
         return Err(Error::NeedsMatrix { quant: quant.name() });
     }
     Ok(())
@@ -323,7 +355,6 @@ fn sources(
     request: &Request,
     base: &Checkpoint,
     adapter: Option<&Adapter>,
-    importance: Option<&Importance>,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> Result<Sources> {
@@ -333,8 +364,8 @@ fn sources(
         adapter: request.adapter.clone(),
         adapter_blake3: adapter.map(|adapter| adapter.blake3.clone()),
         adapter_base_checked: adapter.map(Adapter::names_base),
-        imatrix: request.imatrix.clone(),
-        imatrix_blake3: importance.map(|importance| importance.blake3().to_owned()),
+        imatrix: None,
+        imatrix_blake3: None,
         tokenizer_blake3: hash::blake3_file(tokenizer.path())?,
         template_blake3: template.map(template_blake3),
     })

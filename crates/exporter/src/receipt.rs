@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Limits, Provenance, Reference, Result};
+use crate::{Error, Fidelity, Limits, Provenance, Reference, Result};
 
 /// The version of the layout that this program writes.
 pub(crate) const VERSION: u32 = 1;
@@ -106,8 +106,9 @@ pub struct GateFigures {
     pub n_target_tokens: usize,
     /// Mean negative log-likelihood of a target token, in nats.
     pub mean_nll: Option<f64>,
-    /// The share of the adapter's improvement of the mean NLL that is kept; 1 is all of it.
-    pub retained: Option<f64>,
+    /// How near its predictions are to the merged model's; `None` where that was not asked.
+    #[serde(default)]
+    pub fidelity: Option<Fidelity>,
     /// The token that ends a turn.
     pub end_of_turn: Option<u32>,
 }

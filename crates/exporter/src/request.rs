@@ -15,8 +15,8 @@ pub struct Request {
     pub adapter: Option<PathBuf>,
     /// The types of the tensors.
     pub quant: Quant,
-    /// A file with the importance of the columns, for the quantisers to weigh errors by.
-    pub imatrix: Option<PathBuf>,
+    /// Where the importance of the columns comes from, by which the quantisers weigh errors.
+    pub importance: ImportanceSource,
     /// The directory that receives `<name>-<quant>.gguf`, `Modelfile` and `receipt.json`; made when missing.
     pub output: PathBuf,
     /// The name of the expert.
@@ -31,6 +31,9 @@ pub struct Request {
     pub system: Option<String>,
     /// Held-out conversations. The last message of each is the assistant's and holds the expected answer.
     pub evaluation: Vec<Vec<Message>>,
+    /// Tokens of held-out rows, and as many of a general text, on which the file's predictions are compared with those of
+    /// the merged model; 0 leaves that out.
+    pub comparison_tokens: usize,
     /// What the run measured, to compare with.
     pub reference: Reference,
     /// What the exported file must reach.
@@ -44,6 +47,38 @@ impl Request {
     pub fn file_name(&self) -> String {
         format!("{}-{}.gguf", self.name, self.quant.name())
     }
+}
+
+/// Where an importance matrix comes from.
+#[derive(Clone, Debug, Default)]
+pub enum ImportanceSource {
+    /// There is none.
+    #[default]
+    None,
+    /// A file as llama.cpp writes it, in either layout.
+    File(PathBuf),
+    /// It is measured on the merged model, and kept as `imatrix.gguf` in the output directory.
+    Measured(Calibration),
+}
+
+impl ImportanceSource {
+    /// Whether there is a matrix.
+    pub fn is_some(&self) -> bool {
+        !matches!(self, ImportanceSource::None)
+    }
+}
+
+/// What a model is run over for its importance matrix, beside a general text that comes with the program.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    /// What the texts are called.
+    pub dataset: String,
+    /// Conversations, by the chat template.
+    pub conversations: Vec<Vec<Message>>,
+    /// Plain texts.
+    pub texts: Vec<String>,
+    /// Tokens of them at most; the general text is not counted.
+    pub most_tokens: usize,
 }
 
 /// Which chat template the file carries.
@@ -62,8 +97,6 @@ pub struct Figures {
     pub n_rows: usize,
     /// How many of them were answered exactly.
     pub n_exact: usize,
-    /// Mean negative log-likelihood of a target token, in nats; `None` when it was not measured.
-    pub mean_nll: Option<f64>,
 }
 
 impl Figures {
@@ -91,18 +124,26 @@ pub struct Limits {
     pub min_stopped_share: Option<f64>,
     /// The least share, 0 to 1, of the adapter's improvement of the mean NLL over the base that is kept.
     pub min_retained: Option<f64>,
+    /// The largest mean divergence, in nats, from the predictions of the merged model.
+    #[serde(default)]
+    pub max_kl: Option<f64>,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { max_exact_drop_points: Some(2.0), min_stopped_share: Some(0.9), min_retained: None }
+        Limits {
+            max_exact_drop_points: Some(2.0),
+            min_stopped_share: Some(0.9),
+            min_retained: None,
+            max_kl: None,
+        }
     }
 }
 
 impl Limits {
     /// Nothing is asked beyond what makes a file usable at all; for a base that was never taught to stop.
     pub const NONE: Limits =
-        Limits { max_exact_drop_points: None, min_stopped_share: None, min_retained: None };
+        Limits { max_exact_drop_points: None, min_stopped_share: None, min_retained: None, max_kl: None };
 }
 
 /// Where the parts come from. Hashes are BLAKE3, lower-case hex.

@@ -15,6 +15,7 @@ use crate::{BlockType, Error, Result, TensorSource, atomic};
 const DATASETS: &str = "imatrix.datasets";
 const CHUNK_COUNT: &str = "imatrix.chunk_count";
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
+const MADE_OF: &str = "tune.made_of_blake3";
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
@@ -27,6 +28,8 @@ pub struct ImportanceMatrix {
     pub n_chunks: u32,
     /// Tokens of a piece; 0 where the file does not say.
     pub chunk_tokens: u32,
+    /// Of the model and the texts, where we measured it: what is made of the same need not be measured again.
+    pub made_of: Option<String>,
     /// By name in a GGUF.
     pub entries: BTreeMap<String, Entry>,
 }
@@ -85,6 +88,9 @@ impl ImportanceMatrix {
         metadata.push(DATASETS, Value::Array(Array::String(self.datasets.clone())));
         metadata.push(CHUNK_COUNT, self.n_chunks);
         metadata.push(CHUNK_SIZE, self.chunk_tokens);
+        if let Some(hash) = &self.made_of {
+            metadata.push(MADE_OF, hash.as_str());
+        }
         let mut tensors: Vec<Planned> = Vec::new();
         for (name, Entry { sums, counts }) in &self.entries {
             let n = counts.len().max(1) as u64;
@@ -147,6 +153,7 @@ fn read_gguf(path: &Path) -> Result<ImportanceMatrix> {
         datasets: metadata.get_strings(DATASETS).unwrap_or_default().to_vec(),
         n_chunks: metadata.get_u32(CHUNK_COUNT).unwrap_or(0),
         chunk_tokens: metadata.get_u32(CHUNK_SIZE).unwrap_or(0),
+        made_of: metadata.get_str(MADE_OF).map(str::to_owned),
         entries,
     })
 }
@@ -223,6 +230,7 @@ mod tests {
             datasets: vec!["wiki.txt".to_owned()],
             n_chunks: 7,
             chunk_tokens: 512,
+            made_of: Some("0f".repeat(32)),
             entries: [("blk.0.attn_q.weight", one), ("blk.1.ffn_up_exps.weight", stacked)]
                 .map(|(name, entry)| (name.to_owned(), entry))
                 .into(),

@@ -53,8 +53,9 @@ pub struct Export {
     /// iq3_xxs, iq2_m, iq2_s, iq2_xs and iq2_xxs too
     #[arg(long)]
     pub quant: Option<String>,
-    /// What is important in the base: llama.cpp's imatrix.gguf (or .dat) [default: the recipe's]
-    #[arg(long, value_name = "FILE")]
+    /// What is important in the weights: measured on the training data (train) or on a general text (general), a file of
+    /// llama.cpp's (imatrix.gguf or .dat), or off [default: the recipe's, or off]
+    #[arg(long, value_name = "train|general|FILE|off")]
     pub imatrix: Option<PathBuf>,
     /// Where the result is written [default: <run>/export; for a base: runs/<its name>/export]
     #[arg(long)]

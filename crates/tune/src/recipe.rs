@@ -148,13 +148,24 @@ pub struct BudgetTable {
 #[serde(deny_unknown_fields, default)]
 pub struct ExportTable {
     pub quant: String,
-    /// A file with the importance of the columns, as llama.cpp writes it.
+    /// `train`, `general`, `off`, or a file with the importance of the columns, as llama.cpp writes it.
     pub imatrix: Option<PathBuf>,
+    /// Tokens of the training data that `train` measures.
+    pub imatrix_tokens: usize,
+    /// Tokens on which the exported file is compared with the merged model; 0 leaves that out.
+    pub comparison_tokens: usize,
+    /// The largest mean divergence, in nats, from the merged model's predictions.
+    pub max_kl: Option<f64>,
+    /// The least percentage of the adapter's gain in likelihood that must be kept.
+    pub min_retained: f64,
     /// The most points of exact match that the exported file may lose against the adapter.
     pub max_exact_match_drop: f64,
     /// The least percentage of the exported file's answers that must end by the end-of-turn token.
     pub min_ended_answers: f64,
 }
+
+/// Tokens that are compared where no recipe says how many.
+pub const COMPARISON_TOKENS: usize = 1024;
 
 /// `[expert]`: how the result is run.
 #[derive(Debug, Clone, Deserialize, Default)]
@@ -218,7 +229,16 @@ impl Default for BudgetTable {
 
 impl Default for ExportTable {
     fn default() -> ExportTable {
-        ExportTable { quant: q4_k_m(), imatrix: None, max_exact_match_drop: 2.0, min_ended_answers: 90.0 }
+        ExportTable {
+            quant: q4_k_m(),
+            imatrix: None,
+            imatrix_tokens: 32_768,
+            comparison_tokens: COMPARISON_TOKENS,
+            max_kl: None,
+            min_retained: 50.0,
+            max_exact_match_drop: 2.0,
+            min_ended_answers: 90.0,
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a training run left for the stages after it.
 
 use crate::failure::Failure;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use text::Message;
 use trainer::Outcome;
+use trainer::data::row::Row;
 use trainer::options::HubBase;
 use trainer::record::RunRecord;
 use trainer::run_dir::RunDir;
@@ -40,4 +41,16 @@ pub fn hub_base(run_dir: &Path) -> Result<Option<HubBase>, Failure> {
 /// The first `limit` held-out conversations of a data file.
 pub fn conversations(path: &Path, limit: usize) -> Result<Vec<Vec<Message>>, Failure> {
     Ok(trainer::data::conversations(path, limit)?)
+}
+
+/// Conversations and plain texts of rows that are taken at random, but the same ones each time.
+pub fn sample(files: &[PathBuf], limit: usize) -> Result<(Vec<Vec<Message>>, Vec<String>), Failure> {
+    let (mut conversations, mut texts) = (Vec::new(), Vec::new());
+    for row in trainer::data::sample(files, limit)? {
+        match row {
+            Row::Chat(messages) => conversations.push(messages),
+            Row::Text(text) => texts.push(text),
+        }
+    }
+    Ok((conversations, texts))
 }

@@ -32,6 +32,11 @@ pub fn seconds(seconds: f64) -> String {
     Duration::try_from_secs_f64(seconds).map_or_else(|_| "?".into(), duration)
 }
 
+/// `0.0514`, or `1.8e-5` of what that would show as nothing.
+pub fn nats(nats: f64) -> String {
+    if nats.abs() < 1e-3 { format!("{nats:.1e}") } else { format!("{nats:.4}") }
+}
+
 /// `97.5 % (195 of 200)`
 pub fn share(part: usize, whole: usize) -> String {
     format!("{:.1} % ({part} of {whole})", 100.0 * part as f64 / whole.max(1) as f64)
@@ -45,6 +50,7 @@ mod tests {
     fn numbers_are_grouped_and_times_rounded() {
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(seconds(0.4211), "0.42 s");
+        assert_eq!([nats(0.05139), nats(0.00001834)], ["0.0514", "1.8e-5"]);
         assert_eq!(seconds(12.34), "12.3 s");
         assert_eq!(seconds(245.0), "4 min 05 s");
         assert_eq!(seconds(7380.0), "2 h 03 min");

@@ -5,6 +5,7 @@ use runner::card::LoadOptions;
 use runner::engine::Engine;
 use runner::engine::llama::{LlamaEngine, Session, SessionOptions};
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use text::{GenerationPrompt, Message};
@@ -88,5 +89,13 @@ impl LoadedModel for EngineModel {
         let log_probs = self.session.log_probs(ids)?;
         let targets = log_probs.iter().zip(is_target.iter().skip(1));
         Ok(-targets.filter(|(_, is_target)| **is_target).map(|(log_prob, _)| log_prob).sum::<f64>())
+    }
+
+    fn logits(
+        &mut self,
+        ids: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        Ok(self.session.decode_logits(ids, each)?)
     }
 }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use exporter::{
-    EngineError, Generation, Limits, LoadedModel, Provenance, Reference, Request, Template, Verifier, export,
+    EngineError, Generation, ImportanceSource, Limits, LoadedModel, Provenance, Reference, Request, Template,
+    Verifier, export,
 };
 use formats::gguf::{Reader, Value};
 use formats::observe::Silent;
@@ -65,7 +66,7 @@ fn exported(checkpoint: &Path, quant: Quant, matrix: Option<&Path>, out_dir: &Pa
         base: checkpoint.to_owned(),
         adapter: None,
         quant,
-        imatrix: matrix.map(Path::to_owned),
+        importance: matrix.map_or(ImportanceSource::None, |path| ImportanceSource::File(path.to_owned())),
         output: out_dir.to_owned(),
         name: "peer".into(),
         tokenizer: checkpoint.to_owned(),
@@ -73,6 +74,7 @@ fn exported(checkpoint: &Path, quant: Quant, matrix: Option<&Path>, out_dir: &Pa
         num_ctx: 256,
         system: None,
         evaluation: Vec::new(),
+        comparison_tokens: 0,
         reference: Reference::default(),
         limits: Limits::NONE,
         provenance: Provenance::default(),
@@ -181,5 +183,13 @@ impl LoadedModel for NoModel {
 
     fn sum_nll(&mut self, _ids: &[u32], _is_target: &[bool]) -> Result<f64, EngineError> {
         Ok(0.0)
+    }
+
+    fn logits(
+        &mut self,
+        _ids: &[u32],
+        _each: &mut dyn FnMut(usize, &[f32]) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        Err("there is no engine".into())
     }
 }

@@ -181,7 +181,8 @@ impl Tiny {
             (spec.gguf, Entry { sums, counts })
         });
         let datasets = vec!["tiny.jsonl".to_owned()];
-        ImportanceMatrix { datasets, n_chunks: 3, chunk_tokens: 512, entries: entries.collect() }
+        let entries = entries.collect();
+        ImportanceMatrix { datasets, n_chunks: 3, chunk_tokens: 512, made_of: None, entries }
     }
 
     /// An adapter of rank 4 over all linears, trained on this base, changed before it is written.

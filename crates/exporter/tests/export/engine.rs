@@ -1,9 +1,13 @@
 //! An engine for tests of everything around it: it opens the file, tokenises by the text crate, and answers as told.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use exporter::{EngineError, Generation, LoadedModel, Verifier};
+use formats::gguf::Reader;
 use text::{ChatTemplate, Message, Tokenizer};
+
+use crate::forward;
 
 /// What the engine does wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,11 +51,11 @@ impl Verifier for FakeEngine {
             file.extension().is_some_and(|extension| extension == "tmp"),
             "the gate came after the rename"
         );
-        let reader = formats::gguf::Reader::open(file)?;
+        let reader = Reader::open(file)?;
         let tokenizer = Tokenizer::from_gguf(reader.metadata())?;
         let source = reader.metadata().get_str("tokenizer.chat_template").ok_or("no template")?;
         let template = ChatTemplate::from_source(source, "", "<|im_end|>")?;
-        Ok(Box::new(FakeModel { engine: self.clone(), tokenizer, template }))
+        Ok(Box::new(FakeModel { engine: self.clone(), tokenizer, template, reader }))
     }
 }
 
@@ -59,6 +63,7 @@ struct FakeModel {
     engine: FakeEngine,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    reader: Reader,
 }
 
 impl LoadedModel for FakeModel {
@@ -84,5 +89,16 @@ impl LoadedModel for FakeModel {
         assert_eq!(ids.len(), is_target.len());
         let n = is_target.iter().filter(|&&is_target| is_target).count();
         Ok(if self.engine.fault == Fault::NotANumber { f64::NAN } else { 0.25 * n as f64 })
+    }
+
+    /// Those of our own forward on the file's blocks.
+    fn logits(
+        &mut self,
+        ids: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        let rows = forward::logits(&self.reader, ids);
+        let _ = rows.iter().enumerate().try_for_each(|(at, row)| each(at, row));
+        Ok(())
     }
 }

@@ -9,7 +9,6 @@ use formats::imatrix::Entry;
 use formats::observe::Silent;
 use model::arena::Arena;
 use model::device::Precision;
-use model::generate::{Capacity, Generator};
 use model::importance::Importance;
 use model::policy::Quant;
 use model::step::{IGNORE, StepPlan};
@@ -17,7 +16,7 @@ use model::{Base, Batch, Cpu, TrainStep};
 use serde_json::{Value, json};
 
 use crate::checkpoint::Tiny;
-use crate::{exported, request};
+use crate::{exported, forward, request};
 
 #[path = "../../examples/llama_cpp_peer/logits.rs"]
 mod logits;
@@ -50,17 +49,6 @@ fn text() -> Vec<u32> {
     text.bytes().take(N_TOKENS).map(u32::from).collect()
 }
 
-/// Logits (N, V) of our forward on the file's own blocks.
-fn by_ourselves(file: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let device = Cpu::new(Arena::unlimited()).unwrap();
-    let base = Arc::new(Base::from_gguf(&device, &Reader::open(file).unwrap(), &mut Silent).unwrap());
-    let capacity = Capacity { n_sequences: 1, n_tokens: tokens.len() };
-    let mut generator = Generator::new(base, None, capacity).unwrap();
-    let mut rows = Vec::new();
-    generator.logits(None, tokens, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
-    rows
-}
-
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
@@ -88,7 +76,7 @@ fn check_base(name: &str, tiny: &Tiny) {
         if quant == Quant::F32 {
             check_importance(name, &receipt.file, &tokens, &importance);
         }
-        let ours = by_ourselves(&receipt.file, &tokens);
+        let ours = forward::logits(&Reader::open(&receipt.file).unwrap(), &tokens);
         assert_eq!((ours.len(), theirs.len()), (N_TOKENS, N_TOKENS));
         let kl = mean_kl(&ours, &theirs);
         // What the same measure gives for a model that is another one: logits that differ by row.

@@ -276,7 +276,6 @@ fn the_receipt_says_what_was_made_of_what() {
     let gate = &receipt.gate;
     assert_eq!((gate.n_rows, gate.n_exact, gate.n_stopped), (2, 2, 2));
     assert_eq!(gate.mean_nll, Some(0.25));
-    assert!((gate.retained.unwrap() - 0.9).abs() < 1e-12);
     assert_eq!(gate.end_of_turn, Some(258));
     check_events(&events, n);
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use exporter::ImportanceSource;
 use formats::gguf::Reader;
 use model::policy::Quant;
 
@@ -19,7 +20,8 @@ fn exact(tiny: &Tiny) -> PathBuf {
 /// The file that llama.cpp makes of our F32 export must be our export, byte by byte.
 fn check(tiny: &Tiny, exact: &Path, quant: Quant, matrix: Option<&Path>) {
     let mut request = request(tiny, quant);
-    request.imatrix = matrix.map(Path::to_owned);
+    request.importance =
+        matrix.map_or(ImportanceSource::None, |path| ImportanceSource::File(path.to_owned()));
     let (ours, _) = exported(&request);
     let theirs = tiny.dir.path().join("llama_cpp.gguf");
     quantise::quantise(exact, &theirs, quant.file_type().expect("a type of files"), matrix);

@@ -3,27 +3,32 @@
 mod checkpoint;
 mod engine;
 mod families;
+mod fidelity;
 mod files;
+mod forward;
 mod kills;
 mod llama_cpp;
 mod refusals;
 
 use checkpoint::Tiny;
 use engine::FakeEngine;
-use exporter::{Error, Event, Figures, Limits, Provenance, Receipt, Reference, Request, Template, export};
+use exporter::{
+    Error, Event, Figures, ImportanceSource, Limits, Provenance, Receipt, Reference, Request, Template,
+    export,
+};
 use model::policy::Quant;
 use text::Message;
 
 /// A request for the adapter of `tiny` where it has one, with two held-out rows that the sound engine answers.
 fn request(tiny: &Tiny, quant: Quant) -> Request {
     let row = |question: &str| vec![Message::new("user", question), Message::new("assistant", "{\"n\": 5}")];
-    let adapter = Figures { n_rows: 2, n_exact: 2, mean_nll: Some(0.2) };
-    let base = Figures { n_rows: 2, n_exact: 0, mean_nll: Some(0.7) };
+    let adapter = Figures { n_rows: 2, n_exact: 2 };
+    let base = Figures { n_rows: 2, n_exact: 0 };
     Request {
         base: tiny.base(),
         adapter: tiny.adapter().exists().then(|| tiny.adapter()),
         quant,
-        imatrix: None,
+        importance: ImportanceSource::None,
         output: tiny.output(),
         name: "tiny".into(),
         tokenizer: tiny.base(),
@@ -31,6 +36,7 @@ fn request(tiny: &Tiny, quant: Quant) -> Request {
         num_ctx: 128,
         system: None,
         evaluation: vec![row("five apples"), row("a five")],
+        comparison_tokens: 0,
         reference: Reference { base: Some(base), adapter: Some(adapter) },
         limits: Limits::default(),
         provenance: Provenance { base_name: Some("made/tiny".into()), ..Provenance::default() },

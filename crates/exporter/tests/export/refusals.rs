@@ -1,6 +1,6 @@
 //! Everything that ends an export, each with its reason, and nothing left behind.
 
-use exporter::{Error, Template};
+use exporter::{Error, ImportanceSource, Template};
 use formats::imatrix::ImportanceMatrix;
 use model::policy::Quant;
 use text::Message;
@@ -36,7 +36,9 @@ fn importance_matrices_that_are_missing_or_of_another_model() {
         let mut matrix = tiny.importance(1);
         change(&mut matrix);
         matrix.write(&path).unwrap();
-        message(&tiny, |request| (request.quant, request.imatrix) = (Quant::IQ2XS, Some(path.clone())))
+        message(&tiny, |request| {
+            (request.quant, request.importance) = (Quant::IQ2XS, ImportanceSource::File(path.clone()));
+        })
     };
     let error = with(&|matrix| drop(matrix.entries.remove("blk.1.ffn_up.weight")));
     assert_eq!(
@@ -57,7 +59,7 @@ fn importance_matrices_that_are_missing_or_of_another_model() {
         "the importance matrix DIR/matrix.gguf is another model's: `blk.1.ffn_up.weight` has 256 columns, its \
          entry 100 numbers"
     );
-    let error = message(&tiny, |request| request.imatrix = Some("/nowhere.gguf".into()));
+    let error = message(&tiny, |request| request.importance = ImportanceSource::File("/nowhere.gguf".into()));
     assert!(error.contains("/nowhere.gguf"), "{error}");
 }
 

@@ -4,13 +4,16 @@ use crate::base_location;
 use crate::bytes;
 use crate::cli::Export;
 use crate::failure::Failure;
-use crate::recipe::Recipe;
+use crate::recipe::{COMPARISON_TOKENS, Recipe};
 use crate::run_record;
 use crate::show;
 use crate::terminal::Terminal;
 use crate::toml_file;
 use crate::verifier::{EngineVerifier, Prompts};
-use exporter::{Event, Figures, GateFigures, Limits, Provenance, Receipt, Reference, Request, Template};
+use exporter::{
+    Calibration, Event, Figures, GateFigures, ImportanceSource, Limits, Provenance, Receipt, Reference,
+    Request, Template,
+};
 use model::policy::Quant;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -95,14 +98,16 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         Some(path) => run_record::conversations(path, recipe.eval.rows)?,
         None => Vec::new(),
     };
-    let figures = |figure: Option<trainer::ExactMatch>| {
-        figure.map(|f| Figures { n_rows: f.rows, n_exact: f.matched, mean_nll: None })
-    };
+    let figures =
+        |figure: Option<trainer::ExactMatch>| figure.map(|f| Figures { n_rows: f.rows, n_exact: f.matched });
     Ok(Request {
         adapter: Some(run_dir.join("adapter")),
         output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or(&recipe.export.quant))?,
-        imatrix: arguments.imatrix.clone().or(recipe.export.imatrix),
+        importance: importance(
+            arguments.imatrix.as_deref().or(recipe.export.imatrix.as_deref()),
+            Some((&recipe.data.files(), recipe.export.imatrix_tokens)),
+        )?,
         name,
         tokenizer: base.clone(),
         template: Template::FromTokenizer,
@@ -116,8 +121,10 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         limits: Limits {
             max_exact_drop_points: Some(recipe.export.max_exact_match_drop),
             min_stopped_share: Some(recipe.export.min_ended_answers / 100.0),
-            ..Limits::default()
+            min_retained: Some(recipe.export.min_retained / 100.0),
+            max_kl: recipe.export.max_kl,
         },
+        comparison_tokens: recipe.export.comparison_tokens,
         provenance: Provenance {
             base_name: Some(recipe.model.base.display().to_string()),
             recipe_blake3: Some(formats::hash::blake3_file(&recipe_path)?),
@@ -134,7 +141,8 @@ fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Reque
         adapter: None,
         output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
         quant: quant(arguments.quant.as_deref().unwrap_or("q4_k_m"))?,
-        imatrix: arguments.imatrix.clone(),
+        importance: importance(arguments.imatrix.as_deref(), None)?,
+        comparison_tokens: COMPARISON_TOKENS,
         tokenizer: base.clone(),
         template: Template::FromTokenizer,
         num_ctx: default_num_ctx(&base),
@@ -146,6 +154,29 @@ fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Reque
         name,
         base,
     })
+}
+
+/// Rows of the training data of which as many are measured as the tokens allow.
+const CALIBRATION_ROWS: usize = 2048;
+
+/// Where the importance matrix comes from, by the word that asks for it; `data` are a run's training files, and how many
+/// of their tokens are measured.
+fn importance(asked: Option<&Path>, data: Option<(&[PathBuf], usize)>) -> Result<ImportanceSource, Failure> {
+    let Some(asked) = asked else { return Ok(ImportanceSource::None) };
+    match (asked.to_str(), data) {
+        (Some("off"), _) => Ok(ImportanceSource::None),
+        (Some("general"), _) => Ok(ImportanceSource::Measured(Calibration::default())),
+        (Some("train"), Some((files, most_tokens))) => {
+            let (conversations, texts) = run_record::sample(files, CALIBRATION_ROWS)?;
+            let dataset = files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            Ok(ImportanceSource::Measured(Calibration { dataset, conversations, texts, most_tokens }))
+        }
+        (Some("train"), None) => Err(Failure::new("a base has no training data to measure importance on")
+            .hint("measure it on the general text with `--imatrix general`, or name a file")),
+        _ if asked.is_file() => Ok(ImportanceSource::File(asked.to_owned())),
+        _ => Err(Failure::new(format!("there is no importance matrix {}", asked.display()))
+            .hint("it is `train`, `general`, `off` or the path of an imatrix.gguf")),
+    }
 }
 
 /// A folder's whole name: what follows a point in `Qwen3-0.6B` is no extension.
@@ -190,6 +221,20 @@ fn show(terminal: &mut Terminal, event: &Event) {
         return;
     }
     match event {
+        Event::Measuring { done, total } => {
+            let line = format!("measuring what is important: layer {done}/{total}");
+            terminal.progress_on_screen(*done as u64, *total as u64, &line);
+        }
+        Event::Measured { path, n_tokens, is_new } => {
+            let when = if *is_new { "" } else { ", as before" };
+            let tokens = show::count(*n_tokens as u64);
+            terminal
+                .row("matrix", format!("importance measured on {tokens} tokens{when} · {}", path.display()));
+        }
+        Event::Comparing { done, total } => {
+            let line = "comparing with the merged model in 16 bits";
+            terminal.progress_on_screen(*done as u64, *total as u64, line);
+        }
         Event::Planned {
             n_tensors, n_merged, n_important, file_bytes, free_bytes, bits_per_weight, ..
         } => {
@@ -230,6 +275,36 @@ fn show(terminal: &mut Terminal, event: &Event) {
 }
 
 fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
+    answers(terminal, figures, adapter);
+    let Some(fidelity) = &figures.fidelity else { return };
+    let parts = [("the expected answers", &fidelity.held_out), ("a general text", &fidelity.general)];
+    let mut first = true;
+    for (of, divergence) in parts.into_iter().filter_map(|(of, divergence)| Some((of, divergence.as_ref()?)))
+    {
+        let line = format!(
+            "{} nats from the merged model on {} tokens of {of} · same likeliest token {:.1} %",
+            show::nats(divergence.mean_kl),
+            show::count(divergence.n_tokens as u64),
+            100.0 * divergence.top1_share
+        );
+        if std::mem::take(&mut first) { terminal.row("kl", line) } else { terminal.more(line) }
+    }
+    let held_out = fidelity.held_out.as_ref();
+    if let Some((divergence, retained)) = held_out.and_then(|found| Some((found, found.retained()?))) {
+        terminal.row(
+            "kept",
+            format!(
+                "{:.1} % of the adapter's gain: loss {:.4} without it, {:.4} merged in 16 bits, {:.4} as exported",
+                100.0 * retained,
+                divergence.base_nll.unwrap_or_default(),
+                divergence.merged_nll,
+                divergence.mean_nll
+            ),
+        );
+    }
+}
+
+fn answers(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
     if figures.n_rows == 0 {
         return;
     }

@@ -1,4 +1,5 @@
-//! A base whose adapted weights are less by a low-rank product: what the base holds when A and B do not begin at nothing.
+//! A base whose adapted weights are changed by a low-rank product: less by it where A and B do not begin at nothing, more
+//! by it where an adapter is merged.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use super::super::{LoraOptions, Update};
 use crate::config::ModelConfig;
 use crate::family;
 
-/// W - s·B·A for some linear layers, row by row; every other tensor as it is.
+/// W ± s·B·A for some linear layers, row by row; every other tensor as it is.
 pub struct Shifted<'a> {
     source: &'a dyn TensorSource,
     updates: HashMap<String, Update>,
@@ -32,7 +33,12 @@ impl<'a> Shifted<'a> {
             let (_, scale) = options.shape(spec.layer?, spec.role)?;
             Some((spec.hf.clone(), Update::new(pair.clone(), -scale)))
         };
-        Self { source, updates: family::tensors(config).into_iter().filter_map(update).collect() }
+        Self::by(source, family::tensors(config).into_iter().filter_map(update).collect())
+    }
+
+    /// Adds updates to the tensors of these names.
+    pub fn by(source: &'a dyn TensorSource, updates: HashMap<String, Update>) -> Self {
+        Self { source, updates }
     }
 }
 

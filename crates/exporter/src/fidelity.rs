@@ -1,0 +1,336 @@
+//! How near an exported file is to what it was made from: its predictions beside those of base and adapter, merged and not
+//! rounded below 16 bits, on held-out rows and on a general text.
+//!
+//! The merged model is run layer by layer, so that it takes the memory of one layer and of the head.
+
+use std::ops::ControlFlow;
+
+use formats::{Observer, TensorSource};
+use model::arena::Arena;
+use model::device::cpu::best_precision;
+use model::step::Streamed;
+use model::{Cpu, Quant};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::gate::{LoadedModel, engine};
+use crate::merged::{is_merged, merged};
+use crate::plan::Plan;
+use crate::sequences::{self, LONGEST_PIECE, Sequence};
+use crate::{Error, Event, Request, Result};
+
+/// Rows of logits that are compared at once.
+const ROWS: usize = 32;
+
+/// How near a file's predictions are to those of the model it was made from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Of the expected answers of held-out rows.
+    pub held_out: Option<Divergence>,
+    /// Of a general text.
+    pub general: Option<Divergence>,
+}
+
+/// Means over the tokens that were looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// How many.
+    pub n_tokens: usize,
+    /// Σ p · ln(p / q) in nats, p of the merged model, q of the file.
+    pub mean_kl: f64,
+    /// The share of tokens of which both hold the same one for likeliest.
+    pub top1_share: f64,
+    /// Negative log-likelihood of the file, in nats.
+    pub mean_nll: f64,
+    /// The same of the merged model.
+    pub merged_nll: f64,
+    /// The same of the base without the adapter, where there is one.
+    pub base_nll: Option<f64>,
+}
+
+impl Divergence {
+    /// The share of the adapter's improvement of the likelihood that is kept; `None` where it improved nothing to speak of.
+    pub fn retained(&self) -> Option<f64> {
+        let gain = self.base_nll? - self.merged_nll;
+        (gain > LEAST_GAIN).then(|| (self.base_nll.unwrap_or_default() - self.mean_nll) / gain)
+    }
+}
+
+/// Nats below which a gain is noise.
+const LEAST_GAIN: f64 = 0.01;
+
+/// Runs the merged model, and beside it what the engine has loaded.
+///
+/// # Errors
+/// What reading the base and the engine meet.
+pub(crate) fn measure(
+    plan: &Plan,
+    request: &Request,
+    model: &mut dyn LoadedModel,
+    observer: &mut dyn Observer<Event>,
+) -> Result<Option<Fidelity>> {
+    let (tokenizer, most) = (&plan.tokenizer, request.comparison_tokens);
+    let longest = request.num_ctx.min(plan.config.max_positions);
+    let held_out = match &plan.template {
+        Some(template) if most > 0 => {
+            sequences::conversations(tokenizer, template, &request.evaluation, longest, most)?
+        }
+        _ => Vec::new(),
+    };
+    let general = sequences::general(tokenizer, longest.min(LONGEST_PIECE), most);
+    if held_out.is_empty() && general.is_empty() {
+        return Ok(None);
+    }
+    let with_base = is_merged(&plan.tensors) && !held_out.is_empty();
+    let n_layers = plan.config.n_layers;
+    let total = n_layers * (1 + usize::from(with_base)) + held_out.len() + general.len();
+    let mut progress = Progress { observer, done: 0, total };
+
+    let base_nll = match with_base {
+        true => Some(Run::over(&plan.base, plan, &held_out, &mut progress)?.mean_nll(&held_out)?),
+        false => None,
+    };
+    let merged = merged(&plan.base, &plan.tensors);
+    let all: Vec<&Sequence> = held_out.iter().chain(&general).collect();
+    let mut run = Run::over(&merged, plan, all.iter().copied(), &mut progress)?;
+    let (of_rows, of_text) = all.split_at(held_out.len());
+    let held_out = run.compare(of_rows, 0, model, &mut progress)?;
+    let general = run.compare(of_text, of_rows.len(), model, &mut progress)?;
+    Ok(Some(Fidelity { held_out: held_out.map(|divergence| Divergence { base_nll, ..divergence }), general }))
+}
+
+struct Progress<'a> {
+    observer: &'a mut dyn Observer<Event>,
+    done: usize,
+    total: usize,
+}
+
+impl Progress<'_> {
+    fn step(&mut self) {
+        self.done += 1;
+        self.observer.observe(Event::Comparing { done: self.done, total: self.total });
+    }
+}
+
+/// A model that has been run up to its head.
+struct Run<'a> {
+    streamed: Streamed<'a, Cpu>,
+    /// (N, C) of each sequence.
+    streams: Vec<Vec<f32>>,
+    hidden: usize,
+    vocab_size: usize,
+}
+
+impl<'a> Run<'a> {
+    fn over<'s>(
+        source: &'a dyn TensorSource,
+        plan: &Plan,
+        sequences: impl IntoIterator<Item = &'s Sequence>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Run<'a>> {
+        let ids: Vec<&[u32]> = sequences.into_iter().map(|sequence| &sequence.ids[..]).collect();
+        let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0).max(LONGEST_PIECE);
+        let device = Cpu::with_precision(Arena::unlimited(), best_precision())?;
+        let mut streamed = Streamed::new(&device, &plan.config, source, Quant::BF16, longest)?;
+        let streams = streamed.run(&ids, None, &mut |_| {
+            progress.step();
+            ControlFlow::Continue(())
+        })?;
+        let (hidden, vocab_size) = (plan.config.hidden, plan.config.vocab_size);
+        Ok(Run { streamed, streams: streams.unwrap_or_default(), hidden, vocab_size })
+    }
+
+    /// Logits (m, V) at some places of a sequence.
+    fn logits(&mut self, sequence: usize, places: &[usize]) -> Result<Vec<f32>> {
+        let (stream, c) = (&self.streams[sequence], self.hidden);
+        let rows: Vec<f32> = places.iter().flat_map(|at| &stream[at * c..(at + 1) * c]).copied().collect();
+        let mut logits = Vec::with_capacity(places.len() * self.vocab_size);
+        self.streamed.logits(&rows, &mut |_, row| logits.extend_from_slice(row))?;
+        Ok(logits)
+    }
+
+    fn mean_nll(&mut self, sequences: &[Sequence]) -> Result<f64> {
+        let (mut sum, mut n) = (0.0, 0);
+        for (index, sequence) in sequences.iter().enumerate() {
+            for places in sequence.places().chunks(ROWS) {
+                let logits = self.logits(index, places)?;
+                let rows = logits.par_chunks(self.vocab_size).zip(places);
+                sum += rows.map(|(row, &at)| log_sum(row) - target(row, sequence.ids[at + 1])).sum::<f64>();
+                n += places.len();
+            }
+        }
+        Ok(sum / n as f64)
+    }
+
+    /// The file's predictions beside these; `first` is the number of the first sequence in the run.
+    fn compare(
+        &mut self,
+        sequences: &[&Sequence],
+        first: usize,
+        model: &mut dyn LoadedModel,
+        progress: &mut Progress<'_>,
+    ) -> Result<Option<Divergence>> {
+        let mut sums = Sums::default();
+        for (index, sequence) in sequences.iter().enumerate() {
+            let wanted = sequence.places();
+            let (mut places, mut theirs, mut failed) = (Vec::new(), Vec::new(), None);
+            let mut take = |at: usize, logits: &[f32]| {
+                if wanted.binary_search(&at).is_ok() {
+                    places.push(at);
+                    theirs.extend_from_slice(logits);
+                }
+                if places.len() == ROWS || Some(&at) == wanted.last() {
+                    let compared = self.logits(first + index, &places).and_then(|ours| {
+                        Sums::of(&ours, &theirs, self.vocab_size, |row| sequence.ids[places[row] + 1])
+                    });
+                    match compared {
+                        Ok(more) => sums = sums + more,
+                        Err(error) => failed = Some(error),
+                    }
+                    places.clear();
+                    theirs.clear();
+                }
+                if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            model.logits(&sequence.ids, &mut take).map_err(engine("compare"))?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            progress.step();
+        }
+        Ok((sums.n > 0).then(|| sums.divergence()))
+    }
+}
+
+impl Sequence {
+    /// Places whose successor is looked at.
+    fn places(&self) -> Vec<usize> {
+        (0..self.ids.len().saturating_sub(1)).filter(|&at| self.is_target[at + 1]).collect()
+    }
+}
+
+/// Over rows of logits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    n: usize,
+    kl: f64,
+    n_same: usize,
+    nll: f64,
+    merged_nll: f64,
+}
+
+impl std::ops::Add for Sums {
+    type Output = Sums;
+
+    fn add(self, other: Sums) -> Sums {
+        Sums {
+            n: self.n + other.n,
+            kl: self.kl + other.kl,
+            n_same: self.n_same + other.n_same,
+            nll: self.nll + other.nll,
+            merged_nll: self.merged_nll + other.merged_nll,
+        }
+    }
+}
+
+impl Sums {
+    /// Of rows of logits (m, V) of the merged model and of the file.
+    fn of(
+        merged: &[f32],
+        file: &[f32],
+        vocab_size: usize,
+        target_of: impl Fn(usize) -> u32 + Sync,
+    ) -> Result<Sums> {
+        if merged.len() != file.len() {
+            return Err(Error::Written {
+                place: "its number of logits".to_owned(),
+                expected: merged.len().to_string(),
+                actual: file.len().to_string(),
+            });
+        }
+        let rows = merged.par_chunks(vocab_size).zip(file.par_chunks(vocab_size)).enumerate();
+        Ok(rows.map(|(row, (p, q))| Sums::of_row(p, q, target_of(row))).reduce(Sums::default, |a, b| a + b))
+    }
+
+    fn of_row(p: &[f32], q: &[f32], next: u32) -> Sums {
+        let (log_sum_p, log_sum_q) = (log_sum(p), log_sum(q));
+        let (mut mass, mut difference) = (0.0, 0.0);
+        for (&p, &q) in p.iter().zip(q) {
+            let weight = f64::from((f64::from(p) - log_sum_p) as f32).exp();
+            mass += weight;
+            difference += weight * (f64::from(p) - f64::from(q));
+        }
+        Sums {
+            n: 1,
+            kl: difference / mass - log_sum_p + log_sum_q,
+            n_same: usize::from(likeliest(p) == likeliest(q)),
+            nll: log_sum_q - target(q, next),
+            merged_nll: log_sum_p - target(p, next),
+        }
+    }
+
+    fn divergence(&self) -> Divergence {
+        let n = self.n as f64;
+        Divergence {
+            n_tokens: self.n,
+            mean_kl: self.kl / n,
+            top1_share: self.n_same as f64 / n,
+            mean_nll: self.nll / n,
+            merged_nll: self.merged_nll / n,
+            base_nll: None,
+        }
+    }
+}
+
+/// ln Σ exp(x)
+fn log_sum(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from((x - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}
+
+fn target(logits: &[f32], token: u32) -> f64 {
+    logits.get(token as usize).map_or(f64::NAN, |&x| f64::from(x))
+}
+
+fn likeliest(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In f64, as the definition says.
+    fn plain(p: &[f32], q: &[f32]) -> f64 {
+        let softmax = |x: &[f32]| -> Vec<f64> {
+            let sum: f64 = x.iter().map(|&x| f64::from(x).exp()).sum();
+            x.iter().map(|&x| f64::from(x).exp() / sum).collect()
+        };
+        softmax(p).iter().zip(softmax(q)).map(|(p, q)| p * (p / q).ln()).sum()
+    }
+
+    #[test]
+    fn divergences_are_those_of_the_definition() {
+        let p = [1.0, -2.0, 0.5, 3.0, -40.0, 2.9];
+        let q = [0.5, -1.0, 0.25, 2.5, -50.0, 3.5];
+        let sums = Sums::of_row(&p, &q, 3);
+        assert!((sums.kl - plain(&p, &q)).abs() < 1e-6, "{} against {}", sums.kl, plain(&p, &q));
+        assert_eq!((sums.n, sums.n_same), (1, 0));
+        let nll = |x: &[f32]| x.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln() - f64::from(x[3]);
+        assert!((sums.nll - nll(&q)).abs() < 1e-6 && (sums.merged_nll - nll(&p)).abs() < 1e-6);
+        let same = Sums::of_row(&p, &p, 0);
+        assert!(same.kl.abs() < 1e-6 && same.n_same == 1, "{same:?}");
+    }
+
+    #[test]
+    fn retained_is_the_share_of_the_gain() {
+        let retained = |mean_nll, merged_nll, base_nll| {
+            Divergence { mean_nll, merged_nll, base_nll, ..Divergence::default() }.retained()
+        };
+        assert_eq!(retained(1.0, 1.0, Some(3.0)), Some(1.0));
+        assert_eq!(retained(1.5, 1.0, Some(3.0)), Some(0.75));
+        assert_eq!(retained(1.5, 1.0, Some(1.001)), None);
+        assert_eq!(retained(1.5, 1.0, None), None);
+    }
+}

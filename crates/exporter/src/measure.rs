@@ -1,0 +1,114 @@
+//! The importance of the merged model's columns, measured on the training data and a general text, layer by layer.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use formats::imatrix::ImportanceMatrix;
+use formats::{Observer, TensorSource};
+use model::arena::Arena;
+use model::device::cpu::best_precision;
+use model::importance::Importance;
+use model::step::Streamed;
+use model::{Cpu, ModelConfig, Quant};
+use text::{ChatTemplate, Tokenizer};
+
+use crate::sequences::{self, LONGEST_PIECE, Sequence};
+use crate::{Calibration, Error, Event, Request, Result};
+
+/// The file that a measured matrix is kept in.
+const NAME: &str = "imatrix.gguf";
+
+/// What the general text is called among the texts of a matrix.
+const GENERAL: &str = "general text of tune";
+
+/// What is measured.
+pub(crate) struct Subject<'a> {
+    pub(crate) config: &'a ModelConfig,
+    /// The merged weights.
+    pub(crate) source: &'a dyn TensorSource,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) template: Option<&'a ChatTemplate>,
+    /// Hash of the adapter's weights, where there is one.
+    pub(crate) adapter_blake3: Option<&'a str>,
+}
+
+/// Measures the matrix, or finds what was measured of the same before; returns its file.
+pub(crate) fn measured(
+    subject: &Subject<'_>,
+    request: &Request,
+    calibration: &Calibration,
+    observer: &mut dyn Observer<Event>,
+) -> Result<PathBuf> {
+    let sequences = sequences(subject, request, calibration)?;
+    let (path, made_of) = (request.output.join(NAME), made_of(subject, &sequences)?);
+    let n_tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    let is_known = |matrix: ImportanceMatrix| matrix.made_of.as_ref() == Some(&made_of);
+    if ImportanceMatrix::read(&path).is_ok_and(is_known) {
+        observer.observe(Event::Measured { path: path.clone(), n_tokens, is_new: false });
+        return Ok(path);
+    }
+    std::fs::create_dir_all(&request.output).map_err(|source| Error::Io {
+        path: request.output.clone(),
+        action: "create",
+        source,
+    })?;
+    let device = Cpu::with_precision(Arena::unlimited(), best_precision())?;
+    let importance = Importance::new(&device, subject.config)?;
+    let ids: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence.ids[..]).collect();
+    let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0).max(LONGEST_PIECE);
+    let mut streamed = Streamed::new(&device, subject.config, subject.source, Quant::BF16, longest)?;
+    streamed.run(&ids, Some(&importance), &mut |layer| {
+        observer.observe(Event::Measuring { done: layer + 1, total: subject.config.n_layers });
+        ControlFlow::Continue(())
+    })?;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let datasets = [calibration.dataset.as_str(), GENERAL].into_iter().filter(|name| !name.is_empty());
+    let matrix = ImportanceMatrix {
+        datasets: datasets.map(str::to_owned).collect(),
+        n_chunks: count(ids.len()),
+        chunk_tokens: count(longest),
+        made_of: Some(made_of),
+        entries: importance.entries()?,
+    };
+    matrix.write(&path)?;
+    observer.observe(Event::Measured { path: path.clone(), n_tokens, is_new: true });
+    Ok(path)
+}
+
+/// Rows of the data whole as far as they fit, texts cut up, and the general text.
+fn sequences(subject: &Subject<'_>, request: &Request, calibration: &Calibration) -> Result<Vec<Sequence>> {
+    let (tokenizer, most) = (subject.tokenizer, calibration.most_tokens);
+    let longest = request.num_ctx.min(subject.config.max_positions);
+    let mut found = match subject.template {
+        Some(template) => {
+            sequences::conversations(tokenizer, template, &calibration.conversations, longest, most)?
+        }
+        None => Vec::new(),
+    };
+    let mut n_tokens: usize = found.iter().map(|sequence| sequence.ids.len()).sum();
+    let piece = longest.min(LONGEST_PIECE);
+    for text in &calibration.texts {
+        if n_tokens >= most {
+            break;
+        }
+        let pieces = sequences::text(tokenizer, text, piece, most - n_tokens);
+        n_tokens += pieces.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
+        found.extend(pieces);
+    }
+    found.extend(sequences::general(tokenizer, piece, usize::MAX));
+    Ok(found)
+}
+
+/// Hash of base, adapter and tokens.
+fn made_of(subject: &Subject<'_>, sequences: &[Sequence]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(subject.source.content_hash()?.as_bytes());
+    hasher.update(subject.adapter_blake3.unwrap_or("no adapter").as_bytes());
+    for Sequence { ids, .. } in sequences {
+        hasher.update(&(ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| {
+            hasher.update(&id.to_le_bytes());
+        });
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
