@@ -54,6 +54,9 @@ pub enum Error {
     #[error("the importance matrix says nothing about `{tensor}`, which as {type_name} needs it")]
     Unimportant { tensor: String, type_name: &'static str },
 
+    #[error("`{module}` has an adapter that cannot be written for llama.cpp: {reason}")]
+    Form { module: String, reason: &'static str },
+
     #[error("num_ctx is {num_ctx}, expected 1 to {max_positions}, the positions that the base was made for")]
     Context { num_ctx: usize, max_positions: usize },
 
@@ -107,6 +110,7 @@ impl Error {
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
             Error::Refused { remedy, .. } => return *remedy,
             Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
+            Error::Form { .. } => "merge it: `tune export` without --as, or --as merged-hf",
             Error::NeedsMatrix { .. } => {
                 "measure one with `--imatrix train` or `--imatrix general`, or choose iq3_m or larger"
             }

@@ -10,7 +10,7 @@ use model::ModelConfig;
 use crate::{Provenance, Request};
 
 /// Version of the block layouts; llama.cpp's GGML_QNT_VERSION.
-const QUANTIZATION_VERSION: u32 = 2;
+pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 
 /// What metadata is made of, apart from the request.
 pub(crate) struct Parts<'a> {

@@ -273,7 +273,7 @@ fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
     !in_layer && tensor.name.as_str() < name
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
     if name.is_empty() || name.len() > 100 {
         return refuse("it must have 1 to 100 characters");

@@ -22,7 +22,7 @@ const TILE_WEIGHTS: usize = 8 << 20;
 const PIECE_WEIGHTS: usize = 64 << 10;
 
 /// The largest half-precision number. Scales of every block format are halves, and no sound weight is near it.
-const HALF_MAX: f32 = 65504.0;
+pub(crate) const HALF_MAX: f32 = 65504.0;
 
 /// Writes the whole file and returns its BLAKE3, computed on the way.
 pub(crate) fn write(plan: &Plan, pending: &Pending, observer: &mut dyn Observer<Event>) -> Result<String> {

@@ -351,7 +351,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Data<'_>)]
         out.reserve((header.text.len() + header.data_bytes) as u64)?;
         write_header(out, &header)?;
         tensors.iter().try_for_each(|(name, shape, data)| {
-            check_values(name, shape, data.values())?;
+            check_values(name, shape, data.values().len())?;
             write_values(out, name, data.block_type(), data.values())
         })
     })
@@ -367,15 +367,36 @@ pub fn write_safetensors_by<E: From<Error>>(
     tensors: &[(String, Vec<usize>)],
     mut values: impl FnMut(usize) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
-    let planned = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice(), BlockType::F32));
+    let planned: Vec<PlannedTensor> =
+        tensors.iter().map(|(name, shape)| (name.clone(), shape.clone(), BlockType::F32)).collect();
+    write_safetensors_in_parts(path, &planned, |index, put| Ok(put(&values(index)?)?))
+}
+
+/// A tensor to be written: name, shape outermost first, and a type of one value each (F32, F16, BF16).
+pub type PlannedTensor = (String, Vec<usize>, BlockType);
+
+/// As [`write_safetensors`] with a few rows in memory at a time: `write` is asked for each tensor by its place in the list,
+/// in order, and puts its values part after part.
+///
+/// # Errors
+/// As [`write_safetensors`], and what `write` returns.
+pub fn write_safetensors_in_parts<E: From<Error>>(
+    path: &Path,
+    tensors: &[PlannedTensor],
+    mut write: impl FnMut(usize, &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<(), E>,
+) -> Result<(), E> {
+    let planned = tensors.iter().map(|(name, shape, ty)| (name.as_str(), shape.as_slice(), *ty));
     let header = header(planned)?;
     atomic::write_file(path, |out| {
         out.reserve((header.text.len() + header.data_bytes) as u64)?;
         write_header(out, &header)?;
-        for (index, (name, shape)) in tensors.iter().enumerate() {
-            let values = values(index)?;
-            check_values(name, shape, &values)?;
-            write_values(out, name, BlockType::F32, &values)?;
+        for (index, (name, shape, ty)) in tensors.iter().enumerate() {
+            let mut n_values = 0;
+            write(index, &mut |values| {
+                n_values += values.len();
+                write_values(out, name, *ty, values)
+            })?;
+            check_values(name, shape, n_values)?;
         }
         Ok(())
     })
@@ -395,11 +416,11 @@ fn write_values(out: &mut atomic::Output, name: &str, ty: BlockType, values: &[f
     Ok(())
 }
 
-fn check_values(name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
-    if shape.iter().product::<usize>() == values.len() {
+fn check_values(name: &str, shape: &[usize], n_values: usize) -> Result<()> {
+    if shape.iter().product::<usize>() == n_values {
         return Ok(());
     }
-    let (expected, actual) = (format!("the values of shape {shape:?}"), format!("{} values", values.len()));
+    let (expected, actual) = (format!("the values of shape {shape:?}"), format!("{n_values} values"));
     Err(Error::Plan { name: name.to_owned(), expected, actual })
 }
 

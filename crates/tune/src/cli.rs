@@ -57,12 +57,24 @@ pub struct Export {
     /// llama.cpp's (imatrix.gguf or .dat), or off [default: the recipe's, or off]
     #[arg(long, value_name = "train|general|FILE|off")]
     pub imatrix: Option<PathBuf>,
+    /// What is written: a merged and quantised GGUF, the adapter alone for llama.cpp, or base and adapter merged into a
+    /// checkpoint that transformers loads
+    #[arg(long = "as", value_enum, default_value_t = Form::Gguf)]
+    pub form: Form,
     /// Where the result is written [default: <run>/export; for a base: runs/<its name>/export]
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Replace an export that is already there
     #[arg(long)]
     pub force: bool,
+}
+
+/// The form of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    Gguf,
+    Adapter,
+    MergedHf,
 }
 
 #[derive(Debug, clap::Args)]

@@ -17,9 +17,10 @@ pub struct Run {
     pub importance: BTreeMap<String, Entry>,
 }
 
-/// Runs a sequence, with 32-bit keys and values and plain attention.
-pub fn run(file: &Path, tokens: &[u32]) -> Run {
-    let path = CString::new(file.to_str().expect("a UTF-8 path")).expect("a path without zeros");
+/// Runs a sequence, with 32-bit keys and values and plain attention, with an adapter's file or without.
+pub fn run(file: &Path, adapter: Option<&Path>, tokens: &[u32]) -> Run {
+    let c_path = |path: &Path| CString::new(path.to_str().expect("UTF-8")).expect("a path without zeros");
+    let path = c_path(file);
     let n = tokens.len();
     let mut importance: BTreeMap<String, Entry> = BTreeMap::new();
     // SAFETY: `quiet` lives as long as the program and does not use its arguments.
@@ -42,6 +43,14 @@ pub fn run(file: &Path, tokens: &[u32]) -> Run {
     // SAFETY: the model was loaded above and is freed after the context, `importance` lives longer than both.
     let context = unsafe { sys::llama_init_from_model(model, params) };
     assert!(!context.is_null(), "llama.cpp makes no context");
+    if let Some(path) = adapter.map(c_path) {
+        // SAFETY: the model is alive and frees the adapter with itself.
+        let mut adapter = unsafe { sys::llama_adapter_lora_init(model, path.as_ptr()) };
+        assert!(!adapter.is_null(), "llama.cpp does not load the adapter {path:?}");
+        // SAFETY: one adapter and one scale, which are copied.
+        let code = unsafe { sys::llama_set_adapters_lora(context, &mut adapter, 1, &mut 1.0) };
+        assert_eq!(code, 0, "llama.cpp does not take the adapter");
+    }
     // SAFETY: room for n tokens of one sequence each.
     let mut batch = unsafe { sys::llama_batch_init(n as i32, 0, 1) };
     batch.n_tokens = n as i32;

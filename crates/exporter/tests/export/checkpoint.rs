@@ -59,6 +59,16 @@ impl Tiny {
         }))
     }
 
+    /// Llama with rows that are whole K-blocks.
+    pub fn llama_of(hidden: usize) -> Tiny {
+        let tiny = Tiny::llama();
+        tiny.change_config(|config| {
+            config["hidden_size"] = hidden.into();
+            config["max_position_embeddings"] = 1024.into();
+        });
+        tiny
+    }
+
     /// DeepSeek-V2-Lite: a dense layer, then routed experts; a latent, and a context that yarn stretched.
     pub fn deepseek2(n_experts: usize) -> Tiny {
         Tiny::new(json!({

@@ -19,7 +19,7 @@ use crate::checkpoint::Tiny;
 use crate::{exported, forward, request};
 
 #[path = "../../examples/llama_cpp_peer/logits.rs"]
-mod logits;
+pub mod logits;
 
 /// Nats. Both sides read the same blocks; llama.cpp rounds activations to 8 bits before a product with 4-bit blocks,
 /// keys and values to 16 bits, and reads GELU from a table of 16-bit floats.
@@ -31,7 +31,7 @@ const MAX_IMPORTANCE_ERROR: f32 = 1e-3;
 const N_TOKENS: usize = 512;
 
 /// A configuration with what all families share, changed by `keys`.
-fn config(keys: Value) -> Value {
+pub fn config(keys: Value) -> Value {
     let mut config = json!({
         "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
@@ -44,7 +44,7 @@ fn config(keys: Value) -> Value {
 }
 
 /// 512 tokens of text, from a tokenizer of single bytes.
-fn text() -> Vec<u32> {
+pub fn text() -> Vec<u32> {
     let text = include_str!("../../../../README.md");
     text.bytes().take(N_TOKENS).map(u32::from).collect()
 }
@@ -56,7 +56,7 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// Σ p · ln(p / q), a mean over the rows.
-fn mean_kl(p: &[Vec<f32>], q: &[Vec<f32>]) -> f64 {
+pub fn mean_kl(p: &[Vec<f32>], q: &[Vec<f32>]) -> f64 {
     let row = |(p, q): (&Vec<f32>, &Vec<f32>)| {
         let (p, q) = (log_softmax(p), log_softmax(q));
         p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
@@ -72,7 +72,7 @@ fn check_base(name: &str, tiny: &Tiny) {
     for (quant, limit) in [(Quant::F32, MAX_MEAN_KL_EXACT), (Quant::Q4KM, MAX_MEAN_KL)] {
         let (receipt, _) = exported(&request(tiny, quant));
         let tokens = text();
-        let logits::Run { logits: theirs, importance } = logits::run(&receipt.file, &tokens);
+        let logits::Run { logits: theirs, importance } = logits::run(&receipt.file, None, &tokens);
         if quant == Quant::F32 {
             check_importance(name, &receipt.file, &tokens, &importance);
         }

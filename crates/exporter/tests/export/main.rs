@@ -5,6 +5,7 @@ mod engine;
 mod families;
 mod fidelity;
 mod files;
+mod forms;
 mod forward;
 mod kills;
 mod llama_cpp;

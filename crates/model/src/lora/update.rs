@@ -23,6 +23,16 @@ impl Update {
         Update { pair: pair.into(), scale }
     }
 
+    /// A and B.
+    pub fn pair(&self) -> &AdapterTensor {
+        &self.pair
+    }
+
+    /// What B·A is multiplied with.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
     /// Adds the update to consecutive rows of W, the first of which is row `first_row`, and with DoRA gives each sum its
     /// trained length.
     ///

@@ -1,0 +1,152 @@
+//! What an export reports, on the terminal.
+
+use crate::bytes;
+use crate::show;
+use crate::terminal::Terminal;
+use crate::verifier::Prompts;
+use exporter::{Event, Figures, GateFigures, Receipt, Request};
+
+pub fn event(terminal: &mut Terminal, event: &Event) {
+    if terminal.is_json() {
+        terminal.json(event);
+        return;
+    }
+    match event {
+        Event::Measuring { done, total } => {
+            let line = format!("measuring what is important: layer {done}/{total}");
+            terminal.progress_on_screen(*done as u64, *total as u64, &line);
+        }
+        Event::Measured { path, n_tokens, is_new } => {
+            let when = if *is_new { "" } else { ", as before" };
+            let tokens = show::count(*n_tokens as u64);
+            terminal
+                .row("matrix", format!("importance measured on {tokens} tokens{when} · {}", path.display()));
+        }
+        Event::Comparing { done, total } => {
+            let line = "comparing with the merged model in 16 bits";
+            terminal.progress_on_screen(*done as u64, *total as u64, line);
+        }
+        Event::Planned {
+            n_tensors, n_merged, n_important, file_bytes, free_bytes, bits_per_weight, ..
+        } => {
+            let important = match n_important {
+                0 => String::new(),
+                n => format!(", {n} by importance"),
+            };
+            terminal.row(
+                "plan",
+                format!(
+                    "{n_tensors} tensors, {n_merged} merged{important} · {} ({bits_per_weight:.2} bits a weight) · \
+                     {} free on the disk",
+                    bytes::show(*file_bytes),
+                    bytes::show(*free_bytes)
+                ),
+            );
+        }
+        Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes } => {
+            let line = format!("{}/{n_tensors} {name} {type_name}", index + 1);
+            terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
+        }
+        Event::ReadBack { n_rows, seconds } => {
+            terminal.row(
+                "check",
+                format!("read back, {n_rows} rows compared, {} so far", show::seconds(*seconds)),
+            );
+        }
+        Event::Loaded { seconds } => {
+            terminal.row("check", format!("llama.cpp loaded it in {}", show::seconds(*seconds)));
+        }
+        Event::GateRow { index, n_rows, .. } => {
+            let line = format!("held-out rows answered by the exported file: {}/{n_rows}", index + 1);
+            terminal.progress_on_screen(*index as u64 + 1, *n_rows as u64, &line);
+        }
+        Event::Gate { figures, adapter } => gate(terminal, figures, *adapter),
+        Event::Finished { .. } => {}
+    }
+}
+
+fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
+    answers(terminal, figures, adapter);
+    let Some(fidelity) = &figures.fidelity else { return };
+    let parts = [("the expected answers", &fidelity.held_out), ("a general text", &fidelity.general)];
+    let mut first = true;
+    for (of, divergence) in parts.into_iter().filter_map(|(of, divergence)| Some((of, divergence.as_ref()?)))
+    {
+        let line = format!(
+            "{} nats from the merged model on {} tokens of {of} · same likeliest token {:.1} %",
+            show::nats(divergence.mean_kl),
+            show::count(divergence.n_tokens as u64),
+            100.0 * divergence.top1_share
+        );
+        if std::mem::take(&mut first) { terminal.row("kl", line) } else { terminal.more(line) }
+    }
+    let held_out = fidelity.held_out.as_ref();
+    if let Some((divergence, retained)) = held_out.and_then(|found| Some((found, found.retained()?))) {
+        terminal.row(
+            "kept",
+            format!(
+                "{:.1} % of the adapter's gain: loss {:.4} without it, {:.4} merged in 16 bits, {:.4} as exported",
+                100.0 * retained,
+                divergence.base_nll.unwrap_or_default(),
+                divergence.merged_nll,
+                divergence.mean_nll
+            ),
+        );
+    }
+}
+
+fn answers(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
+    if figures.n_rows == 0 {
+        return;
+    }
+    terminal.row(
+        "match",
+        format!("exact match of the exported file: {}", show::share(figures.n_exact, figures.n_rows)),
+    );
+    if let Some(adapter) = adapter {
+        terminal.more(format!(
+            "before the export, with the adapter: {}",
+            show::share(adapter.n_exact, adapter.n_rows)
+        ));
+    }
+    if let Some(nll) = figures.mean_nll {
+        terminal.more(format!(
+            "mean loss {nll:.4} over {} tokens · {} answers of {} ended by themselves",
+            show::count(figures.n_target_tokens as u64),
+            figures.n_stopped,
+            figures.n_rows
+        ));
+    }
+}
+
+pub fn warn_of_other_tokenizer(terminal: &mut Terminal, prompts: &Prompts) {
+    let (differing, seen) = (prompts.n_differing.get(), prompts.n_seen.get());
+    if differing > 0 {
+        terminal.warning(format!(
+            "llama.cpp's own tokenizer reads {differing} of {seen} prompts otherwise than training did; \
+             here the right ids are served, a server that tokenises by itself will be worse at these"
+        ));
+    }
+}
+
+pub fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
+    let file = request.output.join(request.file_name());
+    let types: Vec<String> =
+        receipt.types.iter().map(|t| format!("{} {}", t.n_tensors, t.type_name)).collect();
+    terminal.row("types", types.join(" · "));
+    terminal.row(
+        "wrote",
+        format!(
+            "{} ({}) in {}",
+            file.display(),
+            bytes::show(receipt.file_bytes),
+            show::seconds(receipt.times.total_s)
+        ),
+    );
+    terminal.more(format!(
+        "{}, {}",
+        request.output.join("Modelfile").display(),
+        request.output.join("receipt.json").display()
+    ));
+    terminal.row("next", format!("tune serve {}, or name it in a pipeline", file.display()));
+}
