@@ -113,10 +113,18 @@ impl Plan {
         check_evaluation(&request.evaluation)?;
         let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
         check_context(request, &config)?;
-        let tokenizer = Tokenizer::from_dir(&request.tokenizer)?;
-        let vocabulary = tokenizer.gguf_metadata(config.vocab_size)?;
-        let template = template(request, &tokenizer)?;
         let base = Checkpoint::open(&request.base)?;
+        // The hash, which the base remembers, takes as long as the tokenizer.
+        let (tokenizer, _) = rayon::join(
+            || {
+                let tokenizer = Tokenizer::from_dir(&request.tokenizer)?;
+                let vocabulary = tokenizer.gguf_metadata(config.vocab_size)?;
+                let template = template(request, &tokenizer)?;
+                Ok::<_, Error>((tokenizer, vocabulary, template))
+            },
+            || base.content_hash(),
+        );
+        let (tokenizer, vocabulary, template) = tokenizer?;
         let config = config.named_as_in(&base);
         family::check(&config, &base, Naming::Hf)?;
         family::check_types(&config, &base)?;

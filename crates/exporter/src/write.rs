@@ -1,11 +1,11 @@
 //! Writing the planned tensors: each is read, merged, quantised and written tile by tile.
 //!
 //! A tile is shared out over the threads in pieces of a few rows; each piece goes from the base's 16 bits to its
-//! blocks without leaving a core's cache. In memory are a tile of blocks and one piece a thread, whatever the size
+//! blocks without leaving a core's cache. In memory are two tiles of blocks and one piece a thread, whatever the size
 //! of the tensor.
 
-use std::cell::Cell;
 use std::io::{BufWriter, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use formats::gguf::Writer;
 use formats::{BlockType, Observer};
@@ -24,57 +24,91 @@ const PIECE_WEIGHTS: usize = 64 << 10;
 /// The largest half-precision number. Scales of every block format are halves, and no sound weight is near it.
 pub(crate) const HALF_MAX: f32 = 65504.0;
 
-/// Writes the whole file and returns its BLAKE3, computed on the way.
+/// Writes the whole file and returns its BLAKE3, computed on the way. While a tile is written, the next one is made.
 pub(crate) fn write(plan: &Plan, pending: &Pending, observer: &mut dyn Observer<Event>) -> Result<String> {
-    let written_bytes = Cell::new(0);
+    let written_bytes = AtomicU64::new(0);
     let hashed = Hashed { out: pending.file(), hasher: blake3::Hasher::new(), bytes: &written_bytes };
     let out = BufWriter::with_capacity(1 << 20, hashed);
     let mut writer = Writer::begin(out, &plan.metadata, &plan.entries())?;
-    for (index, tensor) in plan.tensors.iter().enumerate() {
-        for_each_tile(plan, tensor, |blocks| Ok(writer.write_part(blocks)?))?;
-        observer.observe(Event::Tensor {
-            index,
-            n_tensors: plan.tensors.len(),
-            name: tensor.name.clone(),
-            type_name: tensor.ty.name(),
-            written_bytes: written_bytes.get(),
-            file_bytes: plan.file_bytes,
-        });
+    let (mut next, mut ready) = (Vec::new(), Vec::new());
+    let mut waiting: Option<Tile> = None;
+    for tile in tiles(plan) {
+        let (written, made) = rayon::join(
+            || if waiting.is_some() { writer.write_part(&ready) } else { Ok(()) },
+            || make(plan, tile, &mut next),
+        );
+        written?;
+        report(plan, waiting, &written_bytes, observer);
+        made?;
+        std::mem::swap(&mut next, &mut ready);
+        waiting = Some(tile);
     }
+    writer.write_part(&ready)?;
+    report(plan, waiting, &written_bytes, observer);
     let mut out = writer.finish()?;
     out.flush().map_err(|source| Error::Io { path: pending.temp().to_owned(), action: "write", source })?;
-    if written_bytes.get() != plan.file_bytes {
+    let written = written_bytes.load(Ordering::Relaxed);
+    if written != plan.file_bytes {
         return Err(Error::Written {
             place: "its size".to_owned(),
             expected: plan.file_bytes.to_string(),
-            actual: written_bytes.get().to_string(),
+            actual: written.to_string(),
         });
     }
     Ok(out.get_ref().hasher.finalize().to_hex().to_string())
 }
 
-fn for_each_tile(
-    plan: &Plan,
-    tensor: &PlannedTensor,
-    mut take: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+/// Some rows of a tensor.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// The tensor's number.
+    tensor: usize,
+    first_row: usize,
+    n_rows: usize,
+}
+
+/// All of the file, in its order.
+fn tiles(plan: &Plan) -> impl Iterator<Item = Tile> + '_ {
+    plan.tensors.iter().enumerate().flat_map(|(index, tensor)| {
+        let at_once = tile_rows(tensor);
+        (0..tensor.rows).step_by(at_once).map(move |first_row| {
+            let n_rows = at_once.min(tensor.rows - first_row);
+            Tile { tensor: index, first_row, n_rows }
+        })
+    })
+}
+
+/// Tells of a tensor once its last tile is written.
+fn report(plan: &Plan, tile: Option<Tile>, written_bytes: &AtomicU64, observer: &mut dyn Observer<Event>) {
+    let Some(Tile { tensor: index, first_row, n_rows }) = tile else { return };
+    let tensor = &plan.tensors[index];
+    if first_row + n_rows == tensor.rows {
+        observer.observe(Event::Tensor {
+            index,
+            n_tensors: plan.tensors.len(),
+            name: tensor.name.clone(),
+            type_name: tensor.ty.name(),
+            written_bytes: written_bytes.load(Ordering::Relaxed),
+            file_bytes: plan.file_bytes,
+        });
+    }
+}
+
+/// The blocks of a tile in the order of the file.
+fn make(plan: &Plan, tile: Tile, blocks: &mut Vec<u8>) -> Result<()> {
+    let Tile { tensor, first_row, n_rows } = tile;
+    let tensor = &plan.tensors[tensor];
     let row_bytes = tensor.row_bytes()?;
-    let mut blocks = Vec::new();
-    let mut permuted = Vec::new();
-    for first_row in (0..tensor.rows).step_by(tile_rows(tensor)) {
-        let n_rows = tile_rows(tensor).min(tensor.rows - first_row);
-        blocks.resize(n_rows * row_bytes, 0);
-        encode_rows(plan, tensor, first_row, &mut blocks)?;
-        match &tensor.content {
-            Content::Weight { spec, .. } if spec.permute.is_some() => {
-                permuted.clear();
-                for row in first_row..first_row + n_rows {
-                    let at = (spec.hf_row(row) - first_row) * row_bytes;
-                    permuted.extend_from_slice(&blocks[at..at + row_bytes]);
-                }
-                take(&permuted)?;
-            }
-            _ => take(&blocks)?,
+    blocks.resize(n_rows * row_bytes, 0);
+    encode_rows(plan, tensor, first_row, blocks)?;
+    if let Content::Weight { spec, .. } = &tensor.content
+        && spec.permute.is_some()
+    {
+        let in_order = std::mem::take(blocks);
+        blocks.reserve(in_order.len());
+        for row in first_row..first_row + n_rows {
+            let at = (spec.hf_row(row) - first_row) * row_bytes;
+            blocks.extend_from_slice(&in_order[at..at + row_bytes]);
         }
     }
     Ok(())
@@ -164,14 +198,14 @@ fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Res
 struct Hashed<'a> {
     out: &'a std::fs::File,
     hasher: blake3::Hasher,
-    bytes: &'a Cell<u64>,
+    bytes: &'a AtomicU64,
 }
 
 impl Write for Hashed<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let n = self.out.write(bytes)?;
         self.hasher.update(&bytes[..n]);
-        self.bytes.set(self.bytes.get() + n as u64);
+        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
 

@@ -8,8 +8,8 @@ use sha2::Digest;
 
 use crate::{Error, Result};
 
-/// Large enough for the hashers' wide paths, small enough to stay in the cache.
-const CHUNK_BYTES: usize = 256 * 1024;
+/// Large enough for the hashers' wide paths and for two threads to take turns, small enough to stay in the cache.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The BLAKE3 of a file.
 ///
@@ -49,16 +49,29 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read_chunks(path: &Path, mut take: impl FnMut(&[u8])) -> Result<()> {
-    let failed = |source| Error::Io { path: path.to_owned(), action: "read", source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut chunk = vec![0; CHUNK_BYTES];
+/// Hands a file on chunk after chunk; while one is taken, the next is read.
+fn read_chunks(path: &Path, mut take: impl FnMut(&[u8]) + Send) -> Result<()> {
+    let mut file = open(path)?;
+    let (mut next, mut ready) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    let mut n_ready = read_some(&mut file, path, &mut ready)?;
+    while n_ready > 0 {
+        let (n_next, ()) = rayon::join(|| read_some(&mut file, path, &mut next), || take(&ready[..n_ready]));
+        n_ready = n_next?;
+        std::mem::swap(&mut next, &mut ready);
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })
+}
+
+fn read_some(file: &mut File, path: &Path, chunk: &mut [u8]) -> Result<usize> {
     loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(()),
-            Ok(n) => take(&chunk[..n]),
+        match file.read(chunk) {
+            Ok(n) => return Ok(n),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error)),
+            Err(source) => return Err(Error::Io { path: path.to_owned(), action: "read", source }),
         }
     }
 }

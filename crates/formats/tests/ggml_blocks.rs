@@ -4,6 +4,8 @@ use std::ffi::c_void;
 
 use formats::BlockType;
 use formats::block::{decode, encode, encode_par};
+#[cfg(target_arch = "x86_64")]
+use formats::isa::Isa;
 use llama_cpp_sys_2 as ggml;
 use rayon::prelude::*;
 
@@ -168,12 +170,18 @@ fn is_beyond_ggml(ty: BlockType, weights: &[f32]) -> bool {
     has_grid(ty) && (has_extremes() || (ty == BlockType::IQ3S && has_zeros()))
 }
 
-/// Where the tests are compiled for the second time, they leave AVX-512 alone.
+/// Where the tests are compiled again, they leave AVX-512 alone, or all vectors.
 fn limit_vectors() {
     #[cfg(target_arch = "x86_64")]
-    if env!("CARGO_CRATE_NAME") == "ggml_blocks_narrow" {
-        formats::isa::Isa::limit_to(formats::isa::Isa::Avx2);
-        assert!(formats::isa::Isa::get() <= formats::isa::Isa::Avx2, "something asked before");
+    let limit = match env!("CARGO_CRATE_NAME") {
+        "ggml_blocks_narrow" => Isa::Avx2,
+        "ggml_blocks_plain" => Isa::Baseline,
+        _ => return,
+    };
+    #[cfg(target_arch = "x86_64")]
+    {
+        Isa::limit_to(limit);
+        assert!(Isa::get() <= limit, "something asked before");
     }
 }
 

@@ -6,19 +6,17 @@
 //! each tensor whose type or bytes differ, and both times; exits with 1 where a tensor differs or a key that is not
 //! among the known differences. `scripts/check/export_peer.sh` makes the inputs and calls this.
 
+mod no_engine;
 mod quantise;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use exporter::{
-    EngineError, Generation, ImportanceSource, Limits, LoadedModel, Provenance, Reference, Request, Template,
-    Verifier, export,
-};
+use exporter::{ImportanceSource, Limits, Provenance, Reference, Request, Template, export};
 use formats::gguf::{Reader, Value};
 use formats::observe::Silent;
 use model::policy::Quant;
-use text::{ChatTemplate, Message, Tokenizer};
+use no_engine::NoEngine;
 
 /// Keys that differ by intention, and why.
 const KNOWN: [(&str, &str); 9] = [
@@ -141,55 +139,4 @@ fn differing_tensors(ours: &Reader, theirs: &Reader) -> usize {
 fn short(value: &Value) -> String {
     let text = format!("{value:?}");
     text.chars().take(80).collect()
-}
-
-/// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is. Chats are
-/// rendered by the text crate from what the file says, so that at least both sides of the text agree.
-struct NoEngine;
-
-impl Verifier for NoEngine {
-    fn engine(&self) -> String {
-        "none".into()
-    }
-
-    fn load(&self, file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
-        let reader = Reader::open(file)?;
-        let tokenizer = Tokenizer::from_gguf(reader.metadata())?;
-        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        let template = match reader.metadata().get_str("tokenizer.chat_template") {
-            Some(source) => {
-                Some(ChatTemplate::from_source(source, text_of(tokenizer.bos()), text_of(tokenizer.eos()))?)
-            }
-            None => None,
-        };
-        Ok(Box::new(NoModel { tokenizer, template }))
-    }
-}
-
-struct NoModel {
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-}
-
-impl LoadedModel for NoModel {
-    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let template = self.template.as_ref().ok_or("there is no template")?;
-        Ok(text::encode_prompt(&self.tokenizer, template, messages)?)
-    }
-
-    fn generate(&mut self, _prompt: &[u32], _max_new_tokens: usize) -> Result<Generation, EngineError> {
-        Err("there is no engine".into())
-    }
-
-    fn sum_nll(&mut self, _ids: &[u32], _is_target: &[bool]) -> Result<f64, EngineError> {
-        Ok(0.0)
-    }
-
-    fn logits(
-        &mut self,
-        _ids: &[u32],
-        _each: &mut dyn FnMut(usize, &[f32]) -> std::ops::ControlFlow<()>,
-    ) -> Result<(), EngineError> {
-        Err("there is no engine".into())
-    }
 }

@@ -1,13 +1,16 @@
 //! The codecs compiled for each width of vectors, chosen at run time. `unsafe` because a function compiled
 //! for a processor's extension may be called only where that is present.
 //!
-//! There is one source: the codecs' arrays become 128-bit vectors in the portable build, 256-bit ones with AVX2 and
-//! 512-bit ones with AVX-512. None allows fused multiply-add, so all give the same bytes.
+//! There is one source, over vectors of eight lanes in plain arithmetic, eight with AVX2 and sixteen with AVX-512. None
+//! allows fused multiply-add, so all give the same bytes.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Portable};
 use super::{BlockType, iq, nf4, nf4_ic, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 /// Encodes whole rows whose lengths have been checked.
@@ -20,24 +23,24 @@ pub(super) fn encode(ty: BlockType, weights: &[f32], cols: usize, imatrix: Optio
         Isa::Avx2 => return unsafe { encode_avx2(ty, weights, cols, imatrix, out) },
         Isa::Baseline => {}
     }
-    encode_portable::<8>(ty, weights, cols, imatrix, out);
+    encode_with::<Portable>(ty, weights, cols, imatrix, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
 fn encode_avx512(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    encode_portable::<16>(ty, weights, cols, imatrix, out);
+    encode_with::<Avx512>(ty, weights, cols, imatrix, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn encode_avx2(ty: BlockType, weights: &[f32], cols: usize, imatrix: Option<&[f32]>, out: &mut [u8]) {
-    encode_portable::<8>(ty, weights, cols, imatrix, out);
+    encode_with::<Avx2>(ty, weights, cols, imatrix, out);
 }
 
-/// Inlined into each of the above, and thereby compiled for each; L groups walk in step.
+/// Inlined into each of the above, and thereby compiled for each.
 #[inline(always)]
-fn encode_portable<const L: usize>(
+fn encode_with<V: Lanes>(
     ty: BlockType,
     weights: &[f32],
     cols: usize,
@@ -48,23 +51,23 @@ fn encode_portable<const L: usize>(
         BlockType::F32 => plain::encode_f32(weights, out),
         BlockType::F16 => plain::encode_f16(weights, out),
         BlockType::BF16 => plain::encode_bf16(weights, out),
-        BlockType::Q4_0 => q4_0::encode::<L>(weights, imatrix, out),
-        BlockType::Q4_1 => q4_1::encode::<L>(weights, imatrix, out),
-        BlockType::Q5_0 => q5_0::encode::<L>(weights, imatrix, out),
-        BlockType::Q5_1 => q5_1::encode::<L>(weights, imatrix, out),
+        BlockType::Q4_0 => q4_0::encode::<V>(weights, imatrix, out),
+        BlockType::Q4_1 => q4_1::encode::<V>(weights, imatrix, out),
+        BlockType::Q5_0 => q5_0::encode::<V>(weights, imatrix, out),
+        BlockType::Q5_1 => q5_1::encode::<V>(weights, imatrix, out),
         BlockType::Q8_0 => q8_0::encode(weights, out),
-        BlockType::Q2K => q2_k::encode::<L>(weights, imatrix, out),
-        BlockType::Q3K => q3_k::encode::<L>(weights, imatrix, out),
-        BlockType::Q4K => q4_k::encode::<L>(weights, imatrix, out),
-        BlockType::Q5K => q5_k::encode::<L>(weights, imatrix, out),
-        BlockType::Q6K => q6_k::encode::<L>(weights, imatrix, out),
+        BlockType::Q2K => q2_k::encode::<V>(weights, imatrix, out),
+        BlockType::Q3K => q3_k::encode::<V>(weights, imatrix, out),
+        BlockType::Q4K => q4_k::encode::<V>(weights, imatrix, out),
+        BlockType::Q5K => q5_k::encode::<V>(weights, imatrix, out),
+        BlockType::Q6K => q6_k::encode::<V>(weights, imatrix, out),
         BlockType::IQ2XXS => iq::two::xxs::encode(weights, imatrix, out),
         BlockType::IQ2XS => iq::two::xs::encode(weights, imatrix, out),
         BlockType::IQ2S => iq::two::s::encode(weights, imatrix, out),
         BlockType::IQ3XXS => iq::three::xxs::encode(weights, imatrix, out),
         BlockType::IQ3S => iq::three::s::encode(weights, imatrix, out),
-        BlockType::IQ4NL => iq::four::nl::encode::<L>(weights, cols, imatrix, out),
-        BlockType::IQ4XS => iq::four::xs::encode::<L>(weights, imatrix, out),
+        BlockType::IQ4NL => iq::four::nl::encode::<V>(weights, cols, imatrix, out),
+        BlockType::IQ4XS => iq::four::xs::encode::<V>(weights, imatrix, out),
         BlockType::Nf4 => nf4::encode(weights, cols, out),
         BlockType::Nf4Ic => nf4_ic::encode(weights, cols, out),
     }

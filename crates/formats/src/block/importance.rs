@@ -1,28 +1,24 @@
 //! How much each weight of a group counts in a search.
 
-use super::lanes::{Lane, each, rows};
+use super::lanes::{Lanes, rows};
 
 /// Without a matrix: the root mean square of the group plus the weight's magnitude.
 #[inline(always)]
-pub(super) fn from_weights<const N: usize, const L: usize>(x: &[Lane<L>; N]) -> [Lane<L>; N] {
-    let mut sums = [0.0; L];
+pub(super) fn from_weights<V: Lanes, const N: usize>(x: &[V; N]) -> [V; N] {
+    let mut sums = V::splat(0.0);
     for x in x {
-        sums = each(|k| sums[k] + x[k] * x[k]);
+        sums = sums + *x * *x;
     }
-    let root_mean_square: [_; L] = each(|k| (sums[k] / N as f32).sqrt());
-    rows(x, |x| each(|k| root_mean_square[k] + x[k].abs()))
+    let root_mean_square = (sums / V::splat(N as f32)).sqrt();
+    rows!(x, |x| root_mean_square + x.abs())
 }
 
 /// With a matrix: the column's importance · sqrt(variance + x²), the variance being each group's.
 #[inline(always)]
-pub(super) fn from_matrix<const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    columns: &[Lane<L>; N],
-    variance: &Lane<L>,
-) -> [Lane<L>; N] {
-    let mut counts = [[0.0; L]; N];
-    for ((count, x), column) in counts.iter_mut().zip(x).zip(columns) {
-        *count = each(|k| column[k] * (variance[k] + x[k] * x[k]).sqrt());
+pub(super) fn from_matrix<V: Lanes, const N: usize>(x: &[V; N], columns: &[V; N], variance: V) -> [V; N] {
+    let mut counts = *columns;
+    for (count, x) in counts.iter_mut().zip(x) {
+        *count = *count * (variance + *x * *x).sqrt();
     }
     counts
 }

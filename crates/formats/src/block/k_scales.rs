@@ -1,16 +1,20 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{Lane, padded, totals, transpose};
+use super::lanes::{Lanes, MOST_LANES, array, codes_for_scale, totals, transpose};
 use super::rows::BatchColumns;
 use super::scale_search::positive;
-use super::search::{ClampThenRound, RoundThenClamp, Trials, WEIGHTED_TRIALS, affine};
+use super::search::{Affine, ClampThenRound, RoundThenClamp, Trial, Trials, WEIGHTED_TRIALS, affine};
 use super::{K_BLOCK, float16, importance, rounding::nearest};
 
 /// Groups in a block: one a lane.
 pub(super) const GROUPS: usize = 8;
 
+/// Blocks in the largest batch.
+const MOST_BLOCKS: usize = MOST_LANES / GROUPS;
+
 /// Scales and minima of a block as found, and the codes of the search.
+#[derive(Clone, Copy)]
 pub(super) struct Scales {
     /// d and dm, before their rounding to 16 bits.
     pub scale: f32,
@@ -21,79 +25,85 @@ pub(super) struct Scales {
     pub codes: [[u8; 32]; GROUPS],
 }
 
+impl Scales {
+    const NONE: Scales = Scales { scale: 0.0, min_scale: 0.0, packed: [0; 12], codes: [[0; 32]; GROUPS] };
+}
+
 /// A block's weights.
 pub(super) type Block = [[f32; 32]; GROUPS];
 
-/// Finds scales and codes of up to L / 8 blocks without importance: each group's own search, then 63 levels of the largest.
-/// Calls `each_block` with what was found.
+/// Finds scales and codes of up to N / 8 blocks without importance: each group's own search, then 63 levels of the largest.
 #[inline(always)]
-pub(super) fn find<const L: usize>(
-    blocks: &[Block],
-    levels: u8,
-    trials: Trials,
-    mut each_block: impl FnMut(usize, Scales),
-) {
-    let lanes = transpose(&padded::<32, L>(blocks.as_flattened()));
+pub(super) fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales; MOST_BLOCKS] {
+    let lanes = transpose::<V, 32>(x.as_flattened());
     let counts = importance::from_weights(&lanes);
-    let (scales, mins, codes) = affine::<RoundThenClamp, 32, L>(&lanes, &counts, levels, trials);
-    for (i, x) in blocks.iter().enumerate() {
+    let affine = affine::<RoundThenClamp, V, 32>(&lanes, &counts, levels, trials);
+    let (scales, mins) = (array(affine.scale), array(affine.min));
+    let mut found = [Scales::NONE; MOST_BLOCKS];
+    for (i, found) in found.iter_mut().enumerate().take(x.len()) {
         let (max_scale, six_bit_scales) = to_six_bits(&of_block_of(&scales, i));
         let (max_min, six_bit_mins) = to_six_bits(&of_block_of(&mins, i));
-        let packed = pack(&six_bit_scales, &six_bit_mins);
-        let (scale, min_scale, codes) = (max_scale / 63.0, max_min / 63.0, of_block_of(&codes, i));
-        each_block(i, with_final_codes(x, levels, Scales { scale, min_scale, packed, codes }));
+        found.packed = pack(&six_bit_scales, &six_bit_mins);
+        (found.scale, found.min_scale) = (max_scale / 63.0, max_min / 63.0);
     }
+    final_codes::<RoundThenClamp, V>(x, &lanes, &affine, levels, &mut found);
+    found
 }
 
-/// The same with the importance of the columns, one block's for each block; scales and minima get a search of their own.
+/// The same with the importance of the columns, one block's for each block; scales and minima get a search of their own,
+/// and are limited to `most_scale`.
 #[inline(always)]
-pub(super) fn find_weighted<const L: usize>(
-    blocks: &[Block],
+pub(super) fn find_weighted<V: Lanes>(
+    x: &[Block],
     columns: BatchColumns<'_>,
     levels: u8,
-    limit_scales: fn(u8) -> u8,
-    mut each_block: impl FnMut(usize, Scales),
-) {
-    let lanes = transpose(&padded::<32, L>(blocks.as_flattened()));
+    most_scale: u8,
+) -> [Scales; MOST_BLOCKS] {
+    let lanes = transpose::<V, 32>(x.as_flattened());
     let variances =
-        of_blocks(blocks, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
-    let counts = importance::from_matrix(&lanes, &lanes_of_columns(blocks.len(), columns), &variances);
-    let sums = totals(&counts);
-    let (scales, mins, codes) = affine::<ClampThenRound, 32, L>(&lanes, &counts, levels, WEIGHTED_TRIALS);
-    for (i, x) in blocks.iter().enumerate() {
+        of_blocks::<V>(x, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
+    let counts = importance::from_matrix(&lanes, &lanes_of_columns(x.len(), columns), variances);
+    let sums = array(totals(&counts));
+    let affine = affine::<ClampThenRound, V, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
+    let (scales, mins) = (array(affine.scale), array(affine.min));
+    let mut found = [Scales::NONE; MOST_BLOCKS];
+    for (i, found) in found.iter_mut().enumerate().take(x.len()) {
         let sums = of_block_of(&sums, i);
         let (mut six_bit_scales, mut six_bit_mins) = ([0; GROUPS], [0; GROUPS]);
-        let scale = positive(&of_block_of(&scales, i), &sums, 63, &mut six_bit_scales);
-        let min_scale = positive(&of_block_of(&mins, i), &sums, 63, &mut six_bit_mins);
-        let packed = pack(&six_bit_scales.map(limit_scales), &six_bit_mins.map(limit_scales));
-        let codes = of_block_of(&codes, i);
-        each_block(i, with_final_codes(x, levels, Scales { scale, min_scale, packed, codes }));
+        found.scale = positive(&of_block_of(&scales, i), &sums, 63, &mut six_bit_scales);
+        found.min_scale = positive(&of_block_of(&mins, i), &sums, 63, &mut six_bit_mins);
+        for scale in six_bit_scales.iter_mut().chain(&mut six_bit_mins) {
+            *scale = (*scale).min(most_scale);
+        }
+        found.packed = pack(&six_bit_scales, &six_bit_mins);
     }
+    final_codes::<ClampThenRound, V>(x, &lanes, &affine, levels, &mut found);
+    found
 }
 
 /// The importance of the columns of `n` blocks, a group's in each lane.
 #[inline(always)]
-pub(super) fn lanes_of_columns<const L: usize>(n: usize, columns: BatchColumns<'_>) -> [Lane<L>; 32] {
-    let mut groups = [[0.0; 32]; L];
+pub(super) fn lanes_of_columns<V: Lanes>(n: usize, columns: BatchColumns<'_>) -> [V; 32] {
+    let mut groups = [[0.0; 32]; MOST_LANES];
     for (groups, columns) in groups.chunks_exact_mut(GROUPS).zip(columns).take(n) {
         groups.copy_from_slice(columns);
     }
-    transpose(&groups)
+    transpose(&groups[..V::N])
 }
 
 /// A number of each block, in the lanes of its groups.
 #[inline(always)]
-pub(super) fn of_blocks<const L: usize>(blocks: &[Block], number: impl Fn(&Block) -> f32) -> Lane<L> {
-    let mut lanes = [0.0; L];
+pub(super) fn of_blocks<V: Lanes>(blocks: &[Block], number: impl Fn(&Block) -> f32) -> V {
+    let mut lanes = [0.0; MOST_LANES];
     for (lanes, x) in lanes.chunks_exact_mut(GROUPS).zip(blocks) {
         lanes.fill(number(x));
     }
-    lanes
+    V::load(&lanes)
 }
 
 /// What belongs to a block's groups.
 #[inline(always)]
-fn of_block_of<T: Copy, const L: usize>(lanes: &[T; L], block: usize) -> [T; GROUPS] {
+fn of_block_of(lanes: &[f32; MOST_LANES], block: usize) -> [f32; GROUPS] {
     *lanes[GROUPS * block..].first_chunk().expect("lanes of whole blocks")
 }
 
@@ -102,21 +112,40 @@ fn of_block_of<T: Copy, const L: usize>(lanes: &[T; L], block: usize) -> [T; GRO
 fn to_six_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
     let largest = values.iter().fold(0.0, |largest, &value| if value > largest { value } else { largest });
     let factor = if largest > 0.0 { 63.0 / largest } else { 0.0 };
-    (largest, values.map(|value| (nearest(factor * value) as u8).min(63)))
+    let mut six_bit = [0; GROUPS];
+    for (six_bit, value) in six_bit.iter_mut().zip(values) {
+        *six_bit = (nearest(factor * value) as u8).min(63);
+    }
+    (largest, six_bit)
 }
 
-/// The codes that go with the rounded scales; where a group's scale rounds to 0, those of the search stay.
+/// The codes that go with the rounded scales; where a group's scale rounds to 0, those of the search.
 #[inline(always)]
-fn with_final_codes(x: &Block, levels: u8, mut found: Scales) -> Scales {
-    let (d, dm) = (float16::rounded(found.scale), float16::rounded(found.min_scale));
-    for (j, x) in x.iter().enumerate() {
-        let (scale, min) = unpack(&found.packed, j);
-        let (scale, min) = (d * f32::from(scale), dm * f32::from(min));
-        if scale != 0.0 {
-            found.codes[j] = x.map(|x| nearest((x + min) / scale).clamp(0, levels.into()) as u8);
+fn final_codes<C: Trial, V: Lanes>(
+    x: &[Block],
+    lanes: &[V; 32],
+    affine: &Affine<V>,
+    levels: u8,
+    found: &mut [Scales; MOST_BLOCKS],
+) {
+    let mut searched = None;
+    for (i, (x, found)) in x.iter().zip(found).enumerate() {
+        let (d, dm) = (float16::rounded(found.scale), float16::rounded(found.min_scale));
+        for (j, x) in x.iter().enumerate() {
+            let (scale, min) = unpack(&found.packed, j);
+            let (scale, min) = (d * f32::from(scale), dm * f32::from(min));
+            if scale != 0.0 {
+                codes_for_scale::<V>(x, (min, scale), (0, levels.into()), 0.0, &mut found.codes[j]);
+                continue;
+            }
+            let searched = searched.get_or_insert_with(|| {
+                let mut codes = [[0; 32]; MOST_LANES];
+                affine.codes::<C, 32>(lanes, levels, &mut codes[..V::N]);
+                codes
+            });
+            found.codes[j] = searched[GROUPS * i + j];
         }
     }
-    found
 }
 
 /// Packs eight scales and minima: the first four of each as bytes whose upper two bits hold the upper two
@@ -160,7 +189,9 @@ pub(super) fn of_block(block: &[u8]) -> [(f32, f32); GROUPS] {
 #[inline(always)]
 pub(super) fn pack_low_bits(codes: &[[u8; 32]; GROUPS], out: &mut [u8]) {
     for (pair, bytes) in codes.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-        *bytes = std::array::from_fn(|i| (pair[0][i] & 15) | (pair[1][i] & 15) << 4);
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = (pair[0][i] & 15) | (pair[1][i] & 15) << 4;
+        }
     }
 }
 

@@ -4,7 +4,11 @@
 /// The four low bits of 32 codes.
 #[inline(always)]
 pub(super) fn pack(codes: &[u8; 32]) -> [u8; 16] {
-    std::array::from_fn(|j| (codes[j] & 15) | ((codes[j + 16] & 15) << 4))
+    let mut packed = [0; 16];
+    for (j, byte) in packed.iter_mut().enumerate() {
+        *byte = (codes[j] & 15) | ((codes[j + 16] & 15) << 4);
+    }
+    packed
 }
 
 /// The codes of [`pack`].

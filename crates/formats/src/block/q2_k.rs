@@ -2,9 +2,9 @@
 //!
 //! A block: s and m of each group in the low and high half of a byte (16 bytes), codes (64 bytes), d (f16), dm (f16).
 
-use super::lanes::{each, rows, totals, transpose};
+use super::lanes::{Lanes, codes_for_scale, rows, totals, transpose};
 use super::rounding::nearest;
-use super::rows::{Sixteens, for_each_in_sixteens};
+use super::rows::{Sixteens, in_sixteens};
 use super::scale_search::positive;
 use super::search::{ClampThenRound, RoundThenClampByMagnitude, Trials, WEIGHTED_TRIALS, affine};
 use super::{K_BLOCK, float16, importance, two_bits};
@@ -25,28 +25,32 @@ struct Found {
 }
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for_each_in_sixteens(weights, imatrix, out, |x, columns, block| {
-        let found = match columns {
-            None => find::<L>(x),
-            Some(columns) => find_weighted::<L>(x, columns),
-        };
-        store(x, found, block);
-    });
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (x, columns, block) in in_sixteens(weights, imatrix, out) {
+        encode_block::<V>(x, columns, block);
+    }
+}
+
+#[inline(always)]
+fn encode_block<V: Lanes>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
+    let found = match columns {
+        None => find::<V>(x),
+        Some(columns) => find_weighted::<V>(x, columns),
+    };
+    store::<V>(x, found, block);
 }
 
 /// Each group's own search, then 15 levels of the largest scale and minimum.
 #[inline(always)]
-fn find<const L: usize>(x: &Sixteens) -> Found {
+fn find<V: Lanes>(x: &Sixteens) -> Found {
     let (mut scales, mut mins, mut codes) = ([0.0; GROUPS], [0.0; GROUPS], [[0; 16]; GROUPS]);
-    for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
-        let lanes = transpose(x);
-        let counts = rows(&lanes, |x| each(|k| x[k].abs()));
-        let at = L * batch;
-        let found = affine::<RoundThenClampByMagnitude, 16, L>(&lanes, &counts, LEVELS, TRIALS);
-        scales[at..at + L].copy_from_slice(&found.0);
-        mins[at..at + L].copy_from_slice(&found.1);
-        codes[at..at + L].copy_from_slice(&found.2);
+    for first in (0..GROUPS).step_by(V::N) {
+        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
+        let counts = rows!(&lanes, |x| x.abs());
+        let found = affine::<RoundThenClampByMagnitude, V, 16>(&lanes, &counts, LEVELS, TRIALS);
+        found.scale.store(&mut scales[first..]);
+        found.min.store(&mut mins[first..]);
+        found.codes::<RoundThenClampByMagnitude, 16>(&lanes, LEVELS, &mut codes[first..first + V::N]);
     }
     let (scale, of_scales) = to_four_bits(&scales);
     let (min_scale, of_mins) = to_four_bits(&mins);
@@ -70,20 +74,19 @@ fn to_four_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
 
 /// With the importance of the columns; scales and minima get a search of their own.
 #[inline(always)]
-fn find_weighted<const L: usize>(x: &Sixteens, columns: &Sixteens) -> Found {
+fn find_weighted<V: Lanes>(x: &Sixteens, columns: &Sixteens) -> Found {
     let variance = importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32;
     let (mut scales, mut mins, mut codes) = ([0.0; GROUPS], [0.0; GROUPS], [[0; 16]; GROUPS]);
     let mut sums = [0.0; GROUPS];
-    let batches = x.as_chunks::<L>().0.iter().zip(columns.as_chunks::<L>().0);
-    for (batch, (x, columns)) in batches.enumerate() {
-        let lanes = transpose(x);
-        let counts = importance::from_matrix(&lanes, &transpose(columns), &[variance; L]);
-        let at = L * batch;
-        let found = affine::<ClampThenRound, 16, L>(&lanes, &counts, LEVELS, WEIGHTED_TRIALS);
-        scales[at..at + L].copy_from_slice(&found.0);
-        mins[at..at + L].copy_from_slice(&found.1);
-        codes[at..at + L].copy_from_slice(&found.2);
-        sums[at..at + L].copy_from_slice(&totals(&counts));
+    for first in (0..GROUPS).step_by(V::N) {
+        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
+        let columns = transpose(&columns[first..first + V::N]);
+        let counts = importance::from_matrix(&lanes, &columns, V::splat(variance));
+        let found = affine::<ClampThenRound, V, 16>(&lanes, &counts, LEVELS, WEIGHTED_TRIALS);
+        found.scale.store(&mut scales[first..]);
+        found.min.store(&mut mins[first..]);
+        found.codes::<ClampThenRound, 16>(&lanes, LEVELS, &mut codes[first..first + V::N]);
+        totals(&counts).store(&mut sums[first..]);
     }
     let (mut of_scales, mut of_mins) = ([0; GROUPS], [0; GROUPS]);
     let scale = positive(&scales, &sums, SCALE_LEVELS, &mut of_scales);
@@ -94,14 +97,14 @@ fn find_weighted<const L: usize>(x: &Sixteens, columns: &Sixteens) -> Found {
 
 /// Codes follow from the rounded scales; where a group's scale rounds to 0, those of the search stay.
 #[inline(always)]
-fn store(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
+fn store<V: Lanes>(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
     let Found { scale, min_scale, scales, mut codes } = found;
     let (d, dm) = (float16::rounded(scale), float16::rounded(min_scale));
     for (j, x) in x.iter().enumerate() {
         let scale = d * f32::from(scales[j] & 15);
         let min = dm * f32::from(scales[j] >> 4);
         if scale != 0.0 {
-            codes[j] = x.map(|x| nearest((x + min) / scale).clamp(0, LEVELS.into()) as u8);
+            codes_for_scale::<V>(x, (min, scale), (0, LEVELS.into()), 0.0, &mut codes[j]);
         }
     }
     let [packed @ .., d0, d1, m0, m1] = block;

@@ -2,10 +2,10 @@
 //!
 //! A block: third bits (32 bytes, bit r of byte i is of weight 32·r + i), low bits (64 bytes), s (12 bytes), d (f16).
 
-use super::lanes::{Lane, codes_of_groups, each, padded, rows, totals, transpose};
+use super::lanes::{Lanes, array, codes_for_scale, codes_of_groups, rows, totals, transpose};
 use super::rounding::nearest;
-use super::rows::{Sixteens, for_each_in_sixteens};
-use super::search::{Codes, ZERO_GROUP, largest_of_groups, largest_scale, symmetric};
+use super::rows::{Sixteens, in_sixteens};
+use super::search::{ZERO_GROUP, largest_of_groups, largest_scale, symmetric};
 use super::{K_BLOCK, float16, importance, two_bits};
 
 pub(super) const BYTES: usize = 110;
@@ -24,23 +24,27 @@ struct Found {
 }
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for_each_in_sixteens(weights, imatrix, out, |x, columns, block| {
-        let found = match columns {
-            None => find::<L>(x),
-            Some(columns) => find_weighted::<L>(x, columns),
-        };
-        store(x, found, block);
-    });
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (x, columns, block) in in_sixteens(weights, imatrix, out) {
+        encode_block::<V>(x, columns, block);
+    }
 }
 
 #[inline(always)]
-fn find<const L: usize>(x: &Sixteens) -> Found {
+fn encode_block<V: Lanes>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
+    let found = match columns {
+        None => find::<V>(x),
+        Some(columns) => find_weighted::<V>(x, columns),
+    };
+    store::<V>(x, found, block);
+}
+
+#[inline(always)]
+fn find<V: Lanes>(x: &Sixteens) -> Found {
     let (mut scales, mut codes) = ([0.0; GROUPS], [[0; 16]; GROUPS]);
-    for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
-        let (of_batch, codes_of_batch) = improved::<L>(&transpose(x));
-        scales[L * batch..][..L].copy_from_slice(&of_batch);
-        codes[L * batch..][..L].copy_from_slice(&codes_of_batch);
+    for first in (0..GROUPS).step_by(V::N) {
+        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
+        improved(&lanes, &mut codes[first..first + V::N]).store(&mut scales[first..]);
     }
     let largest = largest_scale(&scales);
     if largest == 0.0 {
@@ -58,71 +62,71 @@ fn find<const L: usize>(x: &Sixteens) -> Found {
 ///
 /// A pass that moves nothing is the last: those after it would move nothing either, so lanes need not stop.
 #[inline(always)]
-fn improved<const L: usize>(x: &[Lane<L>; 16]) -> (Lane<L>, Codes<16, L>) {
-    let largest = largest_of_groups(x);
-    let is_zero: [bool; L] = each(|k| largest[k].abs() < ZERO_GROUP);
-    let factor: [_; L] = each(|k| -f32::from(HALF) / largest[k]);
-    let code = |scaled: f32| nearest(scaled).clamp(-i32::from(HALF), i32::from(HALF) - 1) as f32;
-    let mut codes: [Lane<L>; 16] = rows(x, |x| each(|k| code(factor[k] * x[k])));
-    let (mut sum_xl, mut sum_ll) = ([0.0; L], [0.0; L]);
+fn improved<V: Lanes>(x: &[V; 16], groups: &mut [[u8; 16]]) -> V {
+    let (largest, zero) = (largest_of_groups(x), V::splat(0.0));
+    let is_zero = largest.abs().below(V::splat(ZERO_GROUP));
+    let (least, most) = (-i32::from(HALF), i32::from(HALF) - 1);
+    let factor = V::splat(-f32::from(HALF)) / largest;
+    let mut codes = rows!(x, |x| (factor * x).nearest(least, most));
+    let (mut sum_xl, mut sum_ll) = (zero, zero);
     for (x, l) in x.iter().zip(&codes) {
-        let w: [_; L] = each(|k| x[k] * x[k]);
-        sum_xl = each(|k| sum_xl[k] + w[k] * x[k] * l[k]);
-        sum_ll = each(|k| sum_ll[k] + w[k] * l[k] * l[k]);
+        let w = *x * *x;
+        sum_xl = sum_xl + w * *x * *l;
+        sum_ll = sum_ll + w * *l * *l;
     }
     for _pass in 0..PASSES {
         for (x, l) in x.iter().zip(&mut codes) {
-            let w: [_; L] = each(|k| x[k] * x[k]);
-            let xl: [_; L] = each(|k| sum_xl[k] - w[k] * x[k] * l[k]);
-            let ll: [_; L] = each(|k| sum_ll[k] - w[k] * l[k] * l[k]);
-            let new: [_; L] = each(|k| code(x[k] * ll[k] / xl[k]));
-            let new_xl: [_; L] = each(|k| xl[k] + w[k] * x[k] * new[k]);
-            let new_ll: [_; L] = each(|k| ll[k] + w[k] * new[k] * new[k]);
-            let is_better: [_; L] = each(|k| {
-                let gains = new_xl[k] * new_xl[k] * sum_ll[k] > sum_xl[k] * sum_xl[k] * new_ll[k];
-                xl[k] > 0.0 && new[k] != l[k] && new_ll[k] > 0.0 && gains
-            });
-            *l = each(|k| if is_better[k] { new[k] } else { l[k] });
-            sum_xl = each(|k| if is_better[k] { new_xl[k] } else { sum_xl[k] });
-            sum_ll = each(|k| if is_better[k] { new_ll[k] } else { sum_ll[k] });
+            let w = *x * *x;
+            let xl = sum_xl - w * *x * *l;
+            let ll = sum_ll - w * *l * *l;
+            let new = (*x * ll / xl).nearest(least, most);
+            let new_xl = xl + w * *x * new;
+            let new_ll = ll + w * new * new;
+            let gains = (sum_xl * sum_xl * new_ll).below(new_xl * new_xl * sum_ll);
+            let differs = zero.below((new - *l).abs());
+            let is_better = V::both(V::both(zero.below(xl), differs), V::both(zero.below(new_ll), gains));
+            *l = V::choose(is_better, new, *l);
+            sum_xl = V::choose(is_better, new_xl, sum_xl);
+            sum_ll = V::choose(is_better, new_ll, sum_ll);
         }
     }
-    let scale: [_; L] = each(|k| if sum_ll[k] > 0.0 && !is_zero[k] { sum_xl[k] / sum_ll[k] } else { 0.0 });
-    let code_rows = rows(&codes, |l| each(|k| if is_zero[k] { 0 } else { l[k] as i32 + i32::from(HALF) }));
-    (scale, codes_of_groups(&code_rows))
+    let shift = V::splat(f32::from(HALF));
+    codes_of_groups(&rows!(&codes, |l| V::choose(is_zero, zero, l + shift)), groups);
+    V::choose(V::except(zero.below(sum_ll), is_zero), sum_xl / sum_ll, zero)
 }
 
 /// With the importance of the columns; scales get a search of their own.
 #[inline(always)]
-fn find_weighted<const L: usize>(x: &Sixteens, columns: &Sixteens) -> Found {
+fn find_weighted<V: Lanes>(x: &Sixteens, columns: &Sixteens) -> Found {
     let variance = 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32;
     let (mut scales, mut codes) = ([0.0; GROUPS], [[0; 16]; GROUPS]);
     let mut sums = [0.0; GROUPS];
-    let batches = x.as_chunks::<L>().0.iter().zip(columns.as_chunks::<L>().0);
-    for (batch, (x, columns)) in batches.enumerate() {
-        let lanes = transpose(x);
-        let counts = importance::from_matrix(&lanes, &transpose(columns), &[variance; L]);
-        let (scales_of_batch, codes_of_batch) = symmetric(&lanes, &counts, HALF);
-        scales[L * batch..][..L].copy_from_slice(&scales_of_batch);
-        codes[L * batch..][..L].copy_from_slice(&codes_of_batch);
-        sums[L * batch..][..L].copy_from_slice(&totals(&counts));
+    for first in (0..GROUPS).step_by(V::N) {
+        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
+        let columns = transpose(&columns[first..first + V::N]);
+        let counts = importance::from_matrix(&lanes, &columns, V::splat(variance));
+        let found = symmetric(&lanes, &counts, HALF);
+        found.scale.store(&mut scales[first..]);
+        found.codes(&lanes, HALF, &mut codes[first..first + V::N]);
+        totals(&counts).store(&mut sums[first..]);
     }
     // One group of scales, in the first lane.
-    let (scales, sums) = (transpose(&padded::<GROUPS, L>(&[scales])), transpose(&padded(&[sums])));
-    let (scale, of_scales) = symmetric(&scales, &sums, SCALE_HALF);
-    Found { scale: scale[0], scales: of_scales[0], codes }
+    let (scales, sums) = (transpose::<V, GROUPS>(&[scales]), transpose(&[sums]));
+    let (found, mut of_scales) = (symmetric(&scales, &sums, SCALE_HALF), [[0; GROUPS]]);
+    found.codes(&scales, SCALE_HALF, &mut of_scales);
+    Found { scale: array(found.scale)[0], scales: of_scales[0], codes }
 }
 
 /// Codes follow from the rounded scales; where a group's scale rounds to 0, those of the search stay.
 #[inline(always)]
-fn store(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
+fn store<V: Lanes>(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
     let Found { scale, scales, mut codes } = found;
     let d = float16::rounded(scale);
     for (j, x) in x.iter().enumerate() {
         let scale = d * (f32::from(scales[j]) - f32::from(SCALE_HALF));
         if scale != 0.0 {
             let (least, most) = (-i32::from(HALF), i32::from(HALF) - 1);
-            codes[j] = x.map(|x| (nearest(x / scale).clamp(least, most) + i32::from(HALF)) as u8);
+            codes_for_scale::<V>(x, (0.0, scale), (least, most), f32::from(HALF), &mut codes[j]);
         }
     }
     let codes: &[u8; K_BLOCK] = codes.as_flattened().first_chunk().expect("a code for each weight");

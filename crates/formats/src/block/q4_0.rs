@@ -2,7 +2,8 @@
 //!
 //! A block: d (f16), codes (16 bytes).
 
-use super::rows::{for_each_batch, for_each_block};
+use super::lanes::{Lanes, MOST_LANES, array};
+use super::rows::{Batch, batches, blocks};
 use super::search::{plain_symmetric, symmetric};
 use super::{float16, nibbles};
 
@@ -10,18 +11,32 @@ pub(super) const BYTES: usize = 18;
 const HALF: i8 = 8;
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    match imatrix {
-        None => for_each_block(weights, out, |x, block| {
-            let (scale, codes) = plain_symmetric(x, HALF);
-            store(scale, &codes, block);
-        }),
-        Some(columns) => for_each_batch::<_, L>(weights, columns, out, |x, counts, blocks| {
-            let (scales, codes) = symmetric(x, counts, HALF);
-            for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
-                store(scale, codes, block);
-            }
-        }),
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let Some(columns) = imatrix else {
+        for (x, block) in blocks(weights, out) {
+            encode_block(x, block);
+        }
+        return;
+    };
+    for (batch, blocks) in batches(weights, columns, out, V::N) {
+        encode_batch::<V>(&batch, blocks);
+    }
+}
+
+#[inline(always)]
+fn encode_block(x: &[f32; 32], block: &mut [u8; BYTES]) {
+    let (scale, codes) = plain_symmetric(x, HALF);
+    store(scale, &codes, block);
+}
+
+#[inline(always)]
+fn encode_batch<V: Lanes>(batch: &Batch<'_>, blocks: &mut [[u8; BYTES]]) {
+    let (x, counts) = batch.counted::<V>();
+    let found = symmetric(&x, &counts, HALF);
+    let (scales, mut codes) = (array(found.scale), [[0; 32]; MOST_LANES]);
+    found.codes(&x, HALF, &mut codes[..blocks.len()]);
+    for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
+        store(scale, codes, block);
     }
 }
 

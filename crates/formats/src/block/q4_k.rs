@@ -3,24 +3,28 @@
 //! A block: d (f16), dm (f16), s and m (12 bytes), codes (128 bytes).
 
 use super::k_scales::{self, Scales, find, find_weighted, pack_low_bits};
-use super::rows::for_each_k_batch;
+use super::lanes::{Lanes, Pair};
+use super::rows::k_batches;
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
 pub(super) const BYTES: usize = 144;
+/// ggml does not limit a negative scale here, which has wrapped: its bits spill.
+const MOST_SCALE: u8 = u8::MAX;
 const LEVELS: u8 = 15;
 const TRIALS: Trials = Trials { first: -1.0, delta: 0.1, last: 20 };
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for_each_k_batch::<BYTES, L>(weights, imatrix, out, |x, columns, blocks| match columns {
-        None => find::<L>(x, LEVELS, TRIALS, |i, found| store(&found, &mut blocks[i])),
-        Some(columns) => {
-            // ggml does not limit them here: a negative scale has wrapped, and its bits spill.
-            let limit = |wrapped: u8| wrapped;
-            find_weighted::<L>(x, columns, LEVELS, limit, |i, found| store(&found, &mut blocks[i]));
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
+        let found = match columns {
+            None => find::<Pair<V>>(x, LEVELS, TRIALS),
+            Some(columns) => find_weighted::<Pair<V>>(x, columns, LEVELS, MOST_SCALE),
+        };
+        for (block, found) in blocks.iter_mut().zip(&found) {
+            store(found, block);
         }
-    });
+    }
 }
 
 #[inline(always)]

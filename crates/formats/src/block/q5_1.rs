@@ -2,7 +2,8 @@
 //!
 //! A block: d (f16), m (f16), fifth bits (4 bytes), low bits (16 bytes).
 
-use super::rows::{for_each_batch, for_each_block};
+use super::lanes::{Lanes, MOST_LANES, array};
+use super::rows::{Batch, batches, blocks};
 use super::search::{ClampThenRound, WEIGHTED_TRIALS, affine, range};
 use super::{float16, nibbles, rounding};
 
@@ -10,18 +11,32 @@ pub(super) const BYTES: usize = 24;
 const LEVELS: u8 = 31;
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    match imatrix {
-        None => for_each_block(weights, out, |x, block| {
-            let (scale, min, codes) = plain_codes(x);
-            store(scale, min, &codes, block);
-        }),
-        Some(columns) => for_each_batch::<_, L>(weights, columns, out, |x, counts, blocks| {
-            let (scales, mins, codes) = affine::<ClampThenRound, 32, L>(x, counts, LEVELS, WEIGHTED_TRIALS);
-            for (k, block) in blocks.iter_mut().enumerate() {
-                store(scales[k], -mins[k], &codes[k], block);
-            }
-        }),
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let Some(columns) = imatrix else {
+        for (x, block) in blocks(weights, out) {
+            encode_block(x, block);
+        }
+        return;
+    };
+    for (batch, blocks) in batches(weights, columns, out, V::N) {
+        encode_batch::<V>(&batch, blocks);
+    }
+}
+
+#[inline(always)]
+fn encode_block(x: &[f32; 32], block: &mut [u8; BYTES]) {
+    let (scale, min, codes) = plain_codes(x);
+    store(scale, min, &codes, block);
+}
+
+#[inline(always)]
+fn encode_batch<V: Lanes>(batch: &Batch<'_>, blocks: &mut [[u8; BYTES]]) {
+    let (x, counts) = batch.counted::<V>();
+    let found = affine::<ClampThenRound, V, 32>(&x, &counts, LEVELS, WEIGHTED_TRIALS);
+    let (scales, mins, mut codes) = (array(found.scale), array(found.min), [[0; 32]; MOST_LANES]);
+    found.codes::<ClampThenRound, 32>(&x, LEVELS, &mut codes[..blocks.len()]);
+    for (k, block) in blocks.iter_mut().enumerate() {
+        store(scales[k], -mins[k], &codes[k], block);
     }
 }
 
@@ -31,7 +46,11 @@ fn plain_codes(x: &[f32; 32]) -> (f32, f32, [u8; 32]) {
     let (min, max) = range(x);
     let scale = (max - min) / f32::from(LEVELS);
     let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    (scale, min, x.map(|x| rounding::truncated_byte((x - min) * factor + 0.5)))
+    let mut codes = [0; 32];
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = rounding::truncated_byte((x - min) * factor + 0.5);
+    }
+    (scale, min, codes)
 }
 
 #[inline(always)]

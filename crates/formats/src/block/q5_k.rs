@@ -3,24 +3,28 @@
 //! A block: d (f16), dm (f16), s and m (12 bytes), fifth bits (32 bytes), low bits (128 bytes).
 
 use super::k_scales::{self, GROUPS, Scales, find, find_weighted, pack_low_bits};
-use super::rows::for_each_k_batch;
+use super::lanes::{Lanes, Pair};
+use super::rows::k_batches;
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
 pub(super) const BYTES: usize = 176;
+/// A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
+const MOST_SCALE: u8 = 63;
 const LEVELS: u8 = 31;
 const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for_each_k_batch::<BYTES, L>(weights, imatrix, out, |x, columns, blocks| match columns {
-        None => find::<L>(x, LEVELS, TRIALS, |i, found| store(&found, &mut blocks[i])),
-        Some(columns) => {
-            // A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
-            let limit = |wrapped: u8| wrapped.min(63);
-            find_weighted::<L>(x, columns, LEVELS, limit, |i, found| store(&found, &mut blocks[i]));
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
+        let found = match columns {
+            None => find::<Pair<V>>(x, LEVELS, TRIALS),
+            Some(columns) => find_weighted::<Pair<V>>(x, columns, LEVELS, MOST_SCALE),
+        };
+        for (block, found) in blocks.iter_mut().zip(&found) {
+            store(found, block);
         }
-    });
+    }
 }
 
 #[inline(always)]

@@ -4,9 +4,9 @@
 //! block has its own 64 + 32 bytes, over four rows of 32 weights: the low bits of rows 0 and 2 share bytes,
 //! so do those of rows 1 and 3; the high bits of all four share one byte.
 
-use super::lanes::{each, rows, transpose};
+use super::lanes::{Lanes, codes_for_scale, rows, transpose};
 use super::rounding::nearest;
-use super::rows::{Sixteens, for_each_in_sixteens};
+use super::rows::{Sixteens, in_sixteens};
 use super::search::{ZERO_GROUP, largest_scale, symmetric};
 use super::{K_BLOCK, float16};
 
@@ -18,23 +18,25 @@ pub(super) const HIGH: std::ops::Range<usize> = 128..192;
 pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
-pub(super) fn encode<const L: usize>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for_each_in_sixteens(weights, imatrix, out, encode_block::<L>);
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (x, columns, block) in in_sixteens(weights, imatrix, out) {
+        encode_block::<V>(x, columns, block);
+    }
 }
 
 #[inline(always)]
-fn encode_block<const L: usize>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
+fn encode_block<V: Lanes>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
     let mut codes = [[0; 16]; GROUPS];
     let mut scales = [0.0; GROUPS];
-    for (batch, x) in x.as_chunks::<L>().0.iter().enumerate() {
-        let lanes = transpose(x);
+    for first in (0..GROUPS).step_by(V::N) {
+        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
         let counts = match columns {
-            None => rows(&lanes, |x| each(|k| x[k] * x[k])),
-            Some(columns) => transpose(&columns.as_chunks().0[batch]),
+            None => rows!(&lanes, |x| x * x),
+            Some(columns) => transpose(&columns[first..first + V::N]),
         };
-        let (batch_scales, batch_codes) = symmetric(&lanes, &counts, HALF);
-        scales[L * batch..][..L].copy_from_slice(&batch_scales);
-        codes[L * batch..][..L].copy_from_slice(&batch_codes);
+        let found = symmetric(&lanes, &counts, HALF);
+        found.scale.store(&mut scales[first..]);
+        found.codes(&lanes, HALF, &mut codes[first..first + V::N]);
     }
     let largest = largest_scale(&scales);
     if largest.abs() < ZERO_GROUP {
@@ -47,7 +49,7 @@ fn encode_block<const L: usize>(x: &Sixteens, columns: Option<&Sixteens>, block:
     for j in 0..GROUPS {
         let scale = d * f32::from(six_bit[j].cast_signed());
         if scale != 0.0 {
-            codes[j] = x[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8);
+            codes_for_scale::<V>(&x[j], (0.0, scale), (-32, 31), 32.0, &mut codes[j]);
         }
     }
     block[SCALES].copy_from_slice(&six_bit);

@@ -14,7 +14,9 @@ pub(super) fn encode(weights: &[f32], out: &mut [u8]) {
         let scale = largest / 127.0;
         let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         block[..2].copy_from_slice(&float16::to_bytes(scale));
-        block[2..].copy_from_slice(&x.map(|x| rounding::rounded_byte(x * factor)));
+        for (code, x) in block[2..].iter_mut().zip(x) {
+            *code = rounding::rounded_byte(x * factor);
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 //! All sums run over a group's weights in order in f32, without fused multiply-add: ggml's bytes depend on
 //! each rounding. Groups are searched in step, one a lane; see [`super::lanes`].
 
-use super::lanes::{Lane, codes_of_groups, each, rows};
-use super::rounding::{nearest, truncated_byte};
+use super::lanes::{Lanes, codes_of_groups, is_zero, rows};
+use super::rounding::truncated_byte;
 
 /// Below this a group counts as all zero.
 pub(super) const ZERO_GROUP: f32 = 1e-15;
@@ -20,8 +20,14 @@ pub(super) struct Trials {
 /// The trials of every format when there is an importance matrix.
 pub(super) const WEIGHTED_TRIALS: Trials = Trials { first: -0.9, delta: 0.05, last: 36 };
 
-/// Codes of L groups.
-pub(super) type Codes<const N: usize, const L: usize> = [[u8; N]; L];
+/// What [`symmetric`] finds of each group.
+#[derive(Clone, Copy)]
+pub(super) struct Symmetric<V: Lanes> {
+    /// d
+    pub scale: V,
+    factor: V,
+    vanishes: V::Mask,
+}
 
 /// The scale d and codes c in 0..2·`half` of each group which make Σ w·(x - d·(c - half))² small (ggml's
 /// `make_qx_quants`).
@@ -29,39 +35,45 @@ pub(super) type Codes<const N: usize, const L: usize> = [[u8; N]; L];
 /// The first trial maps the weight of largest magnitude to the most negative code; 18 more stretch that by
 /// up to ±0.9 codes. For a given set of codes the best scale is Σwxl / Σwl².
 #[inline(always)]
-pub(super) fn symmetric<const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
-    half: i8,
-) -> (Lane<L>, Codes<N, L>) {
-    let largest = largest_of_groups(x);
+pub(super) fn symmetric<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8) -> Symmetric<V> {
+    let (largest, zero) = (largest_of_groups(x), V::splat(0.0));
     let levels = f32::from(half);
-    let mut best_factor: [_; L] = each(|k| -levels / largest[k]);
-    let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, &best_factor);
-    let mut scale: [_; L] = each(|k| if sum_ll[k] == 0.0 { 0.0 } else { sum_xl[k] / sum_ll[k] });
-    let mut best: [_; L] = each(|k| scale[k] * sum_xl[k]);
+    let mut factor = V::splat(-levels) / largest;
+    let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, factor);
+    let mut scale = V::choose(is_zero(sum_ll), zero, sum_xl / sum_ll);
+    let mut best = scale * sum_xl;
     for trial in (-9i8..=9).filter(|&trial| trial != 0) {
         let stretched = -(levels + 0.1 * f32::from(trial));
-        let factor: [_; L] = each(|k| stretched / largest[k]);
-        let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, &factor);
-        let better: [_; L] = each(|k| sum_ll[k] > 0.0 && sum_xl[k] * sum_xl[k] > best[k] * sum_ll[k]);
-        scale = each(|k| if better[k] { sum_xl[k] / sum_ll[k] } else { scale[k] });
-        best = each(|k| if better[k] { scale[k] * sum_xl[k] } else { best[k] });
-        best_factor = each(|k| if better[k] { factor[k] } else { best_factor[k] });
+        let this_factor = V::splat(stretched) / largest;
+        let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, this_factor);
+        let better = V::both(zero.below(sum_ll), (best * sum_ll).below(sum_xl * sum_xl));
+        scale = V::choose(better, sum_xl / sum_ll, scale);
+        best = V::choose(better, scale * sum_xl, best);
+        factor = V::choose(better, this_factor, factor);
     }
-    let is_zero: [_; L] = each(|k| largest[k].abs() < ZERO_GROUP);
-    let code_rows = rows(x, |x| {
-        each(|k| if is_zero[k] { 0 } else { symmetric_code(best_factor[k] * x[k], half) + i32::from(half) })
-    });
-    (each(|k| if is_zero[k] { 0.0 } else { scale[k] }), codes_of_groups(&code_rows))
+    let vanishes = largest.abs().below(V::splat(ZERO_GROUP));
+    Symmetric { scale: V::choose(vanishes, zero, scale), factor, vanishes }
+}
+
+impl<V: Lanes> Symmetric<V> {
+    /// The codes of the groups.
+    #[inline(always)]
+    pub(super) fn codes<const N: usize>(&self, x: &[V; N], half: i8, groups: &mut [[u8; N]]) {
+        let (zero, shift) = (V::splat(0.0), V::splat(f32::from(half)));
+        let codes = rows!(x, |x| {
+            let code = symmetric_code(self.factor * x, half) + shift;
+            V::choose(self.vanishes, zero, code)
+        });
+        codes_of_groups(&codes, groups);
+    }
 }
 
 /// The value of largest magnitude of each group, with its sign, the first of several; one that is NaN does not count.
 #[inline(always)]
-pub(super) fn largest_of_groups<const N: usize, const L: usize>(x: &[Lane<L>; N]) -> Lane<L> {
-    let mut largest: Lane<L> = [0.0; L];
-    for row in x {
-        largest = each(|k| if largest[k].abs() < row[k].abs() { row[k] } else { largest[k] });
+pub(super) fn largest_of_groups<V: Lanes, const N: usize>(x: &[V; N]) -> V {
+    let mut largest = V::splat(0.0);
+    for x in x {
+        largest = V::choose(largest.abs().below(x.abs()), *x, largest);
     }
     largest
 }
@@ -73,23 +85,18 @@ pub(super) fn largest_scale(scales: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn symmetric_code(scaled: f32, half: i8) -> i32 {
-    nearest(scaled).clamp(-i32::from(half), i32::from(half) - 1)
+fn symmetric_code<V: Lanes>(scaled: V, half: i8) -> V {
+    scaled.nearest(-i32::from(half), i32::from(half) - 1)
 }
 
 /// Σwxl and Σwl² for the codes that a factor gives.
 #[inline(always)]
-fn symmetric_sums<const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
-    half: i8,
-    factor: &Lane<L>,
-) -> (Lane<L>, Lane<L>) {
-    let (mut sum_xl, mut sum_ll) = ([0.0; L], [0.0; L]);
+fn symmetric_sums<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8, factor: V) -> (V, V) {
+    let (mut sum_xl, mut sum_ll) = (V::splat(0.0), V::splat(0.0));
     for (x, w) in x.iter().zip(importance) {
-        let l: [_; L] = each(|k| symmetric_code(factor[k] * x[k], half) as f32);
-        sum_xl = each(|k| sum_xl[k] + w[k] * x[k] * l[k]);
-        sum_ll = each(|k| sum_ll[k] + w[k] * l[k] * l[k]);
+        let l = symmetric_code(factor * *x, half);
+        sum_xl = sum_xl + *w * *x * l;
+        sum_ll = sum_ll + *w * l * l;
     }
     (sum_xl, sum_ll)
 }
@@ -115,16 +122,20 @@ pub(super) fn plain_symmetric(x: &[f32; 32], half: i8) -> (f32, [u8; 32]) {
     let scale = largest_magnitude(x) / -half;
     let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let code = |x: f32| truncated_byte(x * factor + (half + 0.5)).cast_signed().min(most);
-    (scale, x.map(|x| code(x).cast_unsigned()))
+    let mut codes = [0; 32];
+    for (to, &x) in codes.iter_mut().zip(x) {
+        *to = code(x).cast_unsigned();
+    }
+    (scale, codes)
 }
 
 /// How a trial of [`affine`] turns (x - min)·factor into a code, and what a difference costs. Codes differ only out of
 /// range, which a minimum found by an earlier trial can cause.
 pub(super) trait Trial {
-    fn code(scaled: f32, levels: u8) -> i32;
+    fn code<V: Lanes>(scaled: V, levels: u8) -> V;
 
     #[inline(always)]
-    fn cost(difference: f32) -> f32 {
+    fn cost<V: Lanes>(difference: V) -> V {
         difference * difference
     }
 }
@@ -140,31 +151,44 @@ pub(super) struct ClampThenRound;
 
 impl Trial for RoundThenClamp {
     #[inline(always)]
-    fn code(scaled: f32, levels: u8) -> i32 {
-        nearest(scaled).clamp(0, levels.into())
+    fn code<V: Lanes>(scaled: V, levels: u8) -> V {
+        scaled.nearest(0, levels.into())
     }
 }
 
 impl Trial for RoundThenClampByMagnitude {
     #[inline(always)]
-    fn code(scaled: f32, levels: u8) -> i32 {
+    fn code<V: Lanes>(scaled: V, levels: u8) -> V {
         RoundThenClamp::code(scaled, levels)
     }
 
     #[inline(always)]
-    fn cost(difference: f32) -> f32 {
+    fn cost<V: Lanes>(difference: V) -> V {
         difference.abs()
     }
 }
 
 impl Trial for ClampThenRound {
     #[inline(always)]
-    fn code(scaled: f32, levels: u8) -> i32 {
-        let levels = f32::from(levels);
-        let clamped = if scaled < levels { scaled } else { levels };
+    fn code<V: Lanes>(scaled: V, levels: u8) -> V {
+        let (zero, most) = (V::splat(0.0), V::splat(f32::from(levels)));
+        let clamped = V::choose(scaled.below(most), scaled, most);
         // Also 0 for NaN, whose comparison is false.
-        nearest(if scaled > 0.0 { clamped } else { 0.0 })
+        V::choose(zero.below(scaled), clamped, zero).nearest(0, levels.into())
     }
+}
+
+/// What [`affine`] finds of each group.
+#[derive(Clone, Copy)]
+pub(super) struct Affine<V: Lanes> {
+    /// d
+    pub scale: V,
+    /// m
+    pub min: V,
+    factor: V,
+    base: V,
+    is_first: V::Mask,
+    is_flat: V::Mask,
 }
 
 /// The scale d, minimum m ≥ 0 and codes c in 0..=`levels` of each group which make Σ w·(d·c - m - x)² small, or Σ w·|…|
@@ -173,83 +197,101 @@ impl Trial for ClampThenRound {
 /// For the codes of each trial, scale and minimum come from the 2×2 normal equations; a better minimum is
 /// the base of the trials after it.
 #[inline(always)]
-pub(super) fn affine<C: Trial, const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
+pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
     levels: u8,
     trials: Trials,
-) -> (Lane<L>, Lane<L>, Codes<N, L>) {
+) -> Affine<V> {
+    let zero = V::splat(0.0);
     let (lowest, highest) = ranges(x);
-    let mut min: [_; L] = each(|k| if lowest[k] > 0.0 { 0.0 } else { lowest[k] });
+    let mut min = V::choose(zero.below(lowest), zero, lowest);
     let first_min = min;
-    let is_flat: [_; L] = each(|k| highest[k] <= min[k]);
+    let is_wide = min.below(highest);
+    let is_flat = V::except(zero.below(V::splat(1.0)), is_wide);
     let (sum_w, sum_x) = weighted_sums(x, importance);
-    let levels_f32 = f32::from(levels);
-    let first_factor: [_; L] = each(|k| levels_f32 / (highest[k] - min[k]));
-    let mut scale: [_; L] = each(|k| 1.0 / first_factor[k]);
-    let codes = rows(x, |x| each(|k| RoundThenClamp::code(first_factor[k] * (x[k] - min[k]), levels) as f32));
-    let mut best_error = weighted_errors::<C, N, L>(x, importance, &codes, &scale, &min);
-    // Codes are made again from the best trial at the end, which is cheaper than keeping them.
-    let (mut best_factor, mut best_base, mut is_first) = (first_factor, min, [true; L]);
-    for trial in 0..=trials.last {
-        let stretched = trials.first + trials.delta * f32::from(trial) + levels_f32;
-        let factor: [_; L] = each(|k| stretched / (highest[k] - min[k]));
-        let codes = rows(x, |x| each(|k| C::code(factor[k] * (x[k] - min[k]), levels) as f32));
-        let (this_scale, this_min, is_solved) = solve(x, importance, &codes, &sum_w, &sum_x);
-        let error = weighted_errors::<C, N, L>(x, importance, &codes, &this_scale, &this_min);
-        let better: [_; L] = each(|k| is_solved[k] && error[k] < best_error[k]);
-        best_factor = each(|k| if better[k] { factor[k] } else { best_factor[k] });
-        best_base = each(|k| if better[k] { min[k] } else { best_base[k] });
-        is_first = each(|k| is_first[k] && !better[k]);
-        best_error = each(|k| if better[k] { error[k] } else { best_error[k] });
-        scale = each(|k| if better[k] { this_scale[k] } else { scale[k] });
-        min = each(|k| if better[k] { this_min[k] } else { min[k] });
+    let range = highest - min;
+    let first_factor = V::splat(f32::from(levels)) / range;
+    let mut scale = V::splat(1.0) / first_factor;
+    let mut codes = [zero; N];
+    for (l, x) in codes.iter_mut().zip(x) {
+        *l = RoundThenClamp::code(first_factor * (*x - min), levels);
     }
-    let code_rows = rows(x, |x| {
-        each(|k| {
-            let scaled = best_factor[k] * (x[k] - best_base[k]);
-            let code =
-                if is_first[k] { RoundThenClamp::code(scaled, levels) } else { C::code(scaled, levels) };
-            if is_flat[k] { 0 } else { code }
-        })
-    });
-    let scale: [_; L] = each(|k| if is_flat[k] { 0.0 } else { scale[k] });
-    let min: [_; L] = each(|k| if is_flat[k] { -first_min[k] } else { -min[k] });
-    (scale, min, codes_of_groups(&code_rows))
+    let mut best_error = weighted_errors::<C, V, N>(x, importance, &codes, scale, min);
+    // Codes are made again from the best trial at the end, which is cheaper than keeping them.
+    let (mut best_factor, mut best_base, mut is_first) = (first_factor, min, zero.below(V::splat(1.0)));
+    for trial in 0..=trials.last {
+        let stretched = trials.first + trials.delta * f32::from(trial) + f32::from(levels);
+        let factor = V::splat(stretched) / (highest - min);
+        let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
+        for ((x, w), l) in x.iter().zip(importance).zip(&mut codes) {
+            *l = C::code(factor * (*x - min), levels);
+            let wl = *w * *l;
+            sum_l = sum_l + wl;
+            sum_ll = sum_ll + wl * *l;
+            sum_xl = sum_xl + wl * *x;
+        }
+        let (this_scale, this_min, is_solved) = solve((sum_w, sum_x), (sum_l, sum_ll, sum_xl));
+        let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
+        let better = V::both(is_solved, error.below(best_error));
+        best_factor = V::choose(better, factor, best_factor);
+        best_base = V::choose(better, min, best_base);
+        is_first = V::except(is_first, better);
+        best_error = V::choose(better, error, best_error);
+        scale = V::choose(better, this_scale, scale);
+        min = V::choose(better, this_min, min);
+    }
+    Affine {
+        scale: V::choose(is_flat, zero, scale),
+        min: negated(V::choose(is_flat, first_min, min)),
+        factor: best_factor,
+        base: best_base,
+        is_first,
+        is_flat,
+    }
 }
 
-/// Scale and minimum that fit given codes best, and whether the equations have a solution.
+/// -x, -0 of 0.
 #[inline(always)]
-fn solve<const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
-    codes: &[Lane<L>; N],
-    sum_w: &Lane<L>,
-    sum_x: &Lane<L>,
-) -> (Lane<L>, Lane<L>, [bool; L]) {
-    let (mut sum_l, mut sum_ll, mut sum_xl) = ([0.0; L], [0.0; L], [0.0; L]);
-    for ((x, w), l) in x.iter().zip(importance).zip(codes) {
-        let wl: [_; L] = each(|k| w[k] * l[k]);
-        sum_l = each(|k| sum_l[k] + wl[k]);
-        sum_ll = each(|k| sum_ll[k] + wl[k] * l[k]);
-        sum_xl = each(|k| sum_xl[k] + wl[k] * x[k]);
+fn negated<V: Lanes>(x: V) -> V {
+    x * V::splat(-1.0)
+}
+
+impl<V: Lanes> Affine<V> {
+    /// The codes of the groups.
+    #[inline(always)]
+    pub(super) fn codes<C: Trial, const N: usize>(&self, x: &[V; N], levels: u8, groups: &mut [[u8; N]]) {
+        let codes = rows!(x, |x| {
+            let scaled = self.factor * (x - self.base);
+            let first = RoundThenClamp::code(scaled, levels);
+            let code = V::choose(self.is_first, first, C::code(scaled, levels));
+            V::choose(self.is_flat, V::splat(0.0), code)
+        });
+        codes_of_groups(&codes, groups);
     }
-    let determinant: [_; L] = each(|k| sum_w[k] * sum_ll[k] - sum_l[k] * sum_l[k]);
-    let scale: [_; L] = each(|k| (sum_w[k] * sum_xl[k] - sum_x[k] * sum_l[k]) / determinant[k]);
-    let min: [_; L] = each(|k| (sum_ll[k] * sum_x[k] - sum_l[k] * sum_xl[k]) / determinant[k]);
+}
+
+/// Scale and minimum that fit given codes best, and whether the equations have a solution: from Σw and Σwx, and from Σwl,
+/// Σwl² and Σwxl of the codes.
+#[inline(always)]
+fn solve<V: Lanes>((sum_w, sum_x): (V, V), (sum_l, sum_ll, sum_xl): (V, V, V)) -> (V, V, V::Mask) {
+    let zero = V::splat(0.0);
+    let determinant = sum_w * sum_ll - sum_l * sum_l;
+    let scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+    let min = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
     // A minimum above zero cannot be stored: the line then goes through zero.
-    let scale: [_; L] = each(|k| if min[k] > 0.0 { sum_xl[k] / sum_ll[k] } else { scale[k] });
-    let min: [_; L] = each(|k| if min[k] > 0.0 { 0.0 } else { min[k] });
-    (scale, min, each(|k| determinant[k] > 0.0))
+    let is_above = zero.below(min);
+    let scale = V::choose(is_above, sum_xl / sum_ll, scale);
+    (scale, V::choose(is_above, zero, min), zero.below(determinant))
 }
 
 /// The least and greatest of each group.
 #[inline(always)]
-fn ranges<const N: usize, const L: usize>(x: &[Lane<L>; N]) -> (Lane<L>, Lane<L>) {
+fn ranges<V: Lanes, const N: usize>(x: &[V; N]) -> (V, V) {
     let (mut lowest, mut highest) = (x[0], x[0]);
     for x in x {
-        lowest = each(|k| if x[k] < lowest[k] { x[k] } else { lowest[k] });
-        highest = each(|k| if x[k] > highest[k] { x[k] } else { highest[k] });
+        lowest = V::choose(x.below(lowest), *x, lowest);
+        highest = V::choose(highest.below(*x), *x, highest);
     }
     (lowest, highest)
 }
@@ -263,31 +305,26 @@ pub(super) fn range<const N: usize>(x: &[f32; N]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn weighted_sums<const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
-) -> (Lane<L>, Lane<L>) {
+fn weighted_sums<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N]) -> (V, V) {
     // The first term starts the sum instead of being added to 0: -0.0 must stay -0.0.
-    let mut sums = (importance[0], each(|k| importance[0][k] * x[0][k]));
+    let mut sums = (importance[0], importance[0] * x[0]);
     for (x, w) in x.iter().zip(importance).skip(1) {
-        sums.0 = each(|k| sums.0[k] + w[k]);
-        sums.1 = each(|k| sums.1[k] + w[k] * x[k]);
+        sums = (sums.0 + *w, sums.1 + *w * *x);
     }
     sums
 }
 
 #[inline(always)]
-fn weighted_errors<C: Trial, const N: usize, const L: usize>(
-    x: &[Lane<L>; N],
-    importance: &[Lane<L>; N],
-    codes: &[Lane<L>; N],
-    scale: &Lane<L>,
-    min: &Lane<L>,
-) -> Lane<L> {
-    let mut error = [0.0; L];
+fn weighted_errors<C: Trial, V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
+    codes: &[V; N],
+    scale: V,
+    min: V,
+) -> V {
+    let mut error = V::splat(0.0);
     for ((x, w), l) in x.iter().zip(importance).zip(codes) {
-        let difference: [_; L] = each(|k| scale[k] * l[k] + min[k] - x[k]);
-        error = each(|k| error[k] + w[k] * C::cost(difference[k]));
+        error = error + *w * C::cost(scale * *l + min - *x);
     }
     error
 }

@@ -6,9 +6,13 @@
 //! 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of a weight where a step of
 //! the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
+#![allow(unsafe_code)]
+
 use std::sync::Arc;
 
 use formats::adapter::AdapterTensor;
+#[cfg(target_arch = "x86_64")]
+use formats::isa::Isa;
 
 /// The update of one linear layer.
 #[derive(Clone, Debug)]
@@ -38,36 +42,68 @@ impl Update {
     ///
     /// The sum over R runs in order of R for each weight, so how rows are shared out does not change a bit.
     pub fn add_to(&self, rows: &mut [f32], first_row: usize) {
-        let AdapterTensor { a, b, r, in_features, .. } = &*self.pair;
-        for (offset, row) in rows.chunks_exact_mut(*in_features).enumerate() {
-            let at = (first_row + offset) * r;
-            let coefficients = &b[at..at + r];
-            let mut pairs = coefficients.chunks_exact(4).zip(a.chunks_exact(4 * in_features));
-            for (quad, a) in &mut pairs {
-                self.add_four(row, quad, a);
+        add(&self.pair, self.scale, rows, first_row);
+    }
+}
+
+/// Rows of W + s·B·A, compiled for each width of vectors; none multiplies and adds in one step, so all give the same.
+fn add(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
+    #[cfg(target_arch = "x86_64")]
+    match Isa::get() {
+        // SAFETY: the processor has said that it has these extensions.
+        Isa::Avx512 => return unsafe { add_avx512(pair, scale, rows, first_row) },
+        // SAFETY: as above.
+        Isa::Avx2 => return unsafe { add_avx2(pair, scale, rows, first_row) },
+        Isa::Baseline => {}
+    }
+    add_portable(pair, scale, rows, first_row);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn add_avx512(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
+    add_portable(pair, scale, rows, first_row);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_avx2(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
+    add_portable(pair, scale, rows, first_row);
+}
+
+/// Inlined into each of the above.
+#[inline(always)]
+fn add_portable(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
+    let AdapterTensor { a, b, r, in_features, .. } = pair;
+    for (offset, row) in rows.chunks_exact_mut(*in_features).enumerate() {
+        let at = (first_row + offset) * r;
+        let coefficients = &b[at..at + r];
+        for (quad, a) in coefficients.chunks_exact(4).zip(a.chunks_exact(4 * in_features)) {
+            add_four(row, scale, quad, a);
+        }
+        let done = r - r % 4;
+        for (b, a) in coefficients[done..].iter().zip(a[done * in_features..].chunks_exact(*in_features)) {
+            let s = scale * b;
+            for (w, a) in row.iter_mut().zip(a) {
+                *w += s * a;
             }
-            let done = r - r % 4;
-            for (b, a) in coefficients[done..].iter().zip(a[done * in_features..].chunks_exact(*in_features))
-            {
-                let s = self.scale * b;
-                row.iter_mut().zip(a).for_each(|(w, a)| *w += s * a);
-            }
-            if let Some(magnitude) = &self.pair.magnitude {
-                set_length(row, magnitude[first_row + offset]);
-            }
+        }
+        if let Some(magnitude) = &pair.magnitude {
+            set_length(row, magnitude[first_row + offset]);
         }
     }
+}
 
-    /// Four ranks in one pass over the row, which is read and written once instead of four times.
-    fn add_four(&self, row: &mut [f32], b: &[f32], a: &[f32]) {
-        let cols = row.len();
-        let [s0, s1, s2, s3] = [b[0], b[1], b[2], b[3]].map(|b| self.scale * b);
-        let (a0, rest) = a.split_at(cols);
-        let (a1, rest) = rest.split_at(cols);
-        let (a2, a3) = rest.split_at(cols);
-        for ((((w, a0), a1), a2), a3) in row.iter_mut().zip(a0).zip(a1).zip(a2).zip(a3) {
-            *w = (((*w + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
-        }
+/// Four ranks in one pass over the row, which is read and written once instead of four times.
+#[inline(always)]
+fn add_four(row: &mut [f32], scale: f32, b: &[f32], a: &[f32]) {
+    let cols = row.len();
+    let (s0, s1, s2, s3) = (scale * b[0], scale * b[1], scale * b[2], scale * b[3]);
+    let (a0, rest) = a.split_at(cols);
+    let (a1, rest) = rest.split_at(cols);
+    let (a2, a3) = rest.split_at(cols);
+    for ((((w, a0), a1), a2), a3) in row.iter_mut().zip(a0).zip(a1).zip(a2).zip(a3) {
+        *w = (((*w + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
     }
 }
 

@@ -3,10 +3,10 @@
 //! Source of the numbers: `kvalues_iq4nl` of ggml-common.h; they are a part of the format.
 
 use super::super::k_scales::{Block, GROUPS, lanes_of_columns, of_blocks};
-use super::super::lanes::{Lane, codes_of_groups, each, padded, rows, transpose};
+use super::super::lanes::{Lanes, MOST_LANES, array, codes_of_groups, is_zero, rows, transpose};
 use super::super::rounding::nearest;
-use super::super::rows::{BatchColumns, for_each_k_batch};
-use super::super::search::{Codes, ZERO_GROUP, largest_of_groups, largest_scale};
+use super::super::rows::{BatchColumns, k_batches};
+use super::super::search::{ZERO_GROUP, largest_of_groups, largest_scale};
 use super::super::{K_BLOCK, SMALL_BLOCK, float16, importance, nibbles};
 
 /// What the codes stand for.
@@ -26,74 +26,68 @@ const fn middle(i: usize) -> f32 {
 /// ggml chooses by x - v < v' - x, which is the same as x < (v + v')/2: near there both differences are exact. What is no
 /// number gets the last code, as there.
 #[inline(always)]
-fn nearest_values<const L: usize>(x: &Lane<L>) -> Lane<L> {
-    let mut values = [VALUES[0]; L];
+fn nearest_values<V: Lanes>(x: V) -> V {
+    let (mut values, zero) = (V::splat(VALUES[0]), V::splat(0.0));
     for i in 0..15 {
-        values = each(|k| values[k] + if x[k] < middle(i) { 0.0 } else { VALUES[i + 1] - VALUES[i] });
+        let step = V::splat(VALUES[i + 1] - VALUES[i]);
+        values = values + V::choose(x.below(V::splat(middle(i))), zero, step);
     }
     values
 }
 
 #[inline(always)]
-fn nearest_codes<const L: usize>(x: &Lane<L>) -> [i32; L] {
-    let mut codes = [0; L];
+fn nearest_codes<V: Lanes>(x: V) -> V {
+    let (mut codes, zero, one) = (V::splat(0.0), V::splat(0.0), V::splat(1.0));
     for i in 0..15 {
-        codes = each(|k| codes[k] + if x[k] < middle(i) { 0 } else { 1 });
+        codes = codes + V::choose(x.below(V::splat(middle(i))), zero, one);
     }
     codes
 }
 
 /// The scale of each group that makes Σ w·(x - d·v)² small (a part of ggml's `quantize_row_iq4_nl_impl`).
 #[inline(always)]
-fn scales<const L: usize>(x: &[Lane<L>; 32], importance: &[Lane<L>; 32]) -> Lane<L> {
-    let largest = largest_of_groups(x);
-    let factor: [_; L] = each(|k| 1.0 / (-largest[k] / VALUES[0]));
-    let (sum_xv, sum_vv) = sums(x, importance, &factor);
-    let mut scale: [_; L] = each(|k| if sum_vv[k] > 0.0 { sum_xv[k] / sum_vv[k] } else { 0.0 });
-    let mut best: [_; L] = each(|k| scale[k] * sum_xv[k]);
+fn scales<V: Lanes>(x: &[V; 32], importance: &[V; 32]) -> V {
+    let (largest, zero) = (largest_of_groups(x), V::splat(0.0));
+    let factor = V::splat(1.0) / (largest * V::splat(-1.0) / V::splat(VALUES[0]));
+    let (sum_xv, sum_vv) = sums(x, importance, factor);
+    let mut scale = V::choose(zero.below(sum_vv), sum_xv / sum_vv, zero);
+    let mut best = scale * sum_xv;
     for trial in -MOST_TRIAL..=MOST_TRIAL {
-        let factor: [_; L] = each(|k| (f32::from(trial) + VALUES[0]) / largest[k]);
-        let (sum_xv, sum_vv) = sums(x, importance, &factor);
-        let is_better: [_; L] = each(|k| sum_vv[k] > 0.0 && sum_xv[k] * sum_xv[k] > best[k] * sum_vv[k]);
-        scale = each(|k| if is_better[k] { sum_xv[k] / sum_vv[k] } else { scale[k] });
-        best = each(|k| if is_better[k] { scale[k] * sum_xv[k] } else { best[k] });
+        let factor = V::splat(f32::from(trial) + VALUES[0]) / largest;
+        let (sum_xv, sum_vv) = sums(x, importance, factor);
+        let is_better = V::both(zero.below(sum_vv), (best * sum_vv).below(sum_xv * sum_xv));
+        scale = V::choose(is_better, sum_xv / sum_vv, scale);
+        best = V::choose(is_better, scale * sum_xv, best);
     }
-    each(|k| if largest[k].abs() < ZERO_GROUP { 0.0 } else { scale[k] })
+    V::choose(largest.abs().below(V::splat(ZERO_GROUP)), zero, scale)
 }
 
 /// Σwxv and Σwv² for the values that a factor gives.
 #[inline(always)]
-fn sums<const L: usize>(
-    x: &[Lane<L>; 32],
-    importance: &[Lane<L>; 32],
-    factor: &Lane<L>,
-) -> (Lane<L>, Lane<L>) {
-    let (mut sum_xv, mut sum_vv) = ([0.0; L], [0.0; L]);
+fn sums<V: Lanes>(x: &[V; 32], importance: &[V; 32], factor: V) -> (V, V) {
+    let (mut sum_xv, mut sum_vv) = (V::splat(0.0), V::splat(0.0));
     for (x, w) in x.iter().zip(importance) {
-        let v: Lane<L> = nearest_values(&each(|k| factor[k] * x[k]));
-        let wv: [_; L] = each(|k| w[k] * v[k]);
-        sum_xv = each(|k| sum_xv[k] + wv[k] * x[k]);
-        sum_vv = each(|k| sum_vv[k] + wv[k] * v[k]);
+        let v = nearest_values(factor * *x);
+        let wv = *w * v;
+        sum_xv = sum_xv + wv * *x;
+        sum_vv = sum_vv + wv * v;
     }
     (sum_xv, sum_vv)
 }
 
 /// Codes for given scales; those of 0 for a scale of 0.
 #[inline(always)]
-fn codes<const L: usize>(x: &[Lane<L>; 32], scale: &Lane<L>) -> Codes<32, L> {
-    let factor: Lane<L> = each(|k| if scale[k] == 0.0 { 0.0 } else { 1.0 / scale[k] });
-    codes_of_groups(&rows(x, |x| nearest_codes(&each(|k| factor[k] * x[k]))))
+fn codes<V: Lanes>(x: &[V; 32], scale: V, groups: &mut [[u8; 32]]) {
+    let zero = V::splat(0.0);
+    let factor = V::choose(is_zero(scale), zero, V::splat(1.0) / scale);
+    codes_of_groups(&rows!(x, |x| nearest_codes(factor * x)), groups);
 }
 
 /// How much weights count: x² without a matrix.
 #[inline(always)]
-fn counts<const L: usize>(
-    x: &[Lane<L>; 32],
-    columns: Option<[Lane<L>; 32]>,
-    variance: &Lane<L>,
-) -> [Lane<L>; 32] {
+fn counts<V: Lanes>(x: &[V; 32], columns: Option<[V; 32]>, variance: V) -> [V; 32] {
     match columns {
-        None => rows(x, |x| each(|k| x[k] * x[k])),
+        None => rows!(x, |x| x * x),
         Some(columns) => importance::from_matrix(x, &columns, variance),
     }
 }
@@ -105,7 +99,7 @@ pub(in super::super) mod nl {
     pub(in super::super::super) const BYTES: usize = 18;
 
     #[inline(always)]
-    pub(in super::super::super) fn encode<const L: usize>(
+    pub(in super::super::super) fn encode<V: Lanes>(
         weights: &[f32],
         cols: usize,
         imatrix: Option<&[f32]>,
@@ -114,27 +108,27 @@ pub(in super::super) mod nl {
         let row_blocks = cols / SMALL_BLOCK;
         let rows = weights.as_chunks::<32>().0.chunks_exact(row_blocks);
         for (row, out) in rows.zip(out.as_chunks_mut::<BYTES>().0.chunks_exact_mut(row_blocks)) {
-            for (batch, (x, blocks)) in row.chunks(L).zip(out.chunks_mut(L)).enumerate() {
-                let columns = imatrix.map(|columns| &columns.as_chunks::<32>().0[batch * L..][..x.len()]);
-                let columns = columns.map(|columns| transpose(&padded(columns)));
-                encode_batch::<L>(&padded(x), columns, blocks);
+            for (batch, (x, blocks)) in row.chunks(V::N).zip(out.chunks_mut(V::N)).enumerate() {
+                let columns = imatrix.map(|columns| &columns.as_chunks::<32>().0[batch * V::N..][..x.len()]);
+                encode_batch::<V>(x, columns, blocks);
             }
         }
     }
 
     #[inline(always)]
-    fn encode_batch<const L: usize>(
-        x: &[[f32; 32]; L],
-        columns: Option<[Lane<L>; 32]>,
-        blocks: &mut [[u8; BYTES]],
-    ) {
-        let lanes = transpose(x);
-        let variance: [_; L] = each(|k| importance::sum_of_squares(&x[k]) * (2.0 / SMALL_BLOCK as f32));
-        let scales = scales(&lanes, &counts(&lanes, columns, &variance));
-        let codes = codes(&lanes, &scales);
+    fn encode_batch<V: Lanes>(x: &[[f32; 32]], columns: Option<&[[f32; 32]]>, blocks: &mut [[u8; BYTES]]) {
+        let lanes = transpose::<V, 32>(x);
+        let mut variances = [0.0; MOST_LANES];
+        for (variance, x) in variances.iter_mut().zip(x) {
+            *variance = importance::sum_of_squares(x) * (2.0 / SMALL_BLOCK as f32);
+        }
+        let columns = columns.map(|columns| transpose(columns));
+        let scale = scales(&lanes, &counts(&lanes, columns, V::load(&variances)));
+        let (scales, mut found) = (array(scale), [[0; 32]; MOST_LANES]);
+        codes(&lanes, scale, &mut found[..blocks.len()]);
         for (k, block) in blocks.iter_mut().enumerate() {
             block[..2].copy_from_slice(&float16::to_bytes(scales[k]));
-            block[2..].copy_from_slice(&nibbles::pack(&codes[k]));
+            block[2..].copy_from_slice(&nibbles::pack(&found[k]));
         }
     }
 
@@ -156,27 +150,25 @@ pub(in super::super) mod xs {
     const SCALE_HALF: i32 = 32;
 
     #[inline(always)]
-    pub(in super::super::super) fn encode<const L: usize>(
+    pub(in super::super::super) fn encode<V: Lanes>(
         weights: &[f32],
         imatrix: Option<&[f32]>,
         out: &mut [u8],
     ) {
-        for_each_k_batch::<BYTES, L>(weights, imatrix, out, encode_batch::<L>);
+        for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::N) {
+            encode_batch::<V>(x, columns, blocks);
+        }
     }
 
     #[inline(always)]
-    fn encode_batch<const L: usize>(
-        x: &[Block],
-        columns: Option<BatchColumns<'_>>,
-        blocks: &mut [[u8; BYTES]],
-    ) {
-        let groups: [[f32; 32]; L] = padded(x.as_flattened());
-        let lanes = transpose(&groups);
+    fn encode_batch<V: Lanes>(x: &[Block], columns: Option<BatchColumns<'_>>, blocks: &mut [[u8; BYTES]]) {
+        let lanes = transpose::<V, 32>(x.as_flattened());
         let variances =
             of_blocks(x, |x| importance::sum_of_squares(x.as_flattened()) * (2.0 / K_BLOCK as f32));
         let columns = columns.map(|columns| lanes_of_columns(x.len(), columns));
-        let scales = scales(&lanes, &counts(&lanes, columns, &variances));
-        let (mut rounded, mut six_bit, mut scales_of_blocks) = ([0.0; L], [0; L], [0.0; L]);
+        let scales = array(scales::<V>(&lanes, &counts(&lanes, columns, variances)));
+        let (mut rounded, mut six_bit) = ([0.0; MOST_LANES], [0; MOST_LANES]);
+        let mut scales_of_blocks = [0.0; MOST_LANES / GROUPS];
         for (i, of_block) in scales_of_blocks.iter_mut().enumerate().take(x.len()) {
             let at = GROUPS * i..GROUPS * (i + 1);
             let d = -largest_scale(&scales[at.clone()]) / SCALE_HALF as f32;
@@ -187,10 +179,11 @@ pub(in super::super) mod xs {
             }
             *of_block = d;
         }
-        let codes = codes(&lanes, &rounded);
+        let mut found = [[0; 32]; MOST_LANES];
+        codes(&lanes, V::load(&rounded), &mut found[..V::N]);
         for (i, block) in blocks.iter_mut().enumerate() {
             let at = GROUPS * i..GROUPS * (i + 1);
-            store(scales_of_blocks[i], &six_bit[at.clone()], &codes[at], block);
+            store(scales_of_blocks[i], &six_bit[at.clone()], &found[at], block);
         }
     }
 

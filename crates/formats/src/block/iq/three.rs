@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::super::rows::for_each_k_block;
+use super::super::rows::k_blocks;
 use super::super::{K_BLOCK, float16, importance};
 use super::grid;
 use super::search::{
@@ -24,7 +24,9 @@ pub(in super::super) mod xxs {
     const STRETCH: f32 = 1.0125;
 
     pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-        for_each_k_block(weights, imatrix, out, encode_block);
+        for (x, columns, block) in k_blocks(weights, imatrix, out) {
+            encode_block(x, columns, block);
+        }
     }
 
     fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
@@ -88,7 +90,9 @@ pub(in super::super) mod s {
     const STRETCH: f32 = 1.033;
 
     pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-        for_each_k_block(weights, imatrix, out, encode_block);
+        for (x, columns, block) in k_blocks(weights, imatrix, out) {
+            encode_block(x, columns, block);
+        }
     }
 
     fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {

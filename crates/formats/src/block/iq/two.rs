@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::super::rows::for_each_k_block;
+use super::super::rows::k_blocks;
 use super::super::scale_search::positive;
 use super::super::{K_BLOCK, float16, importance};
 use super::grid;
@@ -25,7 +25,9 @@ pub(in super::super) mod xxs {
 
     /// The importance of the columns is needed.
     pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-        for_each_k_block(weights, imatrix, out, encode_block);
+        for (x, columns, block) in k_blocks(weights, imatrix, out) {
+            encode_block(x, columns, block);
+        }
     }
 
     fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
@@ -84,7 +86,9 @@ pub(in super::super) mod xs {
 
     /// The importance of the columns is needed.
     pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-        for_each_k_block(weights, imatrix, out, encode_block);
+        for (x, columns, block) in k_blocks(weights, imatrix, out) {
+            encode_block(x, columns, block);
+        }
     }
 
     fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
@@ -136,7 +140,9 @@ pub(in super::super) mod s {
     const SHRINK: f32 = 0.9875;
 
     pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-        for_each_k_block(weights, imatrix, out, encode_block);
+        for (x, columns, block) in k_blocks(weights, imatrix, out) {
+            encode_block(x, columns, block);
+        }
     }
 
     fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {

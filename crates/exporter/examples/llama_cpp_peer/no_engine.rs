@@ -1,0 +1,59 @@
+//! A gate that is always open.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use exporter::{EngineError, Generation, LoadedModel, Verifier};
+use formats::gguf::Reader;
+use text::{ChatTemplate, Message, Tokenizer};
+
+/// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is. Chats are
+/// rendered by the text crate from what the file says, so that at least both sides of the text agree.
+pub struct NoEngine;
+
+impl Verifier for NoEngine {
+    fn engine(&self) -> String {
+        "none".into()
+    }
+
+    fn load(&self, file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
+        let reader = Reader::open(file)?;
+        let tokenizer = Tokenizer::from_gguf(reader.metadata())?;
+        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let template = match reader.metadata().get_str("tokenizer.chat_template") {
+            Some(source) => {
+                Some(ChatTemplate::from_source(source, text_of(tokenizer.bos()), text_of(tokenizer.eos()))?)
+            }
+            None => None,
+        };
+        Ok(Box::new(NoModel { tokenizer, template }))
+    }
+}
+
+struct NoModel {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl LoadedModel for NoModel {
+    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        let template = self.template.as_ref().ok_or("there is no template")?;
+        Ok(text::encode_prompt(&self.tokenizer, template, messages)?)
+    }
+
+    fn generate(&mut self, _prompt: &[u32], _max_new_tokens: usize) -> Result<Generation, EngineError> {
+        Err("there is no engine".into())
+    }
+
+    fn sum_nll(&mut self, _ids: &[u32], _is_target: &[bool]) -> Result<f64, EngineError> {
+        Ok(0.0)
+    }
+
+    fn logits(
+        &mut self,
+        _ids: &[u32],
+        _each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        Err("there is no engine".into())
+    }
+}

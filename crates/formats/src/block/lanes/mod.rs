@@ -1,0 +1,144 @@
+//! Groups of weights side by side: lane k of every vector belongs to group k.
+//!
+//! The trick of the fast encoders: ggml's sums must run in order within a group, so a group cannot be spread
+//! over a vector, but eight or sixteen groups can walk in step. Each lane does exactly what a loop over its group would
+//! do: every operation rounds as the scalar one, none multiplies and adds in one step.
+//!
+//! Vectors are named, not left to the compiler: it finds them in a loop or does not, from one version to the next.
+
+mod pair;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::ops::{Add, Div, Mul, Sub};
+
+pub(super) use pair::Pair;
+pub(super) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+/// Most groups that walk in step.
+pub(super) const MOST_LANES: usize = 32;
+
+/// One number of each of N groups.
+pub(super) trait Lanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// 8, 16 or 32.
+    const N: usize;
+
+    /// A yes or no of each group.
+    type Mask: Copy;
+
+    fn splat(x: f32) -> Self;
+
+    /// The first N numbers.
+    fn load(from: &[f32]) -> Self;
+
+    /// To the first N places.
+    fn store(self, to: &mut [f32]);
+
+    /// Whole numbers' low bytes, to the first N places.
+    fn store_bytes(self, to: &mut [u8]);
+
+    fn abs(self) -> Self;
+
+    fn sqrt(self) -> Self;
+
+    /// self < other; no where one is no number.
+    fn below(self, other: Self) -> Self::Mask;
+
+    fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+
+    /// `a` and not `b`.
+    fn except(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+
+    fn choose(mask: Self::Mask, yes: Self, no: Self) -> Self;
+
+    /// [`super::rounding::nearest`], within limits.
+    fn nearest(self, least: i32, most: i32) -> Self;
+
+    /// Lane k of vector i becomes lane i of vector k, of N vectors.
+    fn transpose_square(rows: &mut [Self]);
+}
+
+/// All lanes; the first N are those of the vector.
+#[inline(always)]
+pub(super) fn array<V: Lanes>(lanes: V) -> [f32; MOST_LANES] {
+    let mut array = [0.0; MOST_LANES];
+    lanes.store(&mut array);
+    array
+}
+
+/// x = 0; no where it is no number.
+#[inline(always)]
+pub(super) fn is_zero<V: Lanes>(x: V) -> V::Mask {
+    x.abs().below(V::splat(f32::from_bits(1)))
+}
+
+/// Groups of N weights as N vectors; missing groups are zeros.
+#[inline(always)]
+pub(super) fn transpose<V: Lanes, const N: usize>(groups: &[[f32; N]]) -> [V; N] {
+    let mut rows = [V::splat(0.0); N];
+    for (tile, rows) in rows.chunks_exact_mut(V::N).enumerate() {
+        for (row, group) in rows.iter_mut().zip(groups) {
+            *row = V::load(&group[tile * V::N..]);
+        }
+        V::transpose_square(rows);
+    }
+    rows
+}
+
+/// N vectors of codes as groups of N bytes.
+#[inline(always)]
+pub(super) fn codes_of_groups<V: Lanes, const N: usize>(rows: &[V; N], groups: &mut [[u8; N]]) {
+    let mut rows = *rows;
+    for (tile, rows) in rows.chunks_exact_mut(V::N).enumerate() {
+        V::transpose_square(rows);
+        for (row, group) in rows.iter().zip(&mut *groups) {
+            row.store_bytes(&mut group[tile * V::N..]);
+        }
+    }
+}
+
+/// Codes of a group's weights for its scale: (x + add) / scale, rounded, within limits, plus `shift`.
+#[inline(always)]
+pub(super) fn codes_for_scale<V: Lanes>(
+    x: &[f32],
+    (add, scale): (f32, f32),
+    (least, most): (i32, i32),
+    shift: f32,
+    codes: &mut [u8],
+) {
+    let (add, scale, shift) = (V::splat(add), V::splat(scale), V::splat(shift));
+    for (x, codes) in x.chunks_exact(V::N).zip(codes.chunks_exact_mut(V::N)) {
+        let code = ((V::load(x) + add) / scale).nearest(least, most);
+        (code + shift).store_bytes(codes);
+    }
+}
+
+/// The sum of each lane, in the order of the vectors.
+#[inline(always)]
+pub(super) fn totals<V: Lanes, const N: usize>(x: &[V; N]) -> V {
+    let mut totals = V::splat(0.0);
+    for x in x {
+        totals = totals + *x;
+    }
+    totals
+}
+
+/// What an expression gives for each vector of an array. No function: a closure that is called for each is left a
+/// function of its own, compiled for the least of processors.
+macro_rules! rows {
+    ($x:expr, |$row:ident| $one:expr) => {{
+        let mut results = *$x;
+        for result in &mut results {
+            let $row = *result;
+            *result = $one;
+        }
+        results
+    }};
+}
+
+pub(super) use rows;

@@ -1,0 +1,107 @@
+//! Two vectors in step: while the sums of one wait for each other, those of the other go on.
+
+use std::ops::{Add, Div, Mul, Sub};
+
+use super::{Lanes, MOST_LANES};
+
+/// The lanes of two vectors.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Pair<V>(V, V);
+
+macro_rules! operator {
+    ($trait:ident, $name:ident, $op:tt) => {
+        impl<V: Lanes> $trait for Pair<V> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $name(self, other: Self) -> Self {
+                Pair(self.0 $op other.0, self.1 $op other.1)
+            }
+        }
+    };
+}
+
+operator!(Add, add, +);
+operator!(Sub, sub, -);
+operator!(Mul, mul, *);
+operator!(Div, div, /);
+
+impl<V: Lanes> Lanes for Pair<V> {
+    const N: usize = 2 * V::N;
+
+    type Mask = (V::Mask, V::Mask);
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Pair(V::splat(x), V::splat(x))
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        Pair(V::load(from), V::load(&from[V::N..]))
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        self.0.store(to);
+        self.1.store(&mut to[V::N..]);
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, to: &mut [u8]) {
+        self.0.store_bytes(to);
+        self.1.store_bytes(&mut to[V::N..]);
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Pair(self.0.abs(), self.1.abs())
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Pair(self.0.sqrt(), self.1.sqrt())
+    }
+
+    #[inline(always)]
+    fn below(self, other: Self) -> Self::Mask {
+        (self.0.below(other.0), self.1.below(other.1))
+    }
+
+    #[inline(always)]
+    fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        (V::both(a.0, b.0), V::both(a.1, b.1))
+    }
+
+    #[inline(always)]
+    fn except(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        (V::except(a.0, b.0), V::except(a.1, b.1))
+    }
+
+    #[inline(always)]
+    fn choose(mask: Self::Mask, yes: Self, no: Self) -> Self {
+        Pair(V::choose(mask.0, yes.0, no.0), V::choose(mask.1, yes.1, no.1))
+    }
+
+    #[inline(always)]
+    fn nearest(self, least: i32, most: i32) -> Self {
+        Pair(self.0.nearest(least, most), self.1.nearest(least, most))
+    }
+
+    /// The four squares, two of which change places.
+    #[inline(always)]
+    fn transpose_square(rows: &mut [Self]) {
+        let mut squares = [[V::splat(0.0); MOST_LANES / 2]; 4];
+        for (i, row) in rows.iter().enumerate().take(Self::N) {
+            let (half, i) = (i / V::N, i % V::N);
+            (squares[2 * half][i], squares[2 * half + 1][i]) = (row.0, row.1);
+        }
+        for square in &mut squares {
+            V::transpose_square(&mut square[..V::N]);
+        }
+        for (k, row) in rows.iter_mut().enumerate().take(Self::N) {
+            let (half, k) = (k / V::N, k % V::N);
+            *row = Pair(squares[half][k], squares[2 + half][k]);
+        }
+    }
+}
