@@ -43,6 +43,7 @@ fn main() {
         base: checkpoint.to_owned(),
         adapter: adapter.map(Path::to_owned),
         quant: Quant::parse(quant).expect("a known quantisation"),
+        types: Vec::new(),
         importance: ImportanceSource::None,
         output: out_dir.into(),
         name: "speed".into(),

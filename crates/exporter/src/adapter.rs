@@ -1,14 +1,19 @@
 //! Reading an adapter for a merge: refuses what a plain sum of products cannot express, and another base.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
+use formats::checkpoint::Checkpoint;
 use formats::{TensorSource, hash};
 use model::family::{Linear, newer_module};
 use model::lora::Update;
 
 use crate::{Error, Result};
+
+/// Where `tune.json` has the hash of the base's `config.json`, and that of its tokenizer's files.
+const CONFIG_HASH: &str = "base_config_blake3";
+const TOKENIZER_HASH: &str = "tokenizer_blake3";
 
 /// An adapter that fits its base.
 pub(crate) struct Adapter {
@@ -23,7 +28,7 @@ pub(crate) struct Adapter {
 /// Reads an adapter and fits it to the linears of a base.
 ///
 /// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
-pub(crate) fn read(dir: &Path, linears: &[Linear], base: &dyn TensorSource) -> Result<Adapter> {
+pub(crate) fn read(dir: &Path, linears: &[Linear], base: &Checkpoint) -> Result<Adapter> {
     let mut files = formats::adapter::read_adapter(dir)?;
     let shapes = files.config.shapes(&dir.join("adapter_config.json"))?;
     // Patterns are of the names in the file.
@@ -66,18 +71,36 @@ impl Adapter {
 }
 
 /// A same-shape wrong base would merge without complaint and give a model that is neither.
-fn check_base(dir: &Path, files: &AdapterFiles, base: &dyn TensorSource) -> Result<()> {
-    let Some(recorded) = files.tune.as_ref().filter(|tune| !tune.base_blake3.is_empty()) else {
-        return Ok(());
+fn check_base(dir: &Path, files: &AdapterFiles, base: &Checkpoint) -> Result<()> {
+    let Some(recorded) = &files.tune else { return Ok(()) };
+    let other = |base: PathBuf, expected: &str, actual: String| {
+        Err(Error::OtherBase { adapter: dir.to_owned(), base, expected: expected.to_owned(), actual })
     };
+    let config = base.dir().join("config.json");
+    if let Some(expected) = recorded.extra.get(CONFIG_HASH).and_then(|hash| hash.as_str()) {
+        let actual = hash::blake3_file(&config)?;
+        if expected != actual {
+            return other(config, expected, actual);
+        }
+    }
+    if recorded.base_blake3.is_empty() {
+        return Ok(());
+    }
     let actual = base.content_hash()?;
     if recorded.base_blake3 == actual {
         return Ok(());
     }
-    Err(Error::OtherBase {
-        adapter: dir.to_owned(),
-        base: base.label(),
-        expected: recorded.base_blake3.clone(),
-        actual,
-    })
+    other(base.label(), &recorded.base_blake3, actual)
+}
+
+/// Refuses another tokenizer than the adapter was trained with, where it records one.
+pub(crate) fn check_tokenizer(adapter: &Path, recorded: &Recorded, tokenizer: &Path) -> Result<()> {
+    let expected = recorded.extra.get(TOKENIZER_HASH).and_then(|hash| hash.as_str());
+    let Some(expected) = expected.filter(|expected| !expected.is_empty()) else { return Ok(()) };
+    let actual = text::files_blake3(tokenizer)?;
+    if expected == actual {
+        return Ok(());
+    }
+    let (adapter, tokenizer, expected) = (adapter.to_owned(), tokenizer.to_owned(), expected.to_owned());
+    Err(Error::OtherTokenizer { adapter, tokenizer, expected, actual })
 }

@@ -26,6 +26,12 @@ pub enum Error {
     OtherBase { adapter: PathBuf, base: PathBuf, expected: String, actual: String },
 
     #[error(
+        "the adapter {} was trained with another tokenizer than {}: it records {expected}, this one is {actual}",
+        adapter.display(), tokenizer.display()
+    )]
+    OtherTokenizer { adapter: PathBuf, tokenizer: PathBuf, expected: String, actual: String },
+
+    #[error(
         "the adapter {} was trained with another chat template: it records {expected}, this one is {actual}",
         adapter.display()
     )]
@@ -51,8 +57,11 @@ pub enum Error {
     #[error("the importance matrix {} is another model's: {what}", path.display())]
     OtherMatrix { path: PathBuf, what: String },
 
-    #[error("the importance matrix says nothing about `{tensor}`, which as {type_name} needs it")]
+    #[error("no importance matrix says anything about `{tensor}`, which as {type_name} needs it")]
     Unimportant { tensor: String, type_name: &'static str },
+
+    #[error("the pattern `{pattern}` cannot give tensors a type: {reason}")]
+    Pattern { pattern: String, reason: String },
 
     #[error("`{module}` has an adapter that cannot be written for llama.cpp: {reason}")]
     Form { module: String, reason: &'static str },
@@ -110,6 +119,11 @@ impl Error {
             Error::Formats(formats::Error::DiskFull { .. }) => "free some room, or write to another disk",
             Error::Refused { remedy, .. } => return *remedy,
             Error::Window { .. } => "set `num_ctx` in the recipe's [expert] to at most that window",
+            Error::OtherTokenizer { .. } => "export with the tokenizer that the adapter was trained with",
+            Error::Formats(formats::Error::Malformed { place, .. }) if place == "its BLAKE3" => {
+                "the adapter was damaged or changed since it was written: take it from the run's best checkpoint, or remove \
+                 tune.json beside it to use it as it is"
+            }
             Error::Form { .. } => "merge it: `tune export` without --as, or --as merged-hf",
             Error::NeedsMatrix { .. } => {
                 "measure one with `--imatrix train` or `--imatrix general`, or choose iq3_m or larger"

@@ -50,6 +50,9 @@ pub trait LoadedModel {
     /// When the engine fails.
     fn sum_nll(&mut self, ids: &[u32], is_target: &[bool]) -> Result<f64, EngineError>;
 
+    /// Bytes that the loaded model takes, with its context; `None` where the engine does not tell.
+    fn memory_bytes(&self) -> Option<u64>;
+
     /// The logits (V) after each token of a sequence, in order; `each` gets its place and may end it.
     ///
     /// # Errors
@@ -90,7 +93,11 @@ pub(crate) fn pass(
     let started = Instant::now();
     let model = verifier.load(path, request.num_ctx).map_err(engine("load"))?;
     observer.observe(Event::Loaded { seconds: started.elapsed().as_secs_f64() });
-    let figures = GateFigures { engine: verifier.engine(), ..GateFigures::default() };
+    let figures = GateFigures {
+        engine: verifier.engine(),
+        memory_bytes: model.memory_bytes(),
+        ..GateFigures::default()
+    };
     let mut gate = Gate { plan, num_ctx: request.num_ctx, model, figures, sum_nll: 0.0 };
     match &plan.template {
         Some(template) => gate.measure(template, request, observer)?,

@@ -26,6 +26,7 @@ mod read_back;
 mod receipt;
 mod request;
 mod sequences;
+mod types;
 mod write;
 
 pub use error::{Error, Result};
@@ -35,4 +36,6 @@ pub use fidelity::{Divergence, Fidelity};
 pub use forms::{FormReceipt, FormRequest, WrittenFile, export_adapter, export_checkpoint};
 pub use gate::{EngineError, Generation, LoadedModel, Verifier};
 pub use receipt::{GateFigures, Receipt, Sources, Times, TypeCount};
-pub use request::{Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template};
+pub use request::{
+    Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template, TypeOverride,
+};

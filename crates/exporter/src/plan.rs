@@ -18,6 +18,7 @@ use crate::measure::{Subject, measured};
 use crate::merged::merged;
 use crate::metadata::{Parts, metadata};
 use crate::modelfile;
+use crate::types::types;
 use crate::{Error, Event, ImportanceSource, Provenance, Request, Result, Sources, Template, TypeCount};
 
 /// What is to be written, and the open sources it is made from.
@@ -131,12 +132,13 @@ impl Plan {
         family::check_tied_head(&config, &base)?;
         let (mut specs, linears) = (family::tensors(&config), family::linears(&config));
         family::sort_for_gguf(&mut specs);
+        let types = types(request, &config, &specs)?;
         let adapter =
             request.adapter.as_deref().map(|dir| adapter::read(dir, &linears, &base)).transpose()?;
         check_template(request, adapter.as_ref(), template.as_ref())?;
         let provenance = provenance(request, adapter.as_ref());
         let mut sources = sources(request, &base, adapter.as_ref(), &tokenizer, template.as_ref())?;
-        let mut tensors = planned_tensors(request, &config, specs, adapter);
+        let mut tensors = planned_tensors(&config, specs, types, adapter);
         let matrix = match &request.importance {
             ImportanceSource::None => None,
             ImportanceSource::File(path) => Some(path.clone()),
@@ -222,12 +224,11 @@ fn n_parameters(tensors: &[PlannedTensor]) -> u64 {
 }
 
 fn planned_tensors(
-    request: &Request,
     config: &ModelConfig,
     specs: Vec<TensorSpec>,
+    types: Vec<BlockType>,
     adapter: Option<Adapter>,
 ) -> Vec<PlannedTensor> {
-    let types = policy::block_types(request.quant, request.importance.is_some(), config, &specs);
     let updates = adapter.map(|adapter| adapter.updates).unwrap_or_default();
     let weights = specs.into_iter().zip(types).map(|(spec, ty)| PlannedTensor {
         name: spec.gguf.clone(),
@@ -249,16 +250,17 @@ fn planned_tensors(
 }
 
 /// Gives each tensor the importance of its columns; all of a matrix must find its place, and what needs it must have it.
-fn share_out(importance: Option<Importance>, tensors: &mut [PlannedTensor]) -> Result<()> {
-    let Some(mut importance) = importance else { return Ok(()) };
+fn share_out(mut importance: Option<Importance>, tensors: &mut [PlannedTensor]) -> Result<()> {
     for tensor in tensors {
         let Content::Weight { spec, .. } = &tensor.content else { continue };
-        tensor.importance = importance.take(spec)?;
+        if let Some(importance) = &mut importance {
+            tensor.importance = importance.take(spec)?;
+        }
         if tensor.importance.is_none() && policy::tensor_needs_matrix(tensor.ty, spec) {
             return Err(Error::Unimportant { tensor: tensor.name.clone(), type_name: tensor.ty.name() });
         }
     }
-    importance.finish()
+    importance.map_or(Ok(()), |importance| importance.finish())
 }
 
 /// Refuses before minutes are spent on what could not be written.
@@ -402,6 +404,7 @@ fn check_template(
     else {
         return Ok(());
     };
+    adapter::check_tokenizer(dir, recorded, &request.tokenizer)?;
     let actual = template.map(template_blake3).unwrap_or_default();
     if recorded.template_blake3.is_empty() || recorded.template_blake3 == actual {
         return Ok(());

@@ -96,6 +96,9 @@ pub struct Sources {
 pub struct GateFigures {
     /// The engine and its version.
     pub engine: String,
+    /// Bytes that the loaded model takes in it, with its context.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
     /// Held-out rows.
     pub n_rows: usize,
     /// Rows answered exactly.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use formats::BlockType;
 use model::policy::Quant;
 use serde::{Deserialize, Serialize};
 use text::Message;
@@ -15,6 +16,8 @@ pub struct Request {
     pub adapter: Option<PathBuf>,
     /// The types of the tensors.
     pub quant: Quant,
+    /// Other types than the policy's for tensors whose name matches; the first that does counts.
+    pub types: Vec<TypeOverride>,
     /// Where the importance of the columns comes from, by which the quantisers weigh errors.
     pub importance: ImportanceSource,
     /// The directory that receives `<name>-<quant>.gguf`, `Modelfile` and `receipt.json`; made when missing.
@@ -47,6 +50,15 @@ impl Request {
     pub fn file_name(&self) -> String {
         format!("{}-{}.gguf", self.name, self.quant.name())
     }
+}
+
+/// A type for some tensors: what `llama-quantize --tensor-type` takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypeOverride {
+    /// A regular expression that is found somewhere in a tensor's name in the GGUF.
+    pub pattern: String,
+    /// Its type.
+    pub ty: BlockType,
 }
 
 /// Where an importance matrix comes from.

@@ -4,8 +4,11 @@
 //! blocks without leaving a core's cache. In memory are two tiles of blocks and one piece a thread, whatever the size
 //! of the tensor.
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use formats::gguf::Writer;
 use formats::{BlockType, Observer};
@@ -30,21 +33,15 @@ pub(crate) fn write(plan: &Plan, pending: &Pending, observer: &mut dyn Observer<
     let hashed = Hashed { out: pending.file(), hasher: blake3::Hasher::new(), bytes: &written_bytes };
     let out = BufWriter::with_capacity(1 << 20, hashed);
     let mut writer = Writer::begin(out, &plan.metadata, &plan.entries())?;
-    let (mut next, mut ready) = (Vec::new(), Vec::new());
-    let mut waiting: Option<Tile> = None;
-    for tile in tiles(plan) {
-        let (written, made) = rayon::join(
-            || if waiting.is_some() { writer.write_part(&ready) } else { Ok(()) },
-            || make(plan, tile, &mut next),
-        );
-        written?;
-        report(plan, waiting, &written_bytes, observer);
-        made?;
-        std::mem::swap(&mut next, &mut ready);
-        waiting = Some(tile);
-    }
-    writer.write_part(&ready)?;
-    report(plan, waiting, &written_bytes, observer);
+    std::thread::scope(|scope| {
+        let mut syncing = Syncing::start(scope, pending.file());
+        write_tiles(plan, &mut writer, &written_bytes, &mut syncing, observer)?;
+        syncing.finish().map_err(|source| Error::Io {
+            path: pending.temp().to_owned(),
+            action: "sync",
+            source,
+        })
+    })?;
     let mut out = writer.finish()?;
     out.flush().map_err(|source| Error::Io { path: pending.temp().to_owned(), action: "write", source })?;
     let written = written_bytes.load(Ordering::Relaxed);
@@ -56,6 +53,70 @@ pub(crate) fn write(plan: &Plan, pending: &Pending, observer: &mut dyn Observer<
         });
     }
     Ok(out.get_ref().hasher.finalize().to_hex().to_string())
+}
+
+fn write_tiles<W: Write + Send>(
+    plan: &Plan,
+    writer: &mut Writer<W>,
+    written_bytes: &AtomicU64,
+    syncing: &mut Syncing<'_>,
+    observer: &mut dyn Observer<Event>,
+) -> Result<()> {
+    let (mut next, mut ready) = (Vec::new(), Vec::new());
+    let mut waiting: Option<Tile> = None;
+    for tile in tiles(plan) {
+        let (written, made) = rayon::join(
+            || if waiting.is_some() { writer.write_part(&ready) } else { Ok(()) },
+            || make(plan, tile, &mut next),
+        );
+        written?;
+        syncing.have_written(written_bytes.load(Ordering::Relaxed));
+        report(plan, waiting, written_bytes, observer);
+        made?;
+        std::mem::swap(&mut next, &mut ready);
+        waiting = Some(tile);
+    }
+    writer.write_part(&ready)?;
+    report(plan, waiting, written_bytes, observer);
+    Ok(())
+}
+
+/// Bytes after which the disk is asked to begin.
+const SYNC_BYTES: u64 = 128 << 20;
+
+/// Brings to the disk what is written, while more is written: at the end little is left to wait for.
+struct Syncing<'scope> {
+    wake: mpsc::Sender<()>,
+    thread: ScopedJoinHandle<'scope, std::io::Result<()>>,
+    asked_at: u64,
+}
+
+impl<'scope> Syncing<'scope> {
+    fn start(scope: &'scope Scope<'scope, '_>, file: &'scope File) -> Syncing<'scope> {
+        let (wake, woken) = mpsc::channel();
+        let thread = scope.spawn(move || {
+            while woken.recv().is_ok() {
+                while woken.try_recv().is_ok() {}
+                file.sync_data()?;
+            }
+            Ok(())
+        });
+        Syncing { wake, thread, asked_at: 0 }
+    }
+
+    fn have_written(&mut self, bytes: u64) {
+        if bytes - self.asked_at >= SYNC_BYTES {
+            self.asked_at = bytes;
+            // Where it has ended, it has failed, and says so at the end.
+            let _ = self.wake.send(());
+        }
+    }
+
+    /// What it has met: a failure is told once, and the sync at the end may not see it again.
+    fn finish(self) -> std::io::Result<()> {
+        drop(self.wake);
+        self.thread.join().expect("it does not panic")
+    }
 }
 
 /// Some rows of a tensor.
@@ -196,7 +257,7 @@ fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Res
 
 /// Passes bytes on, hashes and counts them.
 struct Hashed<'a> {
-    out: &'a std::fs::File,
+    out: &'a File,
     hasher: blake3::Hasher,
     bytes: &'a AtomicU64,
 }

@@ -68,6 +68,11 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
+    /// The whole file.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
+
     /// Opens a file and checks its header.
     ///
     /// # Errors

@@ -99,7 +99,9 @@ fn refuse_tensors(tensors: &[(&str, Vec<usize>)], expected: &Expect) {
     check_refused(dir.path(), expected);
 }
 
+/// Of an adapter that was made elsewhere, with no record of its own hashes.
 fn check_refused(dir: &Path, expected: &Expect) {
+    std::fs::remove_file(dir.join("tune.json")).unwrap();
     let text = read_adapter(dir).unwrap_err().to_string();
     expected.assert_eq(&text.replace(&dir.display().to_string(), "DIR"));
 }
@@ -151,6 +153,26 @@ fn what_would_be_applied_differently_is_refused() {
 }
 
 #[test]
+fn files_that_are_not_those_that_were_written() {
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let dir = tempfile::tempdir().unwrap();
+        write_adapter(dir.path(), &sample()).unwrap();
+        assert_eq!(read_adapter(dir.path()).unwrap(), sample());
+        let path = dir.path().join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        // In a file of tensors the last bit of the last weight, else a blank at the end.
+        if file.ends_with("json") {
+            bytes.push(b' ')
+        } else {
+            *bytes.last_mut().unwrap() ^= 1
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let error = read_adapter(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{file}: its BLAKE3 is ")), "{error}");
+    }
+}
+
+#[test]
 fn harmless_defaults_of_peft_are_read() {
     let dir = tempfile::tempdir().unwrap();
     write_adapter(dir.path(), &sample()).unwrap();
@@ -162,6 +184,7 @@ fn harmless_defaults_of_peft_are_read() {
     fields.insert("target_parameters".into(), json!(["mlp.gate_proj.weight"]));
     fields.insert("target_modules".into(), json!("all-linear"));
     formats::json::write(&path, &config).unwrap();
+    std::fs::remove_file(dir.path().join("tune.json")).unwrap();
     assert_eq!(read_adapter(dir.path()).unwrap().config.target_modules, ["all-linear"]);
 }
 

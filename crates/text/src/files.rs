@@ -9,6 +9,32 @@ use crate::{Error, Result};
 /// The largest published tokenizer.json files have some 35 MB.
 const LIMIT_BYTES: u64 = 256 << 20;
 
+/// Files that decide what a tokenizer does; those that a folder lacks are passed over.
+const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// One BLAKE3 of all files of a folder that decide what its tokenizer does.
+///
+/// # Errors
+/// What reading them meets.
+pub fn files_blake3(dir: &Path) -> formats::Result<String> {
+    let mut listed = String::new();
+    for name in TOKENIZER_FILES {
+        let path = dir.join(name);
+        if path.is_file() {
+            listed += &format!("{name} {}\n", formats::hash::blake3_file(&path)?);
+        }
+    }
+    Ok(formats::hash::blake3_bytes(listed.as_bytes()))
+}
+
 /// The bytes of a file; `None` when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |source| Error::Read { path: path.to_owned(), source };

@@ -18,6 +18,7 @@ mod turns;
 
 pub use conversation::{Encoded, TrainOn, encode_conversation, encode_prompt, end_of_turn};
 pub use error::{Error, Result};
+pub use files::files_blake3;
 pub use message::Message;
 pub use template::{ChatTemplate, GenerationPrompt};
 pub use tokenizer::{DecodeStream, Tokenizer};

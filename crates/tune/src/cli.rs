@@ -51,8 +51,16 @@ pub struct Export {
     /// q4_k_m (the default, if the recipe names none), q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s,
     /// q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, bf16, f16 or f32; with an importance matrix iq3_xs,
     /// iq3_xxs, iq2_m, iq2_s, iq2_xs and iq2_xxs too
+    ///
+    /// Several, with commas between, are exported one after another, each into a folder of its name.
+    #[arg(long, value_delimiter = ',')]
+    pub quant: Vec<String>,
+    /// Go on past a quantisation that is refused, and show at the end what each is worth
     #[arg(long)]
-    pub quant: Option<String>,
+    pub compare: bool,
+    /// Another type for the tensors whose name matches, such as `ffn_down=q6_k`: llama-quantize's --tensor-type
+    #[arg(long = "tensor-type", value_name = "PATTERN=TYPE")]
+    pub types: Vec<String>,
     /// What is important in the weights: measured on the training data (train) or on a general text (general), a file of
     /// llama.cpp's (imatrix.gguf or .dat), or off [default: the recipe's, or off]
     #[arg(long, value_name = "train|general|FILE|off")]

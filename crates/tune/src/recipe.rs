@@ -148,6 +148,9 @@ pub struct BudgetTable {
 #[serde(deny_unknown_fields, default)]
 pub struct ExportTable {
     pub quant: String,
+    /// Types of tensors whose names match a pattern.
+    #[serde(deserialize_with = "in_order")]
+    pub types: Vec<(String, String)>,
     /// `train`, `general`, `off`, or a file with the importance of the columns, as llama.cpp writes it.
     pub imatrix: Option<PathBuf>,
     /// Tokens of the training data that `train` measures.
@@ -231,6 +234,7 @@ impl Default for ExportTable {
     fn default() -> ExportTable {
         ExportTable {
             quant: q4_k_m(),
+            types: Vec::new(),
             imatrix: None,
             imatrix_tokens: 32_768,
             comparison_tokens: COMPARISON_TOKENS,

@@ -91,6 +91,10 @@ impl LoadedModel for EngineModel {
         Ok(-targets.filter(|(_, is_target)| **is_target).map(|(log_prob, _)| log_prob).sum::<f64>())
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        Some(self.session.memory().total_bytes())
+    }
+
     fn logits(
         &mut self,
         ids: &[u32],

@@ -50,7 +50,7 @@ fn main() {
     let ours = exported(checkpoint, quant, matrix, out_dir);
     let started = Instant::now();
     let theirs = out_dir.join("llama_cpp.gguf");
-    quantise::quantise(converted, &theirs, quant.file_type().expect("a type of files"), matrix);
+    quantise::quantise(converted, &theirs, quant.file_type().expect("a type of files"), matrix, &[]);
     println!("llama-quantize {:.2} s (after the converter)", started.elapsed().as_secs_f64());
     let (ours, theirs) = (Reader::open(&ours).expect("our file"), Reader::open(&theirs).expect("their file"));
     let n_keys = differing_keys(&ours, &theirs);
@@ -64,6 +64,7 @@ fn exported(checkpoint: &Path, quant: Quant, matrix: Option<&Path>, out_dir: &Pa
         base: checkpoint.to_owned(),
         adapter: None,
         quant,
+        types: Vec::new(),
         importance: matrix.map_or(ImportanceSource::None, |path| ImportanceSource::File(path.to_owned())),
         output: out_dir.to_owned(),
         name: "peer".into(),

@@ -49,6 +49,10 @@ impl LoadedModel for NoModel {
         Ok(0.0)
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn logits(
         &mut self,
         _ids: &[u32],

@@ -4,12 +4,19 @@
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 
+use formats::BlockType;
 use formats::imatrix::ImportanceMatrix;
 use llama_cpp_sys_2 as sys;
 
 /// Quantises a GGUF as `llama-quantize [--imatrix MATRIX] INPUT OUTPUT TYPE` does; `file_type` is `general.file_type`
-/// of the result.
-pub fn quantise(input: &Path, output: &Path, file_type: u32, matrix: Option<&Path>) {
+/// of the result, `types` what `--tensor-type` is given.
+pub fn quantise(
+    input: &Path,
+    output: &Path,
+    file_type: u32,
+    matrix: Option<&Path>,
+    types: &[(&str, BlockType)],
+) {
     let path = |path: &Path| c_string(path.to_str().expect("a UTF-8 path"));
     let (input, output) = (path(input), path(output));
     // SAFETY: `quiet` lives as long as the program and does not use its arguments.
@@ -25,7 +32,16 @@ pub fn quantise(input: &Path, output: &Path, file_type: u32, matrix: Option<&Pat
         params.imatrix = matrix.data.as_ptr();
         params.kv_overrides = matrix.keys.as_ptr();
     }
-    // SAFETY: both strings, the parameters and the matrix live until the call returns.
+    let patterns: Vec<CString> = types.iter().map(|(pattern, _)| c_string(pattern)).collect();
+    let ids = types.iter().map(|(_, ty)| ty.id().expect("a type of files"));
+    let overrides = patterns.iter().map(|pattern| pattern.as_ptr()).zip(ids).chain([(std::ptr::null(), 0)]);
+    let overrides: Vec<_> = overrides
+        .map(|(pattern, id)| sys::llama_model_tensor_override { pattern, type_: id as sys::ggml_type })
+        .collect();
+    if !types.is_empty() {
+        params.tt_overrides = overrides.as_ptr();
+    }
+    // SAFETY: all strings, the parameters and the matrix live until the call returns.
     let code = unsafe { sys::llama_model_quantize(input.as_ptr(), output.as_ptr(), &params) };
     assert_eq!(code, 0, "llama_model_quantize failed");
 }

@@ -218,6 +218,13 @@ impl Tiny {
                 template_blake3: formats::hash::blake3_bytes(CHATML.as_bytes()),
                 dataset_blake3: "d".repeat(64),
                 steps: 12,
+                extra: json!({
+                    "base_config_blake3": formats::hash::blake3_file(&self.base().join("config.json")).unwrap(),
+                    "tokenizer_blake3": text::files_blake3(&self.base()).unwrap(),
+                })
+                .as_object()
+                .unwrap()
+                .clone(),
                 ..Recorded::default()
             }),
             tensors: tensors.collect(),

@@ -91,6 +91,10 @@ impl LoadedModel for FakeModel {
         Ok(if self.engine.fault == Fault::NotANumber { f64::NAN } else { 0.25 * n as f64 })
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Those of our own forward on the file's blocks.
     fn logits(
         &mut self,

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use exporter::ImportanceSource;
+use exporter::{ImportanceSource, TypeOverride};
+use formats::BlockType;
 use formats::gguf::Reader;
 use model::policy::Quant;
 
@@ -19,12 +20,19 @@ fn exact(tiny: &Tiny) -> PathBuf {
 
 /// The file that llama.cpp makes of our F32 export must be our export, byte by byte.
 fn check(tiny: &Tiny, exact: &Path, quant: Quant, matrix: Option<&Path>) {
+    check_types(tiny, exact, quant, matrix, &[]);
+}
+
+/// The same with other types for some tensors.
+fn check_types(tiny: &Tiny, exact: &Path, quant: Quant, matrix: Option<&Path>, types: &[(&str, BlockType)]) {
     let mut request = request(tiny, quant);
     request.importance =
         matrix.map_or(ImportanceSource::None, |path| ImportanceSource::File(path.to_owned()));
+    request.types =
+        types.iter().map(|&(pattern, ty)| TypeOverride { pattern: pattern.to_owned(), ty }).collect();
     let (ours, _) = exported(&request);
     let theirs = tiny.dir.path().join("llama_cpp.gguf");
-    quantise::quantise(exact, &theirs, quant.file_type().expect("a type of files"), matrix);
+    quantise::quantise(exact, &theirs, quant.file_type().expect("a type of files"), matrix, types);
     let (ours, theirs) = (Reader::open(&ours.file).unwrap(), Reader::open(&theirs).unwrap());
     assert_eq!(ours.metadata(), theirs.metadata(), "{quant}");
     assert_eq!(ours.tensors(), theirs.tensors(), "{quant}");
@@ -78,6 +86,25 @@ fn the_types_of_many_layers_equal_llama_quantize() {
         }
         for quant in [Quant::Q5_0, Quant::IQ3XS, Quant::IQ3XXS, Quant::IQ2S, Quant::IQ2XXS] {
             check(&tiny, &exact, quant, Some(&matrix));
+        }
+    }
+}
+
+/// The first pattern that matches counts; rows that do not fit fall back; norms, routers and vectors stay as they are.
+#[test]
+fn types_that_are_asked_for_equal_llama_quantize() {
+    let types = [
+        (r"blk\.1\.ffn_.*", BlockType::Q6K),
+        ("ffn_down", BlockType::Q8_0),
+        ("attn_[qk]", BlockType::IQ4NL),
+        ("token_embd", BlockType::Q3K),
+        ("norm", BlockType::Q4_0),
+        ("ffn_gate", BlockType::BF16),
+    ];
+    for tiny in [Tiny::qwen3(), Tiny::llama(), Tiny::deepseek2(6)] {
+        let exact = exact(&tiny);
+        for quant in [Quant::Q4KM, Quant::Q8_0] {
+            check_types(&tiny, &exact, quant, None, &types);
         }
     }
 }

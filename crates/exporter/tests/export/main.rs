@@ -1,6 +1,7 @@
 //! Exports of tiny models that the tests make: the files, every refusal, kills.
 
 mod checkpoint;
+mod damage;
 mod engine;
 mod families;
 mod fidelity;
@@ -29,6 +30,7 @@ fn request(tiny: &Tiny, quant: Quant) -> Request {
         base: tiny.base(),
         adapter: tiny.adapter().exists().then(|| tiny.adapter()),
         quant,
+        types: Vec::new(),
         importance: ImportanceSource::None,
         output: tiny.output(),
         name: "tiny".into(),

@@ -1,6 +1,7 @@
 //! Everything that ends an export, each with its reason, and nothing left behind.
 
-use exporter::{Error, ImportanceSource, Template};
+use exporter::{Error, ImportanceSource, Template, TypeOverride};
+use formats::BlockType;
 use formats::imatrix::ImportanceMatrix;
 use model::policy::Quant;
 use text::Message;
@@ -43,7 +44,7 @@ fn importance_matrices_that_are_missing_or_of_another_model() {
     let error = with(&|matrix| drop(matrix.entries.remove("blk.1.ffn_up.weight")));
     assert_eq!(
         error,
-        "the importance matrix says nothing about `blk.1.ffn_up.weight`, which as IQ2_XS needs it"
+        "no importance matrix says anything about `blk.1.ffn_up.weight`, which as IQ2_XS needs it"
     );
     let error = with(&|matrix| {
         let entry = matrix.entries["blk.1.ffn_up.weight"].clone();
@@ -61,6 +62,34 @@ fn importance_matrices_that_are_missing_or_of_another_model() {
     );
     let error = message(&tiny, |request| request.importance = ImportanceSource::File("/nowhere.gguf".into()));
     assert!(error.contains("/nowhere.gguf"), "{error}");
+}
+
+#[test]
+fn types_that_nothing_can_have() {
+    let tiny = Tiny::qwen3();
+    let with = |quant, pattern: &str, ty| {
+        let types = vec![TypeOverride { pattern: pattern.to_owned(), ty }];
+        message(&tiny, |request| (request.quant, request.types) = (quant, types))
+    };
+    let refused =
+        |pattern: &str, reason: &str| format!("the pattern `{pattern}` cannot give tensors a type: {reason}");
+    assert_eq!(with(Quant::Q4KM, "ffn_up(", BlockType::Q8_0), refused("ffn_up(", "error: unclosed group"));
+    assert_eq!(
+        with(Quant::Q4KM, "ffn_upp", BlockType::Q8_0),
+        refused("ffn_upp", "it names no tensor of the model")
+    );
+    assert_eq!(
+        with(Quant::F16, "ffn_up", BlockType::Q8_0),
+        refused("ffn_up", "in f16 all tensors are alike")
+    );
+    assert_eq!(
+        with(Quant::Q4KM, "ffn_up", BlockType::Nf4),
+        refused("ffn_up", "NF4 is a form of weights in memory that no file has")
+    );
+    assert_eq!(
+        with(Quant::Q4KM, "ffn_up", BlockType::IQ2S),
+        "no importance matrix says anything about `blk.0.ffn_up.weight`, which as IQ2_S needs it"
+    );
 }
 
 #[test]
@@ -128,6 +157,8 @@ fn adapters_whose_meaning_a_merge_would_lose() {
         let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config[key] = value;
         std::fs::write(&path, config.to_string()).unwrap();
+        // As an adapter that was made elsewhere.
+        std::fs::remove_file(tiny.adapter().join("tune.json")).unwrap();
         let error = message(&tiny, |_| {});
         assert!(error.starts_with("DIR/adapter/adapter_config.json: "), "{error}");
         assert!(error.contains(&format!("`{key}` is ")), "{error}");

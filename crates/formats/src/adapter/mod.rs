@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::safetensors::{Data, SafetensorsFile, write_safetensors};
-use crate::{Error, Result, atomic, json};
+use crate::{Error, Result, atomic, hash, json};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const TENSOR_FILE: &str = "adapter_model.safetensors";
@@ -27,6 +27,10 @@ const NAME_PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
 const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
+
+/// Where `tune.json` says what the files beside it hash to.
+const OWN_HASHES: [(&str, &str); 2] =
+    [("adapter_model_blake3", TENSOR_FILE), ("adapter_config_blake3", CONFIG_FILE)];
 
 /// `tune.json`: what an adapter was made from, so that it cannot be used on another base.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -106,7 +110,11 @@ pub fn read_adapter_as_trained(dir: &Path) -> Result<AdapterFiles> {
     let file = SafetensorsFile::open(&require(dir, TENSOR_FILE, "the weights of a PEFT adapter")?)?;
     let tensors = read_pairs(&file, &config, &shapes)?;
     let provenance = dir.join(PROVENANCE_FILE);
-    let tune = if provenance.is_file() { Some(json::read(&provenance)?) } else { None };
+    let mut tune: Option<Provenance> =
+        if provenance.is_file() { Some(json::read(&provenance)?) } else { None };
+    if let Some(tune) = &mut tune {
+        check_own_hashes(dir, tune)?;
+    }
     Ok(AdapterFiles { config, tune, tensors })
 }
 
@@ -212,10 +220,28 @@ pub fn write_adapter(dir: &Path, files: &AdapterFiles) -> Result<()> {
         write_safetensors(&temp.join(TENSOR_FILE), &stored_tensors(&files.tensors))?;
         json::write(&temp.join(CONFIG_FILE), &files.config)?;
         if let Some(provenance) = &files.tune {
-            json::write(&temp.join(PROVENANCE_FILE), provenance)?;
+            let mut provenance = provenance.clone();
+            for (key, file) in OWN_HASHES {
+                provenance.extra.insert(key.to_owned(), hash::blake3_file(&temp.join(file))?.into());
+            }
+            json::write(&temp.join(PROVENANCE_FILE), &provenance)?;
         }
         Ok(())
     })
+}
+
+/// Refuses files that are not those that were written; what is checked is taken out of the record.
+fn check_own_hashes(dir: &Path, tune: &mut Provenance) -> Result<()> {
+    for (key, file) in OWN_HASHES {
+        let Some(recorded) = tune.extra.remove(key) else { continue };
+        let (path, actual) = (dir.join(file), hash::blake3_file(&dir.join(file))?);
+        if recorded != actual.as_str() {
+            let recorded = recorded.as_str().unwrap_or("none");
+            let expected = format!("{recorded}, as `{key}` of {PROVENANCE_FILE} has it");
+            return Err(Error::Malformed { path, place: "its BLAKE3".to_owned(), expected, actual });
+        }
+    }
+    Ok(())
 }
 
 fn stored_tensors(pairs: &[AdapterTensor]) -> Vec<(String, Vec<usize>, Data<'_>)> {

@@ -135,6 +135,15 @@ pub fn block_types(
     specs.iter().map(|spec| chosen(quant, has_matrix, config, spec)).collect()
 }
 
+/// The type of a tensor of which another than the policy's is asked for: it falls back as that would, and what is never
+/// quantised stays in 32 bits.
+pub fn asked_type(asked: BlockType, spec: &TensorSpec) -> BlockType {
+    if spec.role.is_vector() || spec.role == Role::Router {
+        return BlockType::F32;
+    }
+    fallback(asked, spec.cols)
+}
+
 /// The type of one tensor, quantised without an importance matrix, as in memory.
 pub fn block_type(quant: Quant, config: &ModelConfig, spec: &TensorSpec) -> BlockType {
     chosen(quant, false, config, spec)

@@ -195,6 +195,11 @@ impl Quant {
         self.row().file_type
     }
 
+    /// Whether it is one of blocks, not of floats.
+    pub fn is_quantised(self) -> bool {
+        self.ordinary().block_len() > 1
+    }
+
     /// The type of most tensors.
     pub(super) fn ordinary(self) -> BlockType {
         self.row().ordinary

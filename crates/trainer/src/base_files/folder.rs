@@ -15,17 +15,6 @@ use crate::error::Result;
 use crate::options::ModelOptions;
 use crate::record::Inputs;
 
-/// Files that decide what a tokenizer does; those that a folder lacks are passed over.
-const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-];
-
 pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     let quant = Quant::parse_for_memory(options.quant_name())?;
     let hf = HfConfig::from_dir(dir)?;
@@ -51,20 +40,13 @@ pub(super) fn hashes(
     index: Option<&mut HashIndex>,
     inputs: Inputs,
 ) -> Result<Inputs> {
-    let mut tokenizer = String::new();
-    for name in TOKENIZER_FILES {
-        let path = dir.join(name);
-        if path.is_file() {
-            tokenizer += &format!("{name} {}\n", hash::blake3_file(&path)?);
-        }
-    }
     Ok(Inputs {
         base: match index {
             Some(index) => checkpoint.content_hash_by(&mut |path| index.blake3_file(path))?,
             None => checkpoint.content_hash()?,
         },
         base_config: hash::blake3_file(&dir.join("config.json"))?,
-        tokenizer: hash::blake3_bytes(tokenizer.as_bytes()),
+        tokenizer: text::files_blake3(dir)?,
         ..inputs
     })
 }

@@ -14,8 +14,12 @@ pub fn run(arguments: &Export, request: &Request, terminal: &mut Terminal) -> Re
         return Err(Failure::new("a base alone has no adapter to write in another form")
             .hint("name a run, or leave --as out"));
     };
-    if arguments.quant.is_some() || arguments.imatrix.is_some() {
-        return Err(Failure::new("--quant and --imatrix are for a GGUF: nothing is quantised in this form")
+    if !arguments.quant.is_empty()
+        || arguments.compare
+        || !arguments.types.is_empty()
+        || arguments.imatrix.is_some()
+    {
+        return Err(Failure::new("--quant, --compare, --tensor-type and --imatrix are for a GGUF: nothing is quantised in this form")
             .hint("leave them out"));
     }
     let form = FormRequest {

@@ -1,5 +1,6 @@
 //! `tune export`: a run (or a base alone) in, one checked GGUF out, or the result in another form.
 
+mod compare;
 mod forms;
 mod show;
 
@@ -11,7 +12,11 @@ use crate::run_record;
 use crate::terminal::Terminal;
 use crate::toml_file;
 use crate::verifier::EngineVerifier;
-use exporter::{Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template};
+use exporter::{
+    Calibration, Event, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template,
+    TypeOverride,
+};
+use formats::BlockType;
 use model::policy::Quant;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -21,21 +26,36 @@ const DEFAULT_NUM_CTX: usize = 4096;
 
 /// Exports a run's adapter merged into its base, or a base model's folder as it is.
 pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
-    if let Some(name) = &arguments.quant {
-        quant(name)?; // a misspelt name is found before anything is read
-    }
+    // A misspelt name is found before anything is read.
+    let quants = arguments.quant.iter().map(|name| quant(name)).collect::<Result<Vec<_>, _>>()?;
     let request = request(arguments, terminal)?;
     if arguments.form != Form::Gguf {
         return forms::run(arguments, &request, terminal);
     }
+    if quants.len() > 1 || arguments.compare {
+        return compare::run(arguments, &request, &quants, terminal);
+    }
     refuse_to_replace(&request.output.join(request.file_name()), arguments)?;
+    one(&request, terminal, &mut |_| {}).map_err(|error| failure(&error, &arguments.source))
+}
+
+/// Exports one quantisation; `also` sees every event.
+fn one(
+    request: &Request,
+    terminal: &mut Terminal,
+    also: &mut dyn FnMut(&Event),
+) -> Result<(), exporter::Error> {
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
-    let verifier = EngineVerifier::new()?;
-    let result = exporter::export(&request, &verifier, &mut |event| show::event(terminal, &event));
+    let verifier = EngineVerifier::new()
+        .map_err(|source| exporter::Error::Engine { action: "be asked to check", source: source.into() })?;
+    let result = exporter::export(request, &verifier, &mut |event| {
+        also(&event);
+        show::event(terminal, &event);
+    });
     terminal.clear_bar();
-    let receipt = result.map_err(|error| failure(&error, &arguments.source))?;
+    let receipt = result?;
     show::warn_of_other_tokenizer(terminal, verifier.prompts());
-    show::finished(terminal, &request, &receipt);
+    show::finished(terminal, request, &receipt);
     Ok(())
 }
 
@@ -104,7 +124,8 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     Ok(Request {
         adapter: Some(run_dir.join("adapter")),
         output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
-        quant: quant(arguments.quant.as_deref().unwrap_or(&recipe.export.quant))?,
+        quant: quant(arguments.quant.first().unwrap_or(&recipe.export.quant))?,
+        types: types(arguments, &recipe.export.types)?,
         importance: importance(
             arguments.imatrix.as_deref().or(recipe.export.imatrix.as_deref()),
             Some((&recipe.data.files(), recipe.export.imatrix_tokens)),
@@ -141,7 +162,8 @@ fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Reque
     Ok(Request {
         adapter: None,
         output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
-        quant: quant(arguments.quant.as_deref().unwrap_or("q4_k_m"))?,
+        quant: quant(arguments.quant.first().map_or("q4_k_m", String::as_str))?,
+        types: types(arguments, &[])?,
         importance: importance(arguments.imatrix.as_deref(), None)?,
         comparison_tokens: COMPARISON_TOKENS,
         tokenizer: base.clone(),
@@ -155,6 +177,29 @@ fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Reque
         name,
         base,
     })
+}
+
+/// The types that are asked for, those of the command line first.
+fn types(arguments: &Export, of_recipe: &[(String, String)]) -> Result<Vec<TypeOverride>, Failure> {
+    let of_line = arguments.types.iter().map(|text| {
+        text.rsplit_once('=').ok_or_else(|| {
+            Failure::new(format!("`{text}` gives no tensor a type")).hint("write it as `ffn_down=q6_k`")
+        })
+    });
+    let of_recipe = of_recipe.iter().map(|(pattern, ty)| Ok((pattern.as_str(), ty.as_str())));
+    let asked = of_line.chain(of_recipe).map(|asked| {
+        let (pattern, name) = asked?;
+        let ty = BlockType::from_name(name).ok_or_else(|| {
+            let valid: Vec<String> = BlockType::ALL.iter().map(|ty| ty.name().to_lowercase()).collect();
+            let failure = Failure::new(format!("unknown type `{name}` (valid: {})", valid.join(", ")));
+            match toml_file::nearest(&name.to_lowercase(), valid.iter().map(String::as_str)) {
+                Some(near) => failure.hint(format!("did you mean `{near}`?")),
+                None => failure,
+            }
+        })?;
+        Ok(TypeOverride { pattern: pattern.to_owned(), ty })
+    });
+    asked.collect()
 }
 
 /// Rows of the training data of which as many are measured as the tokens allow.
