@@ -101,7 +101,7 @@ fn refuse_tensors(tensors: &[(&str, Vec<usize>)], expected: &Expect) {
 
 /// Of an adapter that was made elsewhere, with no record of its own hashes.
 fn check_refused(dir: &Path, expected: &Expect) {
-    std::fs::remove_file(dir.join("tune.json")).unwrap();
+    let _ = std::fs::remove_file(dir.join("tune.json"));
     let text = read_adapter(dir).unwrap_err().to_string();
     expected.assert_eq(&text.replace(&dir.display().to_string(), "DIR"));
 }
