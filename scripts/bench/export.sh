@@ -43,6 +43,7 @@ peer() { # peer CHECKPOINT: seconds of converting and of quantising
 
 ours() { # ours CHECKPOINT [avx2]
   local before after
+  sync
   before=$(awk '{ s += $7 } END { printf "%.0f", s * 512 }' /sys/block/*/stat)
   "$examples/export_speed" "$1" "$work/adapter" q4_k_m "$work/out" "${@:2}"
   after=$(awk '{ s += $7 } END { printf "%.0f", s * 512 }' /sys/block/*/stat)

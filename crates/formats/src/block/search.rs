@@ -36,16 +36,33 @@ pub(super) struct Symmetric<V: Lanes> {
 /// up to ±0.9 codes. For a given set of codes the best scale is Σwxl / Σwl².
 #[inline(always)]
 pub(super) fn symmetric<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8) -> Symmetric<V> {
-    let (largest, zero) = (largest_of_groups(x), V::splat(0.0));
+    let largest = largest_of_groups(x);
+    // Scaled, the largest of a group is less than its levels and one more; but what is infinite, or no number, stays so.
+    if V::all(largest.abs().below(V::splat(f32::MAX))) {
+        symmetric_by(x, importance, half, largest, |scaled| small_symmetric_code(scaled, half))
+    } else {
+        symmetric_by(x, importance, half, largest, |scaled| symmetric_code(scaled, half))
+    }
+}
+
+#[inline(always)]
+fn symmetric_by<V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
+    half: i8,
+    largest: V,
+    code: impl Fn(V) -> V,
+) -> Symmetric<V> {
+    let zero = V::splat(0.0);
     let levels = f32::from(half);
     let mut factor = V::splat(-levels) / largest;
-    let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, factor);
+    let (sum_xl, sum_ll) = symmetric_sums(x, importance, factor, &code);
     let mut scale = V::choose(is_zero(sum_ll), zero, sum_xl / sum_ll);
     let mut best = scale * sum_xl;
     for trial in (-9i8..=9).filter(|&trial| trial != 0) {
         let stretched = -(levels + 0.1 * f32::from(trial));
         let this_factor = V::splat(stretched) / largest;
-        let (sum_xl, sum_ll) = symmetric_sums(x, importance, half, this_factor);
+        let (sum_xl, sum_ll) = symmetric_sums(x, importance, this_factor, &code);
         let better = V::both(zero.below(sum_ll), (best * sum_ll).below(sum_xl * sum_xl));
         scale = V::choose(better, sum_xl / sum_ll, scale);
         best = V::choose(better, scale * sum_xl, best);
@@ -89,12 +106,24 @@ fn symmetric_code<V: Lanes>(scaled: V, half: i8) -> V {
     scaled.nearest(-i32::from(half), i32::from(half) - 1)
 }
 
+/// The same of numbers of less than 2²².
+#[inline(always)]
+fn small_symmetric_code<V: Lanes>(scaled: V, half: i8) -> V {
+    let half = f32::from(half);
+    scaled.rounded().limited(V::splat(-half), V::splat(half - 1.0))
+}
+
 /// Σwxl and Σwl² for the codes that a factor gives.
 #[inline(always)]
-fn symmetric_sums<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8, factor: V) -> (V, V) {
+fn symmetric_sums<V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
+    factor: V,
+    code: impl Fn(V) -> V,
+) -> (V, V) {
     let (mut sum_xl, mut sum_ll) = (V::splat(0.0), V::splat(0.0));
     for (x, w) in x.iter().zip(importance) {
-        let l = symmetric_code(factor * *x, half);
+        let l = code(factor * *x);
         sum_xl = sum_xl + *w * *x * l;
         sum_ll = sum_ll + *w * l * l;
     }
@@ -134,6 +163,9 @@ pub(super) fn plain_symmetric(x: &[f32; 32], half: i8) -> (f32, [u8; 32]) {
 pub(super) trait Trial {
     fn code<V: Lanes>(scaled: V, levels: u8) -> V;
 
+    /// The same of numbers of less than 2²², 0 and the number of levels at hand.
+    fn small_code<V: Lanes>(scaled: V, limits: (V, V)) -> V;
+
     #[inline(always)]
     fn cost<V: Lanes>(difference: V) -> V {
         difference * difference
@@ -154,12 +186,22 @@ impl Trial for RoundThenClamp {
     fn code<V: Lanes>(scaled: V, levels: u8) -> V {
         scaled.nearest(0, levels.into())
     }
+
+    #[inline(always)]
+    fn small_code<V: Lanes>(scaled: V, (zero, most): (V, V)) -> V {
+        scaled.rounded().limited(zero, most)
+    }
 }
 
 impl Trial for RoundThenClampByMagnitude {
     #[inline(always)]
     fn code<V: Lanes>(scaled: V, levels: u8) -> V {
         RoundThenClamp::code(scaled, levels)
+    }
+
+    #[inline(always)]
+    fn small_code<V: Lanes>(scaled: V, limits: (V, V)) -> V {
+        RoundThenClamp::small_code(scaled, limits)
     }
 
     #[inline(always)]
@@ -175,6 +217,11 @@ impl Trial for ClampThenRound {
         let clamped = V::choose(scaled.below(most), scaled, most);
         // Also 0 for NaN, whose comparison is false.
         V::choose(zero.below(scaled), clamped, zero).nearest(0, levels.into())
+    }
+
+    #[inline(always)]
+    fn small_code<V: Lanes>(scaled: V, (zero, most): (V, V)) -> V {
+        scaled.limited(zero, most).rounded()
     }
 }
 
@@ -205,50 +252,93 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
 ) -> Affine<V> {
     let zero = V::splat(0.0);
     let (lowest, highest) = ranges(x);
-    let mut min = V::choose(zero.below(lowest), zero, lowest);
+    let min = V::choose(zero.below(lowest), zero, lowest);
     let first_min = min;
     let is_wide = min.below(highest);
     let is_flat = V::except(zero.below(V::splat(1.0)), is_wide);
     let (sum_w, sum_x) = weighted_sums(x, importance);
-    let range = highest - min;
-    let first_factor = V::splat(f32::from(levels)) / range;
-    let mut scale = V::splat(1.0) / first_factor;
+    let first_factor = V::splat(f32::from(levels)) / (highest - min);
+    let scale = V::splat(1.0) / first_factor;
     let mut codes = [zero; N];
     for (l, x) in codes.iter_mut().zip(x) {
         *l = RoundThenClamp::code(first_factor * (*x - min), levels);
     }
-    let mut best_error = weighted_errors::<C, V, N>(x, importance, &codes, scale, min);
-    // Codes are made again from the best trial at the end, which is cheaper than keeping them.
-    let (mut best_factor, mut best_base, mut is_first) = (first_factor, min, zero.below(V::splat(1.0)));
+    let error = weighted_errors::<C, V, N>(x, importance, &codes, scale, min);
+    let is_first = zero.below(V::splat(1.0));
+    let range = (lowest, highest);
+    let mut best =
+        Best { range, sums: (sum_w, sum_x), scale, min, error, factor: first_factor, base: min, is_first };
     for trial in 0..=trials.last {
         let stretched = trials.first + trials.delta * f32::from(trial) + f32::from(levels);
+        let (min, (lowest, highest)) = (best.min, best.range);
         let factor = V::splat(stretched) / (highest - min);
-        let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
-        for ((x, w), l) in x.iter().zip(importance).zip(&mut codes) {
-            *l = C::code(factor * (*x - min), levels);
-            let wl = *w * *l;
-            sum_l = sum_l + wl;
-            sum_ll = sum_ll + wl * *l;
-            sum_xl = sum_xl + wl * *x;
-        }
-        let (this_scale, this_min, is_solved) = solve((sum_w, sum_x), (sum_l, sum_ll, sum_xl));
+        // Rounding is monotonic: what lies between has no larger a number.
+        let is_small = V::both(
+            (factor * (lowest - min)).abs().below(V::splat(SMALL)),
+            (factor * (highest - min)).abs().below(V::splat(SMALL)),
+        );
+        let sums = if V::all(is_small) {
+            let limits = (zero, V::splat(f32::from(levels)));
+            trial_sums(x, importance, &mut codes, |x| C::small_code(factor * (x - min), limits))
+        } else {
+            trial_sums(x, importance, &mut codes, |x| C::code(factor * (x - min), levels))
+        };
+        let (this_scale, this_min, is_solved) = solve(best.sums, sums);
         let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
-        let better = V::both(is_solved, error.below(best_error));
-        best_factor = V::choose(better, factor, best_factor);
-        best_base = V::choose(better, min, best_base);
-        is_first = V::except(is_first, better);
-        best_error = V::choose(better, error, best_error);
-        scale = V::choose(better, this_scale, scale);
-        min = V::choose(better, this_min, min);
+        let better = V::both(is_solved, error.below(best.error));
+        best.factor = V::choose(better, factor, best.factor);
+        best.base = V::choose(better, min, best.base);
+        best.is_first = V::except(best.is_first, better);
+        best.error = V::choose(better, error, best.error);
+        best.scale = V::choose(better, this_scale, best.scale);
+        best.min = V::choose(better, this_min, min);
     }
+    // Codes are made again from the best trial, which is cheaper than keeping them.
     Affine {
-        scale: V::choose(is_flat, zero, scale),
-        min: negated(V::choose(is_flat, first_min, min)),
-        factor: best_factor,
-        base: best_base,
-        is_first,
+        scale: V::choose(is_flat, zero, best.scale),
+        min: negated(V::choose(is_flat, first_min, best.min)),
+        factor: best.factor,
+        base: best.base,
+        is_first: best.is_first,
         is_flat,
     }
+}
+
+/// What a search knows from trial to trial.
+struct Best<V: Lanes> {
+    /// Least and greatest of each group.
+    range: (V, V),
+    /// Σw and Σwx.
+    sums: (V, V),
+    scale: V,
+    min: V,
+    error: V,
+    factor: V,
+    base: V,
+    is_first: V::Mask,
+}
+
+/// Numbers of less magnitude have their nearest whole number in a float, with room to spare.
+const SMALL: f32 = (1 << 21) as f32;
+
+/// The codes of a trial, and Σwl, Σwl² and Σwxl of them.
+#[inline(always)]
+fn trial_sums<V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
+    codes: &mut [V; N],
+    code: impl Fn(V) -> V,
+) -> (V, V, V) {
+    let zero = V::splat(0.0);
+    let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
+    for ((x, w), l) in x.iter().zip(importance).zip(codes) {
+        *l = code(*x);
+        let wl = *w * *l;
+        sum_l = sum_l + wl;
+        sum_ll = sum_ll + wl * *l;
+        sum_xl = sum_xl + wl * *x;
+    }
+    (sum_l, sum_ll, sum_xl)
 }
 
 /// -x, -0 of 0.

@@ -59,6 +59,14 @@ pub(super) trait Lanes:
     /// [`super::rounding::nearest`], within limits.
     fn nearest(self, least: i32, most: i32) -> Self;
 
+    /// The nearest whole number, ties to even: what [`Lanes::nearest`] gives where that is less than 2²², in fewer steps.
+    fn rounded(self) -> Self;
+
+    /// self, but no less than `least` and no more than `most`; those where it equals them, whatever its zeros' signs.
+    fn limited(self, least: Self, most: Self) -> Self;
+
+    fn all(mask: Self::Mask) -> bool;
+
     /// Lane k of vector i becomes lane i of vector k, of N vectors.
     fn transpose_square(rows: &mut [Self]);
 }

@@ -88,6 +88,21 @@ impl<V: Lanes> Lanes for Pair<V> {
         Pair(self.0.nearest(least, most), self.1.nearest(least, most))
     }
 
+    #[inline(always)]
+    fn rounded(self) -> Self {
+        Pair(self.0.rounded(), self.1.rounded())
+    }
+
+    #[inline(always)]
+    fn limited(self, least: Self, most: Self) -> Self {
+        Pair(self.0.limited(least.0, most.0), self.1.limited(least.1, most.1))
+    }
+
+    #[inline(always)]
+    fn all(mask: Self::Mask) -> bool {
+        V::all(mask.0) && V::all(mask.1)
+    }
+
     /// The four squares, two of which change places.
     #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {

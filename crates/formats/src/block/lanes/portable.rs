@@ -109,6 +109,26 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn rounded(mut self) -> Self {
+        self.0.iter_mut().for_each(|x| *x = nearest(*x) as f32);
+        self
+    }
+
+    #[inline(always)]
+    fn limited(mut self, least: Self, most: Self) -> Self {
+        for (k, x) in self.0.iter_mut().enumerate() {
+            let raised = if *x > least.0[k] { *x } else { least.0[k] };
+            *x = if raised < most.0[k] { raised } else { most.0[k] };
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn all(mask: [bool; N]) -> bool {
+        mask.iter().all(|&yes| yes)
+    }
+
+    #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {
         let mut transposed = [[0.0; N]; N];
         for (i, row) in rows.iter().enumerate() {

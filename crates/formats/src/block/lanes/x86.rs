@@ -120,6 +120,24 @@ impl Lanes for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn rounded(self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_round_ps(self.0, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) })
+    }
+
+    #[inline(always)]
+    fn limited(self, least: Self, most: Self) -> Self {
+        // SAFETY: see above. Of two zeros the instructions take the second.
+        Avx2(unsafe { _mm256_min_ps(_mm256_max_ps(self.0, least.0), most.0) })
+    }
+
+    #[inline(always)]
+    fn all(mask: __m256) -> bool {
+        // SAFETY: see above.
+        unsafe { _mm256_movemask_ps(mask) == 0xff }
+    }
+
     /// Pairs of rows, then of pairs, then halves.
     #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {
@@ -223,6 +241,23 @@ impl Lanes for Avx512 {
             let whole = _mm512_max_epi32(whole, _mm512_set1_epi32(least));
             Avx512(_mm512_cvtepi32_ps(_mm512_min_epi32(whole, _mm512_set1_epi32(most))))
         }
+    }
+
+    #[inline(always)]
+    fn rounded(self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_roundscale_ps(self.0, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) })
+    }
+
+    #[inline(always)]
+    fn limited(self, least: Self, most: Self) -> Self {
+        // SAFETY: see above. Of two zeros the instructions take the second.
+        Avx512(unsafe { _mm512_min_ps(_mm512_max_ps(self.0, least.0), most.0) })
+    }
+
+    #[inline(always)]
+    fn all(mask: __mmask16) -> bool {
+        mask == !0
     }
 
     /// Pairs of rows, then of pairs, then quarters of the register, then halves.
