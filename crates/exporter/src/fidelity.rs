@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::gate::{LoadedModel, engine};
 use crate::merged::{is_merged, merged};
 use crate::plan::Plan;
-use crate::sequences::{self, LONGEST_PIECE, Sequence};
+use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
 use crate::{Error, Event, Request, Result};
 
 /// Rows of logits that are compared at once.
@@ -77,7 +77,7 @@ pub(crate) fn measure(
         }
         _ => Vec::new(),
     };
-    let general = sequences::general(tokenizer, longest.min(LONGEST_PIECE), most);
+    let general = sequences::general(tokenizer, Purpose::Comparing, longest.min(LONGEST_PIECE), most);
     if held_out.is_empty() && general.is_empty() {
         return Ok(None);
     }

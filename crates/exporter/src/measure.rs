@@ -12,7 +12,7 @@ use model::step::Streamed;
 use model::{Cpu, ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
 
-use crate::sequences::{self, LONGEST_PIECE, Sequence};
+use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
 use crate::{Calibration, Error, Event, Request, Result};
 
 /// The file that a measured matrix is kept in.
@@ -95,7 +95,7 @@ fn sequences(subject: &Subject<'_>, request: &Request, calibration: &Calibration
         n_tokens += pieces.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
         found.extend(pieces);
     }
-    found.extend(sequences::general(tokenizer, piece, usize::MAX));
+    found.extend(sequences::general(tokenizer, Purpose::Measuring, piece, usize::MAX));
     Ok(found)
 }
 

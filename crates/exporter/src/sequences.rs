@@ -16,9 +16,23 @@ pub(crate) struct Sequence {
     pub(crate) is_target: Vec<bool>,
 }
 
-/// The general text, in sequences of at most `longest` tokens and `most` in all.
-pub(crate) fn general(tokenizer: &Tokenizer, longest: usize, most: usize) -> Vec<Sequence> {
-    text(tokenizer, GENERAL, longest, most)
+/// What a part of the general text is for: a matrix is not judged by what it was measured on.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    /// Importance is measured on it.
+    Measuring,
+    /// A file is compared with the merged model on it.
+    Comparing,
+}
+
+/// Every second paragraph of the general text, in sequences of at most `longest` tokens and `most` in all.
+pub(crate) fn general(tokenizer: &Tokenizer, purpose: Purpose, longest: usize, most: usize) -> Vec<Sequence> {
+    let first = match purpose {
+        Purpose::Measuring => 0,
+        Purpose::Comparing => 1,
+    };
+    let paragraphs: Vec<&str> = GENERAL.split("\n\n").skip(first).step_by(2).collect();
+    text(tokenizer, &paragraphs.join("\n\n"), longest, most)
 }
 
 /// The same of any text.

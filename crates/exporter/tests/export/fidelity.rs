@@ -68,7 +68,7 @@ fn nothing_is_compared_where_that_is_not_asked() {
     assert!(receipt.gate.fidelity.is_none());
 }
 
-/// The tokens that are compared on are those that were measured on: the matrix must pay there, at two bits and at four.
+/// Columns differ in importance wherever one looks: the matrix must pay on other text too, at two bits and at four.
 #[test]
 fn a_measured_matrix_brings_a_file_nearer() {
     let tiny = Tiny::qwen3();
