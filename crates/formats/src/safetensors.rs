@@ -3,7 +3,7 @@
 //! Specification: <https://github.com/huggingface/safetensors#format> (0.8). The header is parsed straight
 //! into its final form: through a tree of JSON values a header of 100 MB takes more than a gigabyte.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
@@ -19,6 +19,8 @@ use crate::{BlockType, Error, Result, atomic, block, json};
 
 /// The largest header that is read: room for more than a hundred thousand tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Values of a tensor, so that their bytes fit a signed address in any type.
+const MAX_VALUES: u64 = i64::MAX as u64 / 8;
 /// The key beside the tensors that holds text.
 const METADATA_KEY: &str = "__metadata__";
 /// Values encoded at a time when a file is written.
@@ -211,16 +213,15 @@ impl<'de> Visitor<'de> for EntryVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entry, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
-        let mut text: Vec<(String, String)> = Vec::new();
+        let (mut text, mut known) = (Vec::new(), HashSet::new());
         while let Some(key) = map.next_key::<String>()? {
             let repeated = match key.as_str() {
                 "shape" => shape.replace(map.next_value::<Vec<u64>>()?).is_some(),
                 "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
                 "dtype" => dtype.replace(map.next_value::<String>()?).is_some(),
                 _ => {
-                    let repeated = text.iter().any(|(known, _)| *known == key);
-                    text.push((key.clone(), map.next_value()?));
-                    repeated
+                    text.push((key.clone(), map.next_value::<String>()?));
+                    !known.insert(key.clone())
                 }
             };
             if repeated {
@@ -277,8 +278,9 @@ fn check_tensor(
         let (begin, end, data_bytes) = (bytes.start, bytes.end, data_bytes as u64);
         return Err(Error::OutOfFile { path, tensor, begin, end, data_bytes });
     }
-    // A zero does not excuse the others: [0, 2⁶⁴ - 1] would wrap when only some dimensions are multiplied.
-    shape.iter().try_fold(1u64, |product, &d| product.checked_mul(d.max(1))).ok_or_else(overflow)?;
+    // A zero does not excuse the others: of [0, 2⁶³] a row alone would wrap when it is counted in bytes.
+    let without_zeros = shape.iter().try_fold(1u64, |product, &d| product.checked_mul(d.max(1)));
+    without_zeros.filter(|&values| values <= MAX_VALUES).ok_or_else(overflow)?;
     let values: u64 = shape.iter().product();
     if let Some(each) = value_bytes(dtype) {
         let expected = values.checked_mul(each).ok_or_else(overflow)?;

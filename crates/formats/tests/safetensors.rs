@@ -312,6 +312,9 @@ fn dimensions_that_wrap() {
         open(&file(r#"{"t":{"dtype":"F32","shape":[0,18446744073709551615,3],"data_offsets":[0,0]}}"#, 0))
             .unwrap_err();
     assert!(matches!(error, Error::SizeOverflow { .. }));
+    let row = i64::MAX;
+    let header = format!(r#"{{"t":{{"dtype":"F16","shape":[0,{row}],"data_offsets":[0,0]}}}}"#);
+    assert!(matches!(open(&file(&header, 0)), Err((Error::SizeOverflow { .. }, _))));
 }
 
 #[test]

@@ -16,6 +16,8 @@ use crate::{BlockType, Error, Result, TensorSource, block, hash};
 /// The fewest bytes of a key with its value, and of an entry of the tensor directory.
 const MIN_ENTRY_BYTES: u64 = 13;
 const MIN_TENSOR_BYTES: u64 = 24;
+/// The most keys, and the most tensors: published files have under a hundred and a few thousand.
+const MAX_ENTRIES: u64 = 65_536;
 /// Longest key or tensor name; the specification's limit for keys.
 const MAX_NAME_BYTES: u64 = 65_535;
 /// ggml's tensors have at most four dimensions.
@@ -132,7 +134,16 @@ fn read_header(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
         let expected = "2 or 3, little-endian";
         return Err(cursor.malformed("the version".into(), expected, format!("{version}")));
     }
-    Ok((cursor.u64("the number of tensors")?, cursor.u64("the number of keys")?))
+    Ok((read_count(cursor, "the number of tensors")?, read_count(cursor, "the number of keys")?))
+}
+
+fn read_count(cursor: &mut Cursor<'_>, place: &str) -> Result<u64> {
+    let count = cursor.u64(place)?;
+    if count <= MAX_ENTRIES {
+        return Ok(count);
+    }
+    let (path, place) = (cursor.path().to_owned(), place.to_owned());
+    Err(Error::TooLarge { path, place, limit: MAX_ENTRIES, actual: count })
 }
 
 fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
