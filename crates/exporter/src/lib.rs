@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod checks;
 mod error;
 mod event;
 mod export;

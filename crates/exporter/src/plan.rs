@@ -6,18 +6,17 @@ use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::gguf::{Metadata, Planned, file_bytes};
 use formats::{BlockType, Observer, TensorSource, block, disk, hash};
-use model::config::Window;
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Update;
-use model::{ModelConfig, Quant, policy};
-use text::{ChatTemplate, Message, Tokenizer};
+use model::{ModelConfig, policy};
+use text::{ChatTemplate, Tokenizer};
 
 use crate::adapter::{self, Adapter};
+use crate::checks::{check_context, check_request};
 use crate::importance::Importance;
 use crate::measure::{Subject, measured};
 use crate::merged::merged;
 use crate::metadata::{Parts, metadata};
-use crate::modelfile;
 use crate::types::types;
 use crate::{Error, Event, ImportanceSource, Provenance, Request, Result, Sources, Template, TypeCount};
 
@@ -108,10 +107,7 @@ impl PlannedTensor {
 impl Plan {
     /// Opens and checks all inputs; cheap checks first, hashes of large files last.
     pub(crate) fn new(request: &Request, observer: &mut dyn Observer<Event>) -> Result<Plan> {
-        check_name(&request.name)?;
-        check_quant(request)?;
-        check_system(request.system.as_deref())?;
-        check_evaluation(&request.evaluation)?;
+        check_request(request)?;
         let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
         check_context(request, &config)?;
         let base = Checkpoint::open(&request.base)?;
@@ -281,66 +277,6 @@ fn tensor_bytes(tensors: &[PlannedTensor]) -> Result<u64> {
 fn is_before(tensor: &PlannedTensor, name: &str) -> bool {
     let in_layer = matches!(&tensor.content, Content::Weight { spec, .. } if spec.layer.is_some());
     !in_layer && tensor.name.as_str() < name
-}
-
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
-    if name.is_empty() || name.len() > 100 {
-        return refuse("it must have 1 to 100 characters");
-    }
-    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        return refuse("it must start with a letter or digit");
-    }
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-        return refuse("only letters, digits, `-`, `_` and `.` are allowed");
-    }
-    Ok(())
-}
-
-/// What only memory holds has no number in a file; what needs a matrix is garbage without.
-fn check_quant(request: &Request) -> Result<()> {
-    let quant = request.quant;
-    if quant.file_type().is_none() {
-        let valid = Quant::FILES.map(Quant::name).join(", ");
-        return Err(Error::NoFileType { quant: quant.name(), valid });
-    }
-    if quant.needs_matrix() && !request.importance.is_some() {
-        return Err(Error::NeedsMatrix { quant: quant.name() });
-    }
-    Ok(())
-}
-
-fn check_system(system: Option<&str>) -> Result<()> {
-    if system.is_none_or(modelfile::can_be_quoted) { Ok(()) } else { Err(Error::System) }
-}
-
-/// Each row must end with the answer that is expected, and ask for it before.
-fn check_evaluation(rows: &[Vec<Message>]) -> Result<()> {
-    for (row, messages) in rows.iter().enumerate() {
-        let reason = match messages.split_last() {
-            None => "it is empty",
-            Some((last, _)) if last.role != "assistant" => "its last message is not the assistant's",
-            Some((_, [])) => "nothing stands before the assistant's message",
-            Some((last, _)) if last.content.is_empty() => "the expected answer is empty",
-            Some(_) => continue,
-        };
-        return Err(Error::EvaluationRow { row, reason: reason.to_owned() });
-    }
-    Ok(())
-}
-
-fn check_context(request: &Request, config: &ModelConfig) -> Result<()> {
-    let (num_ctx, max_positions) = (request.num_ctx, config.max_positions);
-    if !(1..=max_positions).contains(&num_ctx) {
-        return Err(Error::Context { num_ctx, max_positions });
-    }
-    // llama.cpp has windows where some layers see everything; beyond any other window it computes another model.
-    match config.window.filter(|window| window.full_every.is_none() && num_ctx > window.size) {
-        Some(Window { size: window, .. }) => {
-            Err(Error::Window { num_ctx, window, architecture: config.family.gguf_architecture() })
-        }
-        None => Ok(()),
-    }
 }
 
 fn template(request: &Request, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {

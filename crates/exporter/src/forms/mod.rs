@@ -16,7 +16,7 @@ use model::family::{self, Naming};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter};
-use crate::plan::check_name;
+use crate::checks::check_name;
 use crate::{Provenance, Result};
 
 /// An adapter and its base, to be written in another form.
