@@ -57,6 +57,8 @@ pub enum Event {
         written_bytes: u64,
         /// The size of the file.
         file_bytes: u64,
+        /// Seconds since the first byte was written.
+        seconds: f64,
     },
     /// The file was read back: table, hashes and sampled rows are as meant.
     ReadBack {

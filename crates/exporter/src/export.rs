@@ -9,7 +9,7 @@ use crate::pending::Pending;
 use crate::plan::Plan;
 use crate::receipt::VERSION;
 use crate::{Event, GateFigures, Receipt, Request, Result, Times, Verifier};
-use crate::{gate, read_back, receipt, write};
+use crate::{gate, license, read_back, receipt, write};
 
 /// Merges, quantises, writes and verifies; returns what `receipt.json` records.
 ///
@@ -96,7 +96,14 @@ fn modelfile_parts<'a>(plan: &'a Plan, request: &'a Request, figures: &GateFigur
         stop: figures.end_of_turn.and_then(text_of),
         num_ctx: request.num_ctx,
         system: request.system.as_deref(),
+        licenses: licenses(request),
     }
+}
+
+/// What the base was published under, or what the caller names where it does not say.
+fn licenses(request: &Request) -> Vec<String> {
+    let texts = license::texts(&request.base);
+    if texts.is_empty() { request.provenance.license.iter().cloned().collect() } else { texts }
 }
 
 /// Seconds since the start, and since the last look.

@@ -17,6 +17,7 @@ mod fidelity;
 mod forms;
 mod gate;
 mod importance;
+mod license;
 mod measure;
 mod merged;
 mod metadata;

@@ -24,6 +24,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) stop: Option<&'a str>,
     pub(crate) num_ctx: usize,
     pub(crate) system: Option<&'a str>,
+    /// Texts of the licence, or its name.
+    pub(crate) licenses: Vec<String>,
 }
 
 pub(crate) fn modelfile(parts: &Parts) -> Modelfile {
@@ -48,6 +50,9 @@ pub(crate) fn modelfile(parts: &Parts) -> Modelfile {
     text += &format!("PARAMETER num_ctx {}\n", parts.num_ctx);
     if let Some(system) = parts.system {
         text += &format!("SYSTEM \"\"\"{system}\"\"\"\n");
+    }
+    for license in parts.licenses.iter().filter(|license| can_be_quoted(license)) {
+        text += &format!("LICENSE \"\"\"{license}\"\"\"\n");
     }
     Modelfile { text, template }
 }
@@ -171,6 +176,7 @@ mod tests {
             stop: Some("<|im_end|>"),
             num_ctx: 4096,
             system: Some("Answer with JSON."),
+            licenses: Vec::new(),
         };
         expected.assert_eq(&modelfile(&parts).text);
     }
@@ -221,6 +227,7 @@ mod tests {
             stop: Some("<|im_end|>"),
             num_ctx: 4096,
             system: Some("Answer with JSON."),
+            licenses: Vec::new(),
         };
         assert_eq!(modelfile(&parts).text, JINJA);
     }

@@ -9,6 +9,7 @@ use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Instant;
 
 use formats::gguf::Writer;
 use formats::{BlockType, Observer};
@@ -64,6 +65,7 @@ fn write_tiles<W: Write + Send>(
 ) -> Result<()> {
     let (mut next, mut ready) = (Vec::new(), Vec::new());
     let mut waiting: Option<Tile> = None;
+    let progress = Progress { plan, written_bytes, started: Instant::now() };
     for tile in tiles(plan) {
         let (written, made) = rayon::join(
             || if waiting.is_some() { writer.write_part(&ready) } else { Ok(()) },
@@ -71,13 +73,13 @@ fn write_tiles<W: Write + Send>(
         );
         written?;
         syncing.have_written(written_bytes.load(Ordering::Relaxed));
-        report(plan, waiting, written_bytes, observer);
+        progress.report(waiting, observer);
         made?;
         std::mem::swap(&mut next, &mut ready);
         waiting = Some(tile);
     }
     writer.write_part(&ready)?;
-    report(plan, waiting, written_bytes, observer);
+    progress.report(waiting, observer);
     Ok(())
 }
 
@@ -139,19 +141,29 @@ fn tiles(plan: &Plan) -> impl Iterator<Item = Tile> + '_ {
     })
 }
 
-/// Tells of a tensor once its last tile is written.
-fn report(plan: &Plan, tile: Option<Tile>, written_bytes: &AtomicU64, observer: &mut dyn Observer<Event>) {
-    let Some(Tile { tensor: index, first_row, n_rows }) = tile else { return };
-    let tensor = &plan.tensors[index];
-    if first_row + n_rows == tensor.rows {
-        observer.observe(Event::Tensor {
-            index,
-            n_tensors: plan.tensors.len(),
-            name: tensor.name.clone(),
-            type_name: tensor.ty.name(),
-            written_bytes: written_bytes.load(Ordering::Relaxed),
-            file_bytes: plan.file_bytes,
-        });
+/// How far the file is.
+struct Progress<'a> {
+    plan: &'a Plan,
+    written_bytes: &'a AtomicU64,
+    started: Instant,
+}
+
+impl Progress<'_> {
+    /// Tells of a tensor once its last tile is written.
+    fn report(&self, tile: Option<Tile>, observer: &mut dyn Observer<Event>) {
+        let Some(Tile { tensor: index, first_row, n_rows }) = tile else { return };
+        let tensor = &self.plan.tensors[index];
+        if first_row + n_rows == tensor.rows {
+            observer.observe(Event::Tensor {
+                index,
+                n_tensors: self.plan.tensors.len(),
+                name: tensor.name.clone(),
+                type_name: tensor.ty.name(),
+                written_bytes: self.written_bytes.load(Ordering::Relaxed),
+                file_bytes: self.plan.file_bytes,
+                seconds: self.started.elapsed().as_secs_f64(),
+            });
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod journal;
 pub mod json;
 pub mod lock;
 pub mod map;
+mod names;
 pub mod observe;
 pub mod ollama;
 pub mod safetensors;

@@ -3,7 +3,6 @@
 //! Specification: <https://github.com/huggingface/safetensors#format> (0.8). The header is parsed straight
 //! into its final form: through a tree of JSON values a header of 100 MB takes more than a gigabyte.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
@@ -14,6 +13,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::json::Entries;
 use crate::map::Map;
+use crate::names::NameIndex;
 use crate::source::{check_rows, rows_and_cols};
 use crate::{BlockType, Error, Result, atomic, block, json};
 
@@ -66,7 +66,7 @@ pub struct SafetensorsFile {
     data_start: usize,
     metadata: Vec<(String, String)>,
     tensors: Vec<Tensor>,
-    by_name: HashMap<String, usize>,
+    by_name: NameIndex,
 }
 
 impl SafetensorsFile {
@@ -86,27 +86,30 @@ impl SafetensorsFile {
         let Entries(entries) = json::parse::<Entries<Entry>>(path, header_bytes)?;
         let mut metadata = Vec::new();
         let mut tensors = Vec::with_capacity(entries.len());
-        let mut by_name = HashMap::with_capacity(entries.len());
         let mut seen_metadata = false;
+        let twice = |name: &str| {
+            let (path, name) = (path.to_owned(), name.to_owned());
+            Error::Duplicate { path, place: "a key of the header", name }
+        };
         for (name, entry) in entries {
-            let duplicate = match entry {
+            match entry {
                 Entry::Metadata(entries) if name == METADATA_KEY => {
+                    if std::mem::replace(&mut seen_metadata, true) {
+                        return Err(twice(&name));
+                    }
                     metadata = entries;
-                    std::mem::replace(&mut seen_metadata, true)
                 }
                 Entry::Metadata(_) => return Err(not_a_tensor(path, name)),
                 Entry::Tensor { .. } if name == METADATA_KEY => return Err(not_metadata(path)),
                 Entry::Tensor { dtype, shape, begin, end } => {
                     let bytes = check_tensor(path, &name, &dtype, &shape, begin..end, data.len())?;
                     let shape = shape.iter().map(|&d| d as usize).collect();
-                    tensors.push(Tensor { name: name.clone(), dtype, shape, bytes });
-                    by_name.insert(name.clone(), tensors.len() - 1).is_some()
+                    tensors.push(Tensor { name, dtype, shape, bytes });
                 }
-            };
-            if duplicate {
-                return Err(Error::Duplicate { path: path.to_owned(), place: "a key of the header", name });
             }
         }
+        let by_name = NameIndex::new(tensors.len(), |index| &tensors[index].name)
+            .map_err(|index| twice(&tensors[index].name))?;
         check_placement(path, &tensors, data.len())?;
         Ok(Self { path: path.to_owned(), map, data_start, metadata, tensors, by_name })
     }
@@ -132,7 +135,7 @@ impl SafetensorsFile {
     /// The tensor with this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.by_name.get(name).map(|&index| &self.tensors[index])
+        self.by_name.find(name, |index| &self.tensors[index].name).map(|index| &self.tensors[index])
     }
 
     /// The stored bytes of one of this file's tensors.
@@ -213,21 +216,22 @@ impl<'de> Visitor<'de> for EntryVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entry, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
-        let (mut text, mut known) = (Vec::new(), HashSet::new());
+        let mut text: Vec<(String, String)> = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             let repeated = match key.as_str() {
                 "shape" => shape.replace(map.next_value::<Vec<u64>>()?).is_some(),
                 "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
                 "dtype" => dtype.replace(map.next_value::<String>()?).is_some(),
                 _ => {
-                    text.push((key.clone(), map.next_value::<String>()?));
-                    !known.insert(key.clone())
+                    text.push((key, map.next_value()?));
+                    continue;
                 }
             };
             if repeated {
-                return Err(serde::de::Error::custom(format_args!("the key `{key}` occurs twice")));
+                return Err(occurs_twice(&key));
             }
         }
+        NameIndex::new(text.len(), |index| &text[index].0).map_err(|index| occurs_twice(&text[index].0))?;
         match (dtype, shape, offsets) {
             (Some(dtype), Some(shape), Some([begin, end])) if text.is_empty() => {
                 Ok(Entry::Tensor { dtype, shape, begin, end })
@@ -239,6 +243,10 @@ impl<'de> Visitor<'de> for EntryVisitor {
             _ => Err(serde::de::Error::custom("a tensor has exactly the keys dtype, shape, data_offsets")),
         }
     }
+}
+
+fn occurs_twice<E: serde::de::Error>(key: &str) -> E {
+    E::custom(format_args!("the key `{key}` occurs twice"))
 }
 
 fn not_a_tensor(path: &Path, name: String) -> Error {

@@ -1,6 +1,7 @@
 //! Base and adapter merged into a checkpoint that transformers loads: the base's types, shards and an index.
 
 use std::path::Path;
+use std::time::Instant;
 
 use formats::checkpoint::Checkpoint;
 use formats::safetensors::{PlannedTensor, write_safetensors_in_parts};
@@ -9,6 +10,7 @@ use model::family;
 use model::lora::init::Shifted;
 
 use super::{FormReceipt, FormRequest, Inputs, write_receipt};
+use crate::license::is_license;
 use crate::{Error, Event, Result};
 
 /// Bytes of a shard: what transformers writes.
@@ -37,7 +39,7 @@ pub fn export_checkpoint(request: &FormRequest, observer: &mut dyn Observer<Even
     }
     let failed = |source| Error::Io { path: request.output.clone(), action: "create", source };
     std::fs::create_dir_all(&request.output).map_err(failed)?;
-    let mut progress = Progress { observer, n_tensors: inputs.base.tensor_names().len(), done: 0 };
+    let mut progress = Progress::begin(observer, &shards);
     let receipt = atomic::write_dir(&path, |dir| {
         let mut names = write_weights(dir, &inputs, &shards, &mut progress)?;
         names.extend(copy_small_files(&request.base, dir)?);
@@ -77,7 +79,32 @@ fn missing(base: &Checkpoint, name: &str) -> Error {
 struct Progress<'a> {
     observer: &'a mut dyn Observer<Event>,
     n_tensors: usize,
+    file_bytes: u64,
     done: usize,
+    written_bytes: u64,
+    started: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn begin(observer: &'a mut dyn Observer<Event>, shards: &[Vec<Entry>]) -> Progress<'a> {
+        let file_bytes = shards.iter().flatten().map(|(.., bytes)| bytes).sum();
+        let n_tensors = shards.iter().map(Vec::len).sum();
+        Progress { observer, n_tensors, file_bytes, done: 0, written_bytes: 0, started: Instant::now() }
+    }
+
+    fn have_written(&mut self, (name, ty, bytes): &Entry) {
+        self.written_bytes += bytes;
+        self.observer.observe(Event::Tensor {
+            index: self.done,
+            n_tensors: self.n_tensors,
+            name: name.clone(),
+            type_name: ty.name(),
+            written_bytes: self.written_bytes,
+            file_bytes: self.file_bytes,
+            seconds: self.started.elapsed().as_secs_f64(),
+        });
+        self.done += 1;
+    }
 }
 
 /// The adapter's updates by the names of the base's tensors.
@@ -111,15 +138,7 @@ fn write_weights(
         write_safetensors_in_parts(&dir.join(&file), &planned, |at, put| {
             let (name, shape, ty) = &planned[at];
             write_tensor(&source, name, shape, *ty, put)?;
-            progress.done += 1;
-            progress.observer.observe(Event::Tensor {
-                index: progress.done - 1,
-                n_tensors: progress.n_tensors,
-                name: name.clone(),
-                type_name: ty.name(),
-                written_bytes: progress.done as u64,
-                file_bytes: progress.n_tensors as u64,
-            });
+            progress.have_written(&shard[at]);
             Ok::<_, Error>(())
         })?;
         for (name, ..) in shard {
@@ -172,11 +191,10 @@ fn copy_small_files(base: &Path, dir: &Path) -> Result<Vec<String>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
         let is_text = matches!(extension.as_str(), "json" | "txt" | "model" | "jinja");
-        let is_licence = name.starts_with("LICENSE") || name.starts_with("NOTICE");
         let is_small = std::fs::metadata(&path)
             .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_SMALL_FILE_BYTES);
         let is_of_weights = name.ends_with(".safetensors.index.json") || name == "receipt.json";
-        if (is_text || is_licence) && is_small && !is_of_weights {
+        if (is_text || is_license(&name)) && is_small && !is_of_weights {
             std::fs::copy(&path, dir.join(&name)).map_err(|source| failed(&path, source))?;
             names.push(name);
         }

@@ -299,6 +299,8 @@ fn a_base_alone_is_exported_without_rows() {
     request.reference = exporter::Reference::default();
     request.limits = exporter::Limits::NONE;
     request.system = Some("Be brief.".into());
+    std::fs::write(request.base.join("LICENSE"), "Use it \"well\".\n").unwrap();
+    std::fs::write(request.base.join("LICENSE.odd"), "three quotes \"\"\" end a text\n").unwrap();
     let (receipt, _) = exported(&request);
     assert_eq!(receipt.sources.adapter_blake3, None);
     assert_eq!(receipt.gate.n_rows, 0);
@@ -320,6 +322,8 @@ fn a_base_alone_is_exported_without_rows() {
         PARAMETER stop "<|im_end|>"
         PARAMETER num_ctx 128
         SYSTEM """Be brief."""
+        LICENSE """Use it "well".
+        """
     "##]]
     .assert_eq(&modelfile);
 }

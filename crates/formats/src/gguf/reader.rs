@@ -2,7 +2,6 @@
 //!
 //! The whole head is checked when a file is opened; after that no access can fall outside the file.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,6 +9,7 @@ use std::sync::OnceLock;
 use super::cursor::Cursor;
 use super::{MAGIC, Metadata, TensorInfo, Value, layout};
 use crate::map::Map;
+use crate::names::NameIndex;
 use crate::source::{check_rows, rows_and_cols};
 use crate::{BlockType, Error, Result, TensorSource, block, hash};
 
@@ -30,7 +30,7 @@ pub struct Reader {
     map: Map,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
-    by_name: HashMap<String, usize>,
+    by_name: NameIndex,
     data_start: u64,
     content_hash: OnceLock<String>,
 }
@@ -75,7 +75,7 @@ impl Reader {
     /// The tensor with this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).map(|&index| &self.tensors[index])
+        self.by_name.find(name, |index| &self.tensors[index].name).map(|index| &self.tensors[index])
     }
 
     /// The stored bytes of one of this file's tensors.
@@ -149,33 +149,38 @@ fn read_count(cursor: &mut Cursor<'_>, place: &str) -> Result<u64> {
 fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
     let capacity = cursor.capacity(count, MIN_ENTRY_BYTES, "the metadata")?;
     let mut entries: Vec<(String, Value)> = Vec::with_capacity(capacity);
-    let mut seen = HashSet::with_capacity(capacity);
     for index in 0..count {
         let key = read_name(cursor, &format!("key {index}"))?;
-        if !seen.insert(key.clone()) {
-            return Err(Error::Duplicate { path: cursor.path().to_owned(), place: "a key", name: key });
-        }
         let value = Value::read(cursor, &format!("the value of `{key}`"))?;
         entries.push((key, value));
     }
+    index_names(cursor.path(), "a key", entries.len(), |index| &entries[index].0)?;
     Ok(entries.into_iter().collect())
 }
 
-type Directory = (Vec<TensorInfo>, HashMap<String, usize>);
+type Directory = (Vec<TensorInfo>, NameIndex);
 
 fn read_directory(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Result<Directory> {
     let capacity = cursor.capacity(count, MIN_TENSOR_BYTES, "the tensor directory")?;
     let mut tensors = Vec::with_capacity(capacity);
-    let mut by_name = HashMap::with_capacity(capacity);
     for index in 0..capacity {
-        let tensor = read_tensor(cursor, index, alignment)?;
-        if by_name.insert(tensor.name.clone(), index).is_some() {
-            let path = cursor.path().to_owned();
-            return Err(Error::Duplicate { path, place: "a tensor", name: tensor.name });
-        }
-        tensors.push(tensor);
+        tensors.push(read_tensor(cursor, index, alignment)?);
     }
+    let by_name = index_names(cursor.path(), "a tensor", tensors.len(), |index| &tensors[index].name)?;
     Ok((tensors, by_name))
+}
+
+fn index_names<'a>(
+    path: &Path,
+    place: &'static str,
+    count: usize,
+    name: impl Fn(usize) -> &'a str,
+) -> Result<NameIndex> {
+    NameIndex::new(count, &name).map_err(|twice| Error::Duplicate {
+        path: path.to_owned(),
+        place,
+        name: name(twice).to_owned(),
+    })
 }
 
 fn read_tensor(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result<TensorInfo> {

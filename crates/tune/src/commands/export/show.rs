@@ -43,8 +43,9 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
                 ),
             );
         }
-        Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes } => {
-            let line = format!("{}/{n_tensors} {name} {type_name}", index + 1);
+        Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes, seconds } => {
+            let pace = pace(*written_bytes, *file_bytes, *seconds);
+            let line = format!("{}/{n_tensors} {name} {type_name}{pace}", index + 1);
             terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
         }
         Event::ReadBack { n_rows, seconds } => {
@@ -63,6 +64,16 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
         Event::Gate { figures, adapter } => gate(terminal, figures, *adapter),
         Event::Finished { .. } => {}
     }
+}
+
+/// How fast the file grows and how long it takes yet; nothing before there is something to judge by.
+fn pace(written_bytes: u64, file_bytes: u64, seconds: f64) -> String {
+    if seconds < 0.5 || written_bytes == 0 {
+        return String::new();
+    }
+    let rate = written_bytes as f64 / seconds;
+    let left = file_bytes.saturating_sub(written_bytes) as f64 / rate;
+    format!(" · {}/s · {} left", bytes::show(rate as u64), show::seconds(left))
 }
 
 fn gate(terminal: &mut Terminal, figures: &GateFigures, adapter: Option<Figures>) {
@@ -149,4 +160,15 @@ pub fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
         request.output.join("receipt.json").display()
     ));
     terminal.row("next", format!("tune serve {}, or name it in a pipeline", file.display()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pace;
+
+    #[test]
+    fn the_pace_is_told_once_it_is_known() {
+        assert_eq!(pace(1 << 20, 3 << 20, 0.2), "");
+        assert_eq!(pace(256 << 20, 768 << 20, 2.0), " · 128.0 MiB/s · 4.00 s left");
+    }
 }
