@@ -40,6 +40,9 @@ fn fuzz<F>(make: fn(&mut Liar) -> Vec<u8>, open: fn(&Path) -> Result<F, Error>, 
         })
     });
     println!("{executions} files: {tally:?}");
+    if executions < 10_000 {
+        return;
+    }
     let opened = tally.get("opened").copied().unwrap_or(0);
     assert!(opened * 10 > executions, "the lies are too many: {tally:?}");
     assert!(tally.len() > 6, "the lies are too few: {tally:?}");
