@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+#[derive(Clone)]
 pub(super) struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
@@ -62,6 +63,13 @@ impl<'a> Cursor<'a> {
             Some(bytes) if bytes <= left => Ok(usize::try_from(count).expect("no larger than the file")),
             needed => Err(self.truncated(needed.unwrap_or(u64::MAX), place)),
         }
+    }
+
+    /// As [`Cursor::capacity`] for things that take more memory than bytes of the file: no more of them than take as
+    /// much memory as the rest of the file, since the count may lie.
+    pub(super) fn cautious_capacity<T>(&self, count: u64, min_bytes: u64, place: &str) -> Result<usize> {
+        let as_large_as_the_rest = (self.bytes.len() - self.at) / size_of::<T>();
+        Ok(self.capacity(count, min_bytes, place)?.min(as_large_as_the_rest))
     }
 
     fn truncated(&self, expected: u64, place: &str) -> Error {

@@ -147,7 +147,7 @@ fn read_count(cursor: &mut Cursor<'_>, place: &str) -> Result<u64> {
 }
 
 fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
-    let capacity = cursor.capacity(count, MIN_ENTRY_BYTES, "the metadata")?;
+    let capacity = cursor.cautious_capacity::<(String, Value)>(count, MIN_ENTRY_BYTES, "the metadata")?;
     let mut entries: Vec<(String, Value)> = Vec::with_capacity(capacity);
     for index in 0..count {
         let key = read_name(cursor, &format!("key {index}"))?;
@@ -161,9 +161,10 @@ fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
 type Directory = (Vec<TensorInfo>, NameIndex);
 
 fn read_directory(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Result<Directory> {
-    let capacity = cursor.capacity(count, MIN_TENSOR_BYTES, "the tensor directory")?;
-    let mut tensors = Vec::with_capacity(capacity);
-    for index in 0..capacity {
+    let place = "the tensor directory";
+    let mut tensors =
+        Vec::with_capacity(cursor.cautious_capacity::<TensorInfo>(count, MIN_TENSOR_BYTES, place)?);
+    for index in 0..count as usize {
         tensors.push(read_tensor(cursor, index, alignment)?);
     }
     let by_name = index_names(cursor.path(), "a tensor", tensors.len(), |index| &tensors[index].name)?;

@@ -95,6 +95,11 @@ trait Stored: Sized {
     const MIN_BYTES: u64;
     fn read(cursor: &mut Cursor<'_>, place: &str) -> Result<Self>;
     fn write(&self, out: &mut Vec<u8>);
+
+    /// Looks for so many where one takes more memory than [`Self::MIN_BYTES`]: a count that lies is to cost nothing.
+    fn look_for(_: u64, _: Cursor<'_>, _place: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 macro_rules! stored_number {
@@ -138,6 +143,14 @@ impl Stored for String {
         cursor.string(place)
     }
 
+    fn look_for(count: u64, mut cursor: Cursor<'_>, place: &str) -> Result<()> {
+        for _ in 0..count {
+            let length = cursor.u64(place)?;
+            cursor.take(length, place)?;
+        }
+        Ok(())
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         write_string(self, out);
     }
@@ -151,6 +164,7 @@ pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
 
 fn read_many<T: Stored>(cursor: &mut Cursor<'_>, length: u64, place: &str) -> Result<Vec<T>> {
     let capacity = cursor.capacity(length, T::MIN_BYTES, place)?;
+    T::look_for(length, cursor.clone(), place)?;
     let mut values = Vec::with_capacity(capacity);
     for _ in 0..length {
         values.push(T::read(cursor, place)?);
@@ -244,7 +258,7 @@ fn read_nested(cursor: &mut Cursor<'_>, length: u64, place: &str, depth: u32) ->
         return Err(Error::TooLarge { path: cursor.path().to_owned(), place, limit, actual });
     }
     // Twelve bytes: type and length of an empty array.
-    let mut arrays = Vec::with_capacity(cursor.capacity(length, 12, place)?);
+    let mut arrays = Vec::with_capacity(cursor.cautious_capacity::<Array>(length, 12, place)?);
     for _ in 0..length {
         arrays.push(Array::read(cursor, place, depth - 1)?);
     }
