@@ -1,8 +1,8 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{Lanes, MOST_LANES, array, codes_for_scale, totals, transpose};
-use super::rows::BatchColumns;
+use super::lanes::{Lanes, MOST_LANES, Pair, array, codes_for_scale, totals, transpose};
+use super::rows::{BatchColumns, k_batches};
 use super::scale_search::positive;
 use super::search::{Affine, ClampThenRound, RoundThenClamp, Trial, Trials, WEIGHTED_TRIALS, affine};
 use super::{K_BLOCK, float16, importance, rounding::nearest};
@@ -29,12 +29,42 @@ impl Scales {
     const NONE: Scales = Scales { scale: 0.0, min_scale: 0.0, packed: [0; 12], codes: [[0; 32]; GROUPS] };
 }
 
+/// A format of eight groups of 32 weights.
+pub(super) trait EightGroups<const BYTES: usize> {
+    /// The greatest code.
+    const LEVELS: u8;
+    /// Without importance.
+    const TRIALS: Trials;
+    /// The greatest 6-bit scale with importance: a negative one has wrapped.
+    const MOST_SCALE: u8;
+
+    /// Lays out a block.
+    fn store(found: &Scales, block: &mut [u8; BYTES]);
+}
+
+#[inline(always)]
+pub(super) fn encode<F: EightGroups<BYTES>, V: Lanes, const BYTES: usize>(
+    weights: &[f32],
+    imatrix: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
+        let found = match columns {
+            None => find::<Pair<V>>(x, F::LEVELS, F::TRIALS),
+            Some(columns) => find_weighted::<Pair<V>>(x, columns, F::LEVELS, F::MOST_SCALE),
+        };
+        for (block, found) in blocks.iter_mut().zip(&found) {
+            F::store(found, block);
+        }
+    }
+}
+
 /// A block's weights.
 pub(super) type Block = [[f32; 32]; GROUPS];
 
 /// Finds scales and codes of up to N / 8 blocks without importance: each group's own search, then 63 levels of the largest.
 #[inline(always)]
-pub(super) fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales; MOST_BLOCKS] {
+fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales; MOST_BLOCKS] {
     let lanes = transpose::<V, 32>(x.as_flattened());
     let counts = importance::from_weights(&lanes);
     let affine = affine::<RoundThenClamp, V, 32>(&lanes, &counts, levels, trials);
@@ -53,7 +83,7 @@ pub(super) fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales
 /// The same with the importance of the columns, one block's for each block; scales and minima get a search of their own,
 /// and are limited to `most_scale`.
 #[inline(always)]
-pub(super) fn find_weighted<V: Lanes>(
+fn find_weighted<V: Lanes>(
     x: &[Block],
     columns: BatchColumns<'_>,
     levels: u8,

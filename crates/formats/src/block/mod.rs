@@ -14,6 +14,7 @@ mod lanes;
 mod nf4;
 mod nf4_ic;
 mod nibbles;
+mod one_scale;
 mod plain;
 mod q2_k;
 mod q3_k;

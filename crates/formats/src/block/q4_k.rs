@@ -2,37 +2,34 @@
 //!
 //! A block: d (f16), dm (f16), s and m (12 bytes), codes (128 bytes).
 
-use super::k_scales::{self, Scales, find, find_weighted, pack_low_bits};
-use super::lanes::{Lanes, Pair};
-use super::rows::k_batches;
+use super::k_scales::{self, EightGroups, Scales, pack_low_bits};
+use super::lanes::Lanes;
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
 pub(super) const BYTES: usize = 144;
-/// ggml does not limit a negative scale here, which has wrapped: its bits spill.
-const MOST_SCALE: u8 = u8::MAX;
-const LEVELS: u8 = 15;
-const TRIALS: Trials = Trials { first: -1.0, delta: 0.1, last: 20 };
 
-#[inline(always)]
-pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
-        let found = match columns {
-            None => find::<Pair<V>>(x, LEVELS, TRIALS),
-            Some(columns) => find_weighted::<Pair<V>>(x, columns, LEVELS, MOST_SCALE),
-        };
-        for (block, found) in blocks.iter_mut().zip(&found) {
-            store(found, block);
-        }
+/// The format.
+struct Q4K;
+
+impl EightGroups<BYTES> for Q4K {
+    /// ggml does not limit a negative scale here, which has wrapped: its bits spill.
+    const MOST_SCALE: u8 = u8::MAX;
+    const LEVELS: u8 = 15;
+    const TRIALS: Trials = Trials { first: -1.0, delta: 0.1, last: 20 };
+
+    #[inline(always)]
+    fn store(found: &Scales, block: &mut [u8; BYTES]) {
+        block[..2].copy_from_slice(&float16::to_bytes(found.scale));
+        block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));
+        block[4..16].copy_from_slice(&found.packed);
+        pack_low_bits(&found.codes, &mut block[16..]);
     }
 }
 
 #[inline(always)]
-fn store(found: &Scales, block: &mut [u8; BYTES]) {
-    block[..2].copy_from_slice(&float16::to_bytes(found.scale));
-    block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));
-    block[4..16].copy_from_slice(&found.packed);
-    pack_low_bits(&found.codes, &mut block[16..]);
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    k_scales::encode::<Q4K, V, BYTES>(weights, imatrix, out);
 }
 
 #[inline(always)]

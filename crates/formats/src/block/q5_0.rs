@@ -2,49 +2,29 @@
 //!
 //! A block: d (f16), fifth bits (4 bytes), low bits (16 bytes).
 
-use super::lanes::{Lanes, MOST_LANES, array};
-use super::rows::{Batch, batches, blocks};
-use super::search::{plain_symmetric, symmetric};
+use super::lanes::Lanes;
+use super::one_scale::{AroundZero, encode_around_zero};
 use super::{float16, nibbles};
 
 pub(super) const BYTES: usize = 22;
-const HALF: i8 = 16;
+
+/// The format.
+struct Q5_0;
+
+impl AroundZero<BYTES> for Q5_0 {
+    const HALF: i8 = 16;
+
+    #[inline(always)]
+    fn store(scale: f32, codes: &[u8; 32], block: &mut [u8; BYTES]) {
+        block[..2].copy_from_slice(&float16::to_bytes(scale));
+        block[2..6].copy_from_slice(&nibbles::pack_fifth(codes));
+        block[6..].copy_from_slice(&nibbles::pack(codes));
+    }
+}
 
 #[inline(always)]
 pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let Some(columns) = imatrix else {
-        for (x, block) in blocks(weights, out) {
-            encode_block(x, block);
-        }
-        return;
-    };
-    for (batch, blocks) in batches(weights, columns, out, V::N) {
-        encode_batch::<V>(&batch, blocks);
-    }
-}
-
-#[inline(always)]
-fn encode_block(x: &[f32; 32], block: &mut [u8; BYTES]) {
-    let (scale, codes) = plain_symmetric(x, HALF);
-    store(scale, &codes, block);
-}
-
-#[inline(always)]
-fn encode_batch<V: Lanes>(batch: &Batch<'_>, blocks: &mut [[u8; BYTES]]) {
-    let (x, counts) = batch.counted::<V>();
-    let found = symmetric(&x, &counts, HALF);
-    let (scales, mut codes) = (array(found.scale), [[0; 32]; MOST_LANES]);
-    found.codes(&x, HALF, &mut codes[..blocks.len()]);
-    for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
-        store(scale, codes, block);
-    }
-}
-
-#[inline(always)]
-fn store(scale: f32, codes: &[u8; 32], block: &mut [u8; BYTES]) {
-    block[..2].copy_from_slice(&float16::to_bytes(scale));
-    block[2..6].copy_from_slice(&nibbles::pack_fifth(codes));
-    block[6..].copy_from_slice(&nibbles::pack(codes));
+    encode_around_zero::<Q5_0, V, BYTES>(weights, imatrix, out);
 }
 
 #[inline(always)]
@@ -53,6 +33,6 @@ pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
         let [d0, d1, h0, h1, h2, h3, codes @ ..] = block;
         let scale = float16::from_bytes([*d0, *d1]);
         let codes = nibbles::unpack_with_fifth(codes, [*h0, *h1, *h2, *h3]);
-        *x = codes.map(|code| (f32::from(code) - f32::from(HALF)) * scale);
+        *x = codes.map(|code| (f32::from(code) - f32::from(Q5_0::HALF)) * scale);
     }
 }

@@ -2,41 +2,38 @@
 //!
 //! A block: d (f16), dm (f16), s and m (12 bytes), fifth bits (32 bytes), low bits (128 bytes).
 
-use super::k_scales::{self, GROUPS, Scales, find, find_weighted, pack_low_bits};
-use super::lanes::{Lanes, Pair};
-use super::rows::k_batches;
+use super::k_scales::{self, EightGroups, GROUPS, Scales, pack_low_bits};
+use super::lanes::Lanes;
 use super::search::Trials;
 use super::{K_BLOCK, float16};
 
 pub(super) const BYTES: usize = 176;
-/// A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
-const MOST_SCALE: u8 = 63;
-const LEVELS: u8 = 31;
-const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
 
-#[inline(always)]
-pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
-        let found = match columns {
-            None => find::<Pair<V>>(x, LEVELS, TRIALS),
-            Some(columns) => find_weighted::<Pair<V>>(x, columns, LEVELS, MOST_SCALE),
-        };
-        for (block, found) in blocks.iter_mut().zip(&found) {
-            store(found, block);
+/// The format.
+struct Q5K;
+
+impl EightGroups<BYTES> for Q5K {
+    /// A negative scale has wrapped; ggml limits it here, unlike in Q4_K.
+    const MOST_SCALE: u8 = 63;
+    const LEVELS: u8 = 31;
+    const TRIALS: Trials = Trials { first: -0.5, delta: 0.1, last: 15 };
+
+    #[inline(always)]
+    fn store(found: &Scales, block: &mut [u8; BYTES]) {
+        block[..2].copy_from_slice(&float16::to_bytes(found.scale));
+        block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));
+        block[4..16].copy_from_slice(&found.packed);
+        let (fifth, low) = block[16..].split_at_mut(32);
+        for (i, byte) in fifth.iter_mut().enumerate() {
+            *byte = (0..GROUPS).fold(0, |bits, j| bits | (found.codes[j][i] >> 4) << j);
         }
+        pack_low_bits(&found.codes, low);
     }
 }
 
 #[inline(always)]
-fn store(found: &Scales, block: &mut [u8; BYTES]) {
-    block[..2].copy_from_slice(&float16::to_bytes(found.scale));
-    block[2..4].copy_from_slice(&float16::to_bytes(found.min_scale));
-    block[4..16].copy_from_slice(&found.packed);
-    let (fifth, low) = block[16..].split_at_mut(32);
-    for (i, byte) in fifth.iter_mut().enumerate() {
-        *byte = (0..GROUPS).fold(0, |bits, j| bits | (found.codes[j][i] >> 4) << j);
-    }
-    pack_low_bits(&found.codes, low);
+pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    k_scales::encode::<Q5K, V, BYTES>(weights, imatrix, out);
 }
 
 #[inline(always)]
