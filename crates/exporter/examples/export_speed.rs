@@ -7,20 +7,20 @@
 //! seconds of reading it back, bytes, and the most memory that was resident without mapped files. With `avx2` no wider
 //! vectors are used. `scripts/bench/export.sh` runs it beside llama.cpp's converter and quantiser.
 
-#[path = "llama_cpp_peer/no_engine.rs"]
-mod no_engine;
+#[path = "llama_cpp_peer/ungated.rs"]
+mod ungated;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use exporter::{ImportanceSource, Limits, Provenance, Reference, Request, Template, export};
+use exporter::{Request, export};
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, write_adapter};
 use formats::config::HfConfig;
 use formats::observe::Silent;
 use model::policy::Quant;
 use model::{ModelConfig, family};
-use no_engine::NoEngine;
+use ungated::NoEngine;
 
 const RANK: usize = 16;
 
@@ -39,23 +39,10 @@ fn main() {
     if let Some(dir) = adapter.filter(|dir| !dir.exists()) {
         make_adapter(checkpoint, dir);
     }
+    let quant = Quant::parse(quant).expect("a known quantisation");
     let request = Request {
-        base: checkpoint.to_owned(),
         adapter: adapter.map(Path::to_owned),
-        quant: Quant::parse(quant).expect("a known quantisation"),
-        types: Vec::new(),
-        importance: ImportanceSource::None,
-        output: out_dir.into(),
-        name: "speed".into(),
-        tokenizer: checkpoint.to_owned(),
-        template: Template::FromTokenizer,
-        num_ctx: 256,
-        system: None,
-        evaluation: Vec::new(),
-        comparison_tokens: 0,
-        reference: Reference::default(),
-        limits: Limits::NONE,
-        provenance: Provenance::default(),
+        ..ungated::request(checkpoint, quant, Path::new(out_dir), "speed")
     };
     let peak = Peak::watch();
     let receipt = export(&request, &NoEngine, &mut Silent).expect("an export");

@@ -6,15 +6,13 @@
 use std::ops::ControlFlow;
 
 use formats::{Observer, TensorSource};
-use model::arena::Arena;
-use model::device::cpu::best_precision;
+use model::Cpu;
 use model::step::Streamed;
-use model::{Cpu, Quant};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{LoadedModel, engine};
-use crate::merged::{is_merged, merged};
+use crate::merged::{Running, is_merged, merged};
 use crate::plan::Plan;
 use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
 use crate::{Error, Event, Request, Result};
@@ -51,8 +49,9 @@ pub struct Divergence {
 impl Divergence {
     /// The share of the adapter's improvement of the likelihood that is kept; `None` where it improved nothing to speak of.
     pub fn retained(&self) -> Option<f64> {
-        let gain = self.base_nll? - self.merged_nll;
-        (gain > LEAST_GAIN).then(|| (self.base_nll.unwrap_or_default() - self.mean_nll) / gain)
+        let base_nll = self.base_nll?;
+        let gain = base_nll - self.merged_nll;
+        (gain > LEAST_GAIN).then(|| (base_nll - self.mean_nll) / gain)
     }
 }
 
@@ -129,9 +128,7 @@ impl<'a> Run<'a> {
         progress: &mut Progress<'_>,
     ) -> Result<Run<'a>> {
         let ids: Vec<&[u32]> = sequences.into_iter().map(|sequence| &sequence.ids[..]).collect();
-        let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0).max(LONGEST_PIECE);
-        let device = Cpu::with_precision(Arena::unlimited(), best_precision())?;
-        let mut streamed = Streamed::new(&device, &plan.config, source, Quant::BF16, longest)?;
+        let Running { mut streamed, .. } = Running::new(&plan.config, source, &ids)?;
         let streams = streamed.run(&ids, None, &mut |_| {
             progress.step();
             ControlFlow::Continue(())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use formats::gguf::Value;
 use formats::hash;
 use formats::imatrix::{Entry, ImportanceMatrix};
-use model::family::{Naming, TensorSpec};
+use model::family::TensorSpec;
 
 use crate::{Error, Result};
 
@@ -53,9 +53,7 @@ impl Importance {
     /// The importance of a tensor's columns (stacked matrices, columns), flat; `None` where it was not measured.
     pub(crate) fn take(&mut self, spec: &TensorSpec) -> Result<Option<Vec<f32>>> {
         let Some(entry) = self.entries.remove(&spec.gguf) else { return Ok(None) };
-        let shape = spec.shape(Naming::Gguf);
-        let n_matrices = if shape.len() == 3 { shape[0] } else { 1 };
-        let (expected, actual) = (n_matrices * spec.cols, entry.sums.len());
+        let (expected, actual) = (spec.n_stacked() * spec.cols, entry.sums.len());
         if actual != expected {
             let what = format!("`{}` has {expected} columns, its entry {actual} numbers", spec.gguf);
             return Err(self.of_another_model(what));

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 
 use formats::imatrix::ImportanceMatrix;
 use formats::{Observer, TensorSource};
-use model::arena::Arena;
-use model::device::cpu::best_precision;
+use model::ModelConfig;
 use model::importance::Importance;
-use model::step::Streamed;
-use model::{Cpu, ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
 
+use crate::merged::Running;
 use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
-use crate::{Calibration, Error, Event, Request, Result};
+use crate::{Calibration, Event, Request, Result, pending};
 
 /// The file that a measured matrix is kept in.
 const NAME: &str = "imatrix.gguf";
@@ -47,17 +45,11 @@ pub(crate) fn measured(
         observer.observe(Event::Measured { path: path.clone(), n_tokens, is_new: false });
         return Ok(path);
     }
-    std::fs::create_dir_all(&request.output).map_err(|source| Error::Io {
-        path: request.output.clone(),
-        action: "create",
-        source,
-    })?;
-    let device = Cpu::with_precision(Arena::unlimited(), best_precision())?;
-    let importance = Importance::new(&device, subject.config)?;
+    pending::create_dir(&request.output)?;
     let ids: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence.ids[..]).collect();
-    let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0).max(LONGEST_PIECE);
-    let mut streamed = Streamed::new(&device, subject.config, subject.source, Quant::BF16, longest)?;
-    streamed.run(&ids, Some(&importance), &mut |layer| {
+    let mut running = Running::new(subject.config, subject.source, &ids)?;
+    let importance = Importance::new(&running.device, subject.config)?;
+    running.streamed.run(&ids, Some(&importance), &mut |layer| {
         observer.observe(Event::Measuring { done: layer + 1, total: subject.config.n_layers });
         ControlFlow::Continue(())
     })?;
@@ -66,7 +58,7 @@ pub(crate) fn measured(
     let matrix = ImportanceMatrix {
         datasets: datasets.map(str::to_owned).collect(),
         n_chunks: count(ids.len()),
-        chunk_tokens: count(longest),
+        chunk_tokens: count(running.pass_tokens),
         made_of: Some(made_of),
         entries: importance.entries()?,
     };

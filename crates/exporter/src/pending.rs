@@ -27,7 +27,7 @@ impl Pending {
         temp.push(".tmp");
         let temp = PathBuf::from(temp);
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(failed(dir, "create"))?;
+            create_dir(dir)?;
         }
         let file = loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temp);
@@ -72,6 +72,11 @@ impl Pending {
         self.is_final = true;
         sync_directory(&self.path)
     }
+}
+
+/// Makes a folder for what is written, where it is missing.
+pub(crate) fn create_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(failed(dir, "create"))
 }
 
 impl Drop for Pending {

@@ -261,12 +261,7 @@ fn share_out(mut importance: Option<Importance>, tensors: &mut [PlannedTensor]) 
 
 /// Refuses before minutes are spent on what could not be written.
 fn check_room(request: &Request, tensors: &[PlannedTensor]) -> Result<()> {
-    let (path, need_bytes) = (request.output.join(request.file_name()), tensor_bytes(tensors)?);
-    let have_bytes = disk::free_bytes(&path)?;
-    if need_bytes <= have_bytes {
-        return Ok(());
-    }
-    Err(formats::Error::DiskFull { path, need_bytes, have_bytes }.into())
+    Ok(disk::check_room(&request.output.join(request.file_name()), tensor_bytes(tensors)?)?)
 }
 
 /// Bytes of the tensors alone.

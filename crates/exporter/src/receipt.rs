@@ -134,12 +134,7 @@ pub struct Times {
 /// Writes the receipt of an export whose file and Modelfile stand.
 pub(crate) fn write(output: &Path, receipt: &Receipt) -> Result<()> {
     let file = receipt.file.file_name().map(PathBuf::from).unwrap_or_default();
-    let path = output.join(NAME);
-    let relative = Receipt { file, ..receipt.clone() };
-    let mut text = serde_json::to_string_pretty(&relative)
-        .map_err(|source| formats::Error::Json { path: path.clone(), source })?;
-    text.push('\n');
-    Ok(formats::atomic::write_bytes(&path, text.as_bytes())?)
+    Ok(formats::json::write(&output.join(NAME), &Receipt { file, ..receipt.clone() })?)
 }
 
 /// Removes an older receipt, which must not speak for the file that is about to replace its own.

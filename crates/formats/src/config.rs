@@ -9,6 +9,17 @@ use serde_json::{Value, json};
 
 use crate::{Error, Result, json as json_file};
 
+/// Files of a model's folder that decide what its tokenizer does; no folder has all of them.
+pub const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
 /// The fields of `config.json` that decide how a decoder model computes.
 ///
 /// Fields which the file may leave out have the default of transformers, or are `None` where it differs by family.

@@ -28,6 +28,18 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
     })
 }
 
+/// Refuses what a disk has no room for; `path` need not be there yet.
+///
+/// # Errors
+/// [`Error::DiskFull`] naming need and have; [`Error::Io`].
+pub fn check_room(path: &Path, need_bytes: u64) -> Result<()> {
+    let have_bytes = free_bytes(path)?;
+    if need_bytes > have_bytes {
+        return Err(Error::DiskFull { path: path.to_owned(), need_bytes, have_bytes });
+    }
+    Ok(())
+}
+
 /// Reserves `bytes` for `file`, whose path is only for the error.
 ///
 /// The file then has that length. Where the file system cannot reserve, the free room is only compared.
@@ -35,10 +47,7 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
 /// # Errors
 /// [`Error::DiskFull`] naming need and have; [`Error::Io`].
 pub fn reserve(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    let have_bytes = free_bytes(path)?;
-    if bytes > have_bytes {
-        return Err(Error::DiskFull { path: path.to_owned(), need_bytes: bytes, have_bytes });
-    }
+    check_room(path, bytes)?;
     match system::allocate(file, bytes) {
         Ok(()) => Ok(()),
         Err(source) if source.kind() == io::ErrorKind::Unsupported => Ok(()),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use formats::config::TOKENIZER_FILES;
 use serde::Deserialize;
 
 use crate::{Error, ModelId, Result};
@@ -11,19 +12,9 @@ use crate::{Error, ModelId, Result};
 const CONFIG: &str = "config.json";
 /// Of these the first that is there is the tokenizer.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
-/// What it reads where it is there.
-const BESIDE: [&str; 10] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
+/// What it reads where it is there, before and after the tokenizer's files.
+const GENERATION: &str = "generation_config.json";
+const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 const SINGLE: &str = "model.safetensors";
 /// Names the shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -52,7 +43,7 @@ pub(crate) fn choose(id: &ModelId, listed: &[String]) -> Result<Vec<String>> {
     if let Some(file) = lacking_beside_weights(has).into_iter().next() {
         return Err(Error::NoFile { repository: repository(), file, there_are: Vec::new() });
     }
-    let present = [CONFIG].into_iter().chain(BESIDE).filter(|name| has(name));
+    let present = [CONFIG].into_iter().chain(beside()).filter(|name| has(name));
     Ok(present.chain([weights]).map(str::to_owned).collect())
 }
 
@@ -63,8 +54,12 @@ fn lacking_beside_weights(has: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 /// What may be missing in a repository, and is to be remembered as missing.
-pub(crate) fn optional(id: &ModelId) -> &'static [&'static str] {
-    if id.file().is_some() { &[] } else { &BESIDE }
+pub(crate) fn optional(id: &ModelId) -> Vec<&'static str> {
+    if id.file().is_some() { Vec::new() } else { beside().collect() }
+}
+
+fn beside() -> impl Iterator<Item = &'static str> {
+    [GENERATION].into_iter().chain(TOKENIZER_FILES).chain(TEMPLATES)
 }
 
 fn ggufs(listed: &[String]) -> Vec<String> {

@@ -160,12 +160,7 @@ impl Job<'_> {
     }
 
     fn check_room(&self, need_bytes: u64) -> Result<()> {
-        let path = self.cache.folder().to_owned();
-        let have_bytes = formats::disk::free_bytes(&path)?;
-        if need_bytes > have_bytes {
-            return Err(formats::Error::DiskFull { path, need_bytes, have_bytes }.into());
-        }
-        Ok(())
+        Ok(formats::disk::check_room(self.cache.folder(), need_bytes)?)
     }
 
     fn finish(self, started: Instant) -> Pulled {
@@ -204,7 +199,7 @@ fn look_into_cache(id: &ModelId, options: &Options) -> Result<InCache> {
     if !missing.is_empty() {
         return Ok(InCache::Lacking(missing));
     }
-    let is_whole = cache.unknown(&commit, choice::optional(id)).is_empty();
+    let is_whole = cache.unknown(&commit, &choice::optional(id)).is_empty();
     let pulled = in_snapshot(&cache, id, commit, 0);
     Ok(if is_whole { InCache::Whole(pulled) } else { InCache::Usable(pulled) })
 }

@@ -12,7 +12,7 @@ use formats::imatrix::Entry;
 
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device, View};
-use crate::family::{self, Naming, Role, TensorSpec};
+use crate::family::{self, Role, TensorSpec};
 use crate::lora::Group;
 use crate::{Error, Result};
 
@@ -100,7 +100,7 @@ impl<D: Device> Importance<D> {
                 continue;
             }
             let (n_matrices, cols) = match input {
-                Input::Expert | Input::ExpertDown => (stacked(spec), spec.cols),
+                Input::Expert | Input::ExpertDown => (spec.n_stacked(), spec.cols),
                 Input::Queries => (1, config.q_width()),
                 _ => (1, spec.cols),
             };
@@ -140,7 +140,7 @@ impl<D: Device> Importance<D> {
             let place = place.expect("every measured tensor has a place");
             let counts = &counts[place.first_count..place.first_count + place.n_matrices];
             let counts: Vec<f32> = counts.iter().map(|&count| count as f32).collect();
-            let (sums, n_matrices) = (&all[place.all_sums()], stacked(spec));
+            let (sums, n_matrices) = (&all[place.all_sums()], spec.n_stacked());
             if n_matrices == place.n_matrices {
                 return Entry { sums: sums.to_vec(), counts };
             }
@@ -165,10 +165,4 @@ impl<D: Device> Importance<D> {
 fn at(spec: &TensorSpec) -> (usize, Input) {
     let input = Input::of(spec.role).expect("only matrices are measured");
     (spec.layer.expect("only layers are measured"), input)
-}
-
-/// How many matrices stand under a tensor's name.
-fn stacked(spec: &TensorSpec) -> usize {
-    let shape = spec.shape(Naming::Gguf);
-    if shape.len() == 3 { shape[0] } else { 1 }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use formats::config::TOKENIZER_FILES;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
@@ -9,18 +10,7 @@ use crate::{Error, Result};
 /// The largest published tokenizer.json files have some 35 MB.
 const LIMIT_BYTES: u64 = 256 << 20;
 
-/// Files that decide what a tokenizer does; those that a folder lacks are passed over.
-const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-];
-
-/// One BLAKE3 of all files of a folder that decide what its tokenizer does.
+/// One BLAKE3 of all files of a folder that decide what its tokenizer does; those that it lacks are passed over.
 ///
 /// # Errors
 /// What reading them meets.

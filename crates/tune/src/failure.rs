@@ -1,5 +1,6 @@
 //! How a command ends when it does not end well: one message, a hint, an exit code.
 
+use crate::toml_file;
 use std::fmt::Display;
 
 /// The user's input is at fault: a file, a recipe, a limit that was reached.
@@ -24,6 +25,14 @@ impl Failure {
 
     pub fn interrupted(message: impl Display) -> Failure {
         Failure { code: INTERRUPTED, ..Failure::new(message) }
+    }
+
+    /// Names the one of the valid words that was meant, where one is near.
+    pub fn did_you_mean<'a>(self, word: &str, valid: impl Iterator<Item = &'a str>) -> Failure {
+        match toml_file::nearest(word, valid) {
+            Some(near) => self.hint(format!("did you mean `{near}`?")),
+            None => self,
+        }
     }
 
     pub fn hint(mut self, hint: impl Display) -> Failure {

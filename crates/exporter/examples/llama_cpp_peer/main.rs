@@ -6,17 +6,17 @@
 //! each tensor whose type or bytes differ, and both times; exits with 1 where a tensor differs or a key that is not
 //! among the known differences. `scripts/check/export_peer.sh` makes the inputs and calls this.
 
-mod no_engine;
 mod quantise;
+mod ungated;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use exporter::{ImportanceSource, Limits, Provenance, Reference, Request, Template, export};
+use exporter::{ImportanceSource, Request, export};
 use formats::gguf::{Reader, Value};
 use formats::observe::Silent;
 use model::policy::Quant;
-use no_engine::NoEngine;
+use ungated::NoEngine;
 
 /// Keys that differ by intention, and why.
 const KNOWN: [(&str, &str); 9] = [
@@ -61,22 +61,8 @@ fn main() {
 
 fn exported(checkpoint: &Path, quant: Quant, matrix: Option<&Path>, out_dir: &Path) -> PathBuf {
     let request = Request {
-        base: checkpoint.to_owned(),
-        adapter: None,
-        quant,
-        types: Vec::new(),
         importance: matrix.map_or(ImportanceSource::None, |path| ImportanceSource::File(path.to_owned())),
-        output: out_dir.to_owned(),
-        name: "peer".into(),
-        tokenizer: checkpoint.to_owned(),
-        template: Template::FromTokenizer,
-        num_ctx: 256,
-        system: None,
-        evaluation: Vec::new(),
-        comparison_tokens: 0,
-        reference: Reference::default(),
-        limits: Limits::NONE,
-        provenance: Provenance::default(),
+        ..ungated::request(checkpoint, quant, out_dir, "peer")
     };
     let receipt = export(&request, &NoEngine, &mut Silent).expect("our export");
     println!("ours {:.2} s: {:?}", receipt.times.total_s, receipt.times);

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use formats::checkpoint::Checkpoint;
 use formats::safetensors::{PlannedTensor, write_safetensors_in_parts};
-use formats::{BlockType, Observer, TensorSource, atomic, disk};
+use formats::{BlockType, Observer, TensorSource, atomic, disk, json};
 use model::family;
 use model::lora::init::Shifted;
 
-use super::{FormReceipt, FormRequest, Inputs, write_receipt};
+use super::{FormReceipt, FormRequest, Inputs};
 use crate::license::is_license;
-use crate::{Error, Event, Result};
+use crate::{Error, Event, Result, pending};
 
 /// Bytes of a shard: what transformers writes.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -33,12 +33,8 @@ pub fn export_checkpoint(request: &FormRequest, observer: &mut dyn Observer<Even
     let path = request.output.join(format!("{}-merged", request.name));
     let shards = shards(&inputs.base)?;
     let need_bytes: u64 = shards.iter().flatten().map(|(_, _, bytes)| bytes).sum();
-    let have_bytes = disk::free_bytes(&path)?;
-    if have_bytes < need_bytes {
-        return Err(formats::Error::DiskFull { path, need_bytes, have_bytes }.into());
-    }
-    let failed = |source| Error::Io { path: request.output.clone(), action: "create", source };
-    std::fs::create_dir_all(&request.output).map_err(failed)?;
+    disk::check_room(&path, need_bytes)?;
+    pending::create_dir(&request.output)?;
     let mut progress = Progress::begin(observer, &shards);
     let receipt = atomic::write_dir(&path, |dir| {
         let mut names = write_weights(dir, &inputs, &shards, &mut progress)?;
@@ -46,7 +42,7 @@ pub fn export_checkpoint(request: &FormRequest, observer: &mut dyn Observer<Even
         check(dir, &inputs)?;
         let receipt = inputs.receipt(request, "merged-hf", dir, &names)?;
         let receipt = FormReceipt { path: path.clone(), ..receipt };
-        write_receipt(&dir.join("receipt.json"), &receipt)?;
+        json::write(&dir.join("receipt.json"), &receipt)?;
         Ok::<_, Error>(receipt)
     })?;
     Ok(receipt)

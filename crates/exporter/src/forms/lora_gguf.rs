@@ -5,14 +5,13 @@
 
 use std::io::Write;
 
-use formats::atomic;
 use formats::gguf::{Metadata, Planned, Reader, Writer, file_bytes};
-use formats::{BlockType, TensorSource};
+use formats::{BlockType, TensorSource, atomic, json};
 use model::family::{self, Taken, TensorSpec};
 use model::lora::Update;
 
-use super::{FormReceipt, FormRequest, Inputs, write_receipt};
-use crate::{Error, Result};
+use super::{FormReceipt, FormRequest, Inputs};
+use crate::{Error, Result, pending};
 
 /// A row of B·A that was read back may differ by so much, of its largest number: B was rounded once more.
 const MAX_ERROR: f32 = 1e-5;
@@ -35,8 +34,7 @@ pub fn export_adapter(request: &FormRequest) -> Result<FormReceipt> {
     let planned: Vec<Planned> = pairs.iter().flat_map(Pair::planned).collect();
     let bytes = file_bytes(&metadata, &planned)?;
     let path = request.output.join(format!("{}-lora-f32.gguf", request.name));
-    let failed = |source| Error::Io { path: request.output.clone(), action: "create", source };
-    std::fs::create_dir_all(&request.output).map_err(failed)?;
+    pending::create_dir(&request.output)?;
     atomic::write_file(&path, |out| {
         out.reserve(bytes)?;
         let mut writer = Writer::begin(&mut *out, &metadata, &planned)?;
@@ -52,7 +50,7 @@ pub fn export_adapter(request: &FormRequest) -> Result<FormReceipt> {
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let receipt = inputs.receipt(request, "adapter", &path, &[name])?;
-    write_receipt(&path.with_extension("json"), &receipt)?;
+    json::write(&path.with_extension("json"), &receipt)?;
     Ok(receipt)
 }
 

@@ -110,11 +110,3 @@ impl Inputs {
         })
     }
 }
-
-/// Writes a receipt as JSON.
-fn write_receipt(path: &Path, receipt: &FormReceipt) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(receipt)
-        .map_err(|source| formats::Error::Json { path: path.to_owned(), source })?;
-    text.push('\n');
-    Ok(formats::atomic::write_bytes(path, text.as_bytes())?)
-}

@@ -140,6 +140,14 @@ impl TensorSpec {
         }
     }
 
+    /// Matrices that stand stacked under its name in a GGUF.
+    pub fn n_stacked(&self) -> usize {
+        match self.shape(Naming::Gguf)[..] {
+            [n, _, _] => n,
+            _ => 1,
+        }
+    }
+
     /// The row of the Hugging Face layout that stands at `gguf_row` of a GGUF.
     ///
     /// Within a head of D rows, GGUF row 2 j + p is HF row p · D/2 + j.

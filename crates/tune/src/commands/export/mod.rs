@@ -10,7 +10,6 @@ use crate::failure::Failure;
 use crate::recipe::{COMPARISON_TOKENS, Recipe};
 use crate::run_record;
 use crate::terminal::Terminal;
-use crate::toml_file;
 use crate::verifier::EngineVerifier;
 use exporter::{
     Calibration, Event, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template,
@@ -62,11 +61,7 @@ fn one(
 fn quant(name: &str) -> Result<Quant, Failure> {
     Quant::parse_for_file(name).map_err(|error| {
         let valid = Quant::FILES.iter().map(|quant| quant.name());
-        let failure = Failure::new(error);
-        match toml_file::nearest(&name.to_lowercase(), valid) {
-            Some(near) => failure.hint(format!("did you mean `{near}`?")),
-            None => failure,
-        }
+        Failure::new(error).did_you_mean(&name.to_lowercase(), valid)
     })
 }
 
@@ -191,11 +186,8 @@ fn types(arguments: &Export, of_recipe: &[(String, String)]) -> Result<Vec<TypeO
         let (pattern, name) = asked?;
         let ty = BlockType::from_name(name).ok_or_else(|| {
             let valid: Vec<String> = BlockType::ALL.iter().map(|ty| ty.name().to_lowercase()).collect();
-            let failure = Failure::new(format!("unknown type `{name}` (valid: {})", valid.join(", ")));
-            match toml_file::nearest(&name.to_lowercase(), valid.iter().map(String::as_str)) {
-                Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                None => failure,
-            }
+            Failure::new(format!("unknown type `{name}` (valid: {})", valid.join(", ")))
+                .did_you_mean(&name.to_lowercase(), valid.iter().map(String::as_str))
         })?;
         Ok(TypeOverride { pattern: pattern.to_owned(), ty })
     });

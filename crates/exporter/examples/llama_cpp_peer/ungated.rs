@@ -1,11 +1,37 @@
-//! A gate that is always open.
+//! Exports of which only the bytes are looked at: a gate that is always open, and a request without rows or limits.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use exporter::{EngineError, Generation, LoadedModel, Verifier};
+use exporter::{
+    EngineError, Generation, ImportanceSource, Limits, LoadedModel, Provenance, Reference, Request, Template,
+    Verifier,
+};
 use formats::gguf::Reader;
+use model::policy::Quant;
 use text::{ChatTemplate, Message, Tokenizer};
+
+/// The base alone, as it is.
+pub fn request(checkpoint: &Path, quant: Quant, out_dir: &Path, name: &str) -> Request {
+    Request {
+        base: checkpoint.to_owned(),
+        adapter: None,
+        quant,
+        types: Vec::new(),
+        importance: ImportanceSource::None,
+        output: out_dir.to_owned(),
+        name: name.to_owned(),
+        tokenizer: checkpoint.to_owned(),
+        template: Template::FromTokenizer,
+        num_ctx: 256,
+        system: None,
+        evaluation: Vec::new(),
+        comparison_tokens: 0,
+        reference: Reference::default(),
+        limits: Limits::NONE,
+        provenance: Provenance::default(),
+    }
+}
 
 /// The subject here are bytes; what an engine makes of them is the gate's, and tested where the engine is. Chats are
 /// rendered by the text crate from what the file says, so that at least both sides of the text agree.
