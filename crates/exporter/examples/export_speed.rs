@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use exporter::{Request, export};
+use exporter::{AdapterSource, Request, export};
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, write_adapter};
 use formats::config::HfConfig;
 use formats::observe::Silent;
@@ -41,7 +41,7 @@ fn main() {
     }
     let quant = Quant::parse(quant).expect("a known quantisation");
     let request = Request {
-        adapter: adapter.map(Path::to_owned),
+        adapters: adapter.map(AdapterSource::whole).into_iter().collect(),
         ..ungated::request(checkpoint, quant, Path::new(out_dir), "speed")
     };
     let peak = Peak::watch();

@@ -4,6 +4,7 @@ use model::config::Window;
 use model::{ModelConfig, Quant};
 use text::Message;
 
+use crate::base::Base;
 use crate::modelfile;
 use crate::{Error, Request, Result};
 
@@ -60,6 +61,19 @@ fn check_evaluation(rows: &[Vec<Message>]) -> Result<()> {
         return Err(Error::EvaluationRow { row, reason: reason.to_owned() });
     }
     Ok(())
+}
+
+/// What is rounded twice is worse than it need be, and no one sees it in the file.
+pub(crate) fn check_requantising(request: &Request, base: &Base) -> Result<()> {
+    match base.first_quantised().filter(|_| !request.allow_requantising) {
+        None => Ok(()),
+        Some((tensor, ty)) => Err(Error::Requantising {
+            path: base.path().to_owned(),
+            tensor: tensor.to_owned(),
+            type_name: ty.name(),
+            quant: request.quant.name(),
+        }),
+    }
 }
 
 /// Positions that the model has, and that llama.cpp computes as it was trained.

@@ -63,6 +63,21 @@ pub enum Error {
     #[error("the pattern `{pattern}` cannot give tensors a type: {reason}")]
     Pattern { pattern: String, reason: String },
 
+    #[error("the adapter {} cannot be merged with weight {weight}: {reason}", adapter.display())]
+    Weight { adapter: PathBuf, weight: f32, reason: &'static str },
+
+    #[error("{} is one of the {n_files} files of a split GGUF", path.display())]
+    SplitGguf { path: PathBuf, n_files: u32 },
+
+    #[error("{} is a GGUF: {what} needs the base as a folder", path.display())]
+    NoFolder { path: PathBuf, what: &'static str },
+
+    #[error(
+        "{} is quantised already (`{tensor}` is {type_name}): rounded once more it loses more than {quant} of the original",
+        path.display()
+    )]
+    Requantising { path: PathBuf, tensor: String, type_name: &'static str, quant: &'static str },
+
     #[error("`{module}` has an adapter that cannot be written for llama.cpp: {reason}")]
     Form { module: String, reason: &'static str },
 
@@ -124,6 +139,11 @@ impl Error {
                 "the adapter was damaged or changed since it was written: take it from the run's best checkpoint, or remove \
                  tune.json beside it to use it as it is"
             }
+            Error::SplitGguf { .. } => "make it one with llama.cpp: llama-gguf-split --merge FIRST OUT",
+            Error::Requantising { .. } => {
+                "export from the 16-bit original; or accept the loss with --allow-requantize"
+            }
+            Error::Weight { .. } => "write a weight as DIR=0.5, and merge an adapter of DoRA alone and whole",
             Error::Form { .. } => "merge it: `tune export` without --as, or --as merged-hf",
             Error::NeedsMatrix { .. } => {
                 "measure one with `--imatrix train` or `--imatrix general`, or choose iq3_m or larger"

@@ -38,12 +38,14 @@ pub enum Event {
         n_important: usize,
         /// Its exact size.
         file_bytes: u64,
+        /// Bytes of it that a killed export of the same left, and that are kept.
+        kept_bytes: u64,
         /// What was free on its disk.
         free_bytes: u64,
         /// Mean bits of a weight.
         bits_per_weight: f64,
     },
-    /// A tensor was merged, quantised and written.
+    /// A tensor was merged, quantised and written, to one or several files.
     Tensor {
         /// Which one, from 0.
         index: usize,
@@ -51,14 +53,19 @@ pub enum Event {
         n_tensors: usize,
         /// Its name in the file.
         name: String,
-        /// Its type in the file.
+        /// Its type in the first file.
         type_name: &'static str,
-        /// The bytes of the file up to here.
+        /// The bytes of the files up to here.
         written_bytes: u64,
-        /// The size of the file.
+        /// The size of the files.
         file_bytes: u64,
         /// Seconds since the first byte was written.
         seconds: f64,
+    },
+    /// Of a file all is written; now it is checked.
+    Checking {
+        /// The file that is to appear.
+        file: PathBuf,
     },
     /// The file was read back: table, hashes and sampled rows are as meant.
     ReadBack {

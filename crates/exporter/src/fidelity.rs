@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{LoadedModel, engine};
-use crate::merged::{Running, is_merged, merged};
-use crate::plan::Plan;
+use crate::merged::Merged;
+use crate::running::Running;
 use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
 use crate::{Error, Event, Request, Result};
 
@@ -58,44 +58,103 @@ impl Divergence {
 /// Nats below which a gain is noise.
 const LEAST_GAIN: f64 = 0.01;
 
-/// Runs the merged model, and beside it what the engine has loaded.
-///
-/// # Errors
-/// What reading the base and the engine meet.
-pub(crate) fn measure(
-    plan: &Plan,
-    request: &Request,
-    model: &mut dyn LoadedModel,
-    observer: &mut dyn Observer<Event>,
-) -> Result<Option<Fidelity>> {
-    let (tokenizer, most) = (&plan.tokenizer, request.comparison_tokens);
-    let longest = request.num_ctx.min(plan.config.max_positions);
-    let held_out = match &plan.template {
-        Some(template) if most > 0 => {
-            sequences::conversations(tokenizer, template, &request.evaluation, longest, most)?
-        }
-        _ => Vec::new(),
-    };
-    let general = sequences::general(tokenizer, Purpose::Comparing, longest.min(LONGEST_PIECE), most);
-    if held_out.is_empty() && general.is_empty() {
-        return Ok(None);
-    }
-    let with_base = is_merged(&plan.tensors) && !held_out.is_empty();
-    let n_layers = plan.config.n_layers;
-    let total = n_layers * (1 + usize::from(with_base)) + held_out.len() + general.len();
-    let mut progress = Progress { observer, done: 0, total };
+/// The merged model's predictions, which every file of an export is compared with.
+pub(crate) struct Yardstick<'a> {
+    request: &'a Request,
+    merged: &'a Merged,
+    source: &'a dyn TensorSource,
+    /// There once a file was compared.
+    taken: Option<Taken<'a>>,
+}
 
-    let base_nll = match with_base {
-        true => Some(Run::over(&plan.base, plan, &held_out, &mut progress)?.mean_nll(&held_out)?),
-        false => None,
-    };
-    let merged = merged(&plan.base, &plan.tensors);
-    let all: Vec<&Sequence> = held_out.iter().chain(&general).collect();
-    let mut run = Run::over(&merged, plan, all.iter().copied(), &mut progress)?;
-    let (of_rows, of_text) = all.split_at(held_out.len());
-    let held_out = run.compare(of_rows, 0, model, &mut progress)?;
-    let general = run.compare(of_text, of_rows.len(), model, &mut progress)?;
-    Ok(Some(Fidelity { held_out: held_out.map(|divergence| Divergence { base_nll, ..divergence }), general }))
+/// What was run for it.
+struct Taken<'a> {
+    held_out: Vec<Sequence>,
+    general: Vec<Sequence>,
+    /// Over all of them.
+    run: Run<'a>,
+    base_nll: Option<f64>,
+}
+
+impl<'a> Yardstick<'a> {
+    /// `source` are the weights of the merged model.
+    pub(crate) fn new(
+        request: &'a Request,
+        merged: &'a Merged,
+        source: &'a dyn TensorSource,
+    ) -> Yardstick<'a> {
+        Yardstick { request, merged, source, taken: None }
+    }
+
+    /// Runs the merged model, where no file before has needed it, and beside it what the engine has loaded.
+    ///
+    /// # Errors
+    /// What reading the base and the engine meet.
+    pub(crate) fn measure(
+        &mut self,
+        model: &mut dyn LoadedModel,
+        observer: &mut dyn Observer<Event>,
+    ) -> Result<Option<Fidelity>> {
+        let (mut progress, taken) = match &mut self.taken {
+            Some(taken) => (Progress { observer, done: 0, total: taken.n_sequences() }, taken),
+            None => {
+                let (held_out, general) = self.sequences()?;
+                if held_out.is_empty() && general.is_empty() {
+                    return Ok(None);
+                }
+                let n_layers = self.merged.base.config.n_layers;
+                let with_base = self.merged.is_changed() && !held_out.is_empty();
+                let n_sequences = held_out.len() + general.len();
+                let total = n_layers * (1 + usize::from(with_base)) + n_sequences;
+                let mut progress = Progress { observer, done: 0, total };
+                let taken = self.take(held_out, general, with_base, &mut progress)?;
+                (progress, self.taken.insert(taken))
+            }
+        };
+        let Taken { held_out: of_rows, general: of_text, run, base_nll } = taken;
+        let held_out = run.compare(of_rows, 0, model, &mut progress)?;
+        let general = run.compare(of_text, of_rows.len(), model, &mut progress)?;
+        let held_out = held_out.map(|divergence| Divergence { base_nll: *base_nll, ..divergence });
+        Ok(Some(Fidelity { held_out, general }))
+    }
+
+    fn sequences(&self) -> Result<(Vec<Sequence>, Vec<Sequence>)> {
+        let (request, merged) = (self.request, self.merged);
+        let (tokenizer, most) = (&merged.tokenizer, request.comparison_tokens);
+        let longest = request.num_ctx.min(merged.base.config.max_positions);
+        let held_out = match &merged.template {
+            Some(template) if most > 0 => {
+                sequences::conversations(tokenizer, template, &request.evaluation, longest, most)?
+            }
+            _ => Vec::new(),
+        };
+        let piece = longest.min(LONGEST_PIECE);
+        Ok((held_out, sequences::general(tokenizer, Purpose::Comparing, piece, most)))
+    }
+
+    fn take(
+        &self,
+        held_out: Vec<Sequence>,
+        general: Vec<Sequence>,
+        with_base: bool,
+        progress: &mut Progress<'_>,
+    ) -> Result<Taken<'a>> {
+        let base_nll = match with_base {
+            true => {
+                let source = self.merged.base.source();
+                Some(Run::over(source, self.merged, &held_out, progress)?.mean_nll(&held_out)?)
+            }
+            false => None,
+        };
+        let run = Run::over(self.source, self.merged, held_out.iter().chain(&general), progress)?;
+        Ok(Taken { held_out, general, run, base_nll })
+    }
+}
+
+impl Taken<'_> {
+    fn n_sequences(&self) -> usize {
+        self.held_out.len() + self.general.len()
+    }
 }
 
 struct Progress<'a> {
@@ -123,17 +182,17 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn over<'s>(
         source: &'a dyn TensorSource,
-        plan: &Plan,
+        merged: &Merged,
         sequences: impl IntoIterator<Item = &'s Sequence>,
         progress: &mut Progress<'_>,
     ) -> Result<Run<'a>> {
         let ids: Vec<&[u32]> = sequences.into_iter().map(|sequence| &sequence.ids[..]).collect();
-        let Running { mut streamed, .. } = Running::new(&plan.config, source, &ids)?;
+        let Running { mut streamed, .. } = Running::new(&merged.base.config, source, &ids)?;
         let streams = streamed.run(&ids, None, &mut |_| {
             progress.step();
             ControlFlow::Continue(())
         })?;
-        let (hidden, vocab_size) = (plan.config.hidden, plan.config.vocab_size);
+        let (hidden, vocab_size) = (merged.base.config.hidden, merged.base.config.vocab_size);
         Ok(Run { streamed, streams: streams.unwrap_or_default(), hidden, vocab_size })
     }
 
@@ -162,7 +221,7 @@ impl<'a> Run<'a> {
     /// The file's predictions beside these; `first` is the number of the first sequence in the run.
     fn compare(
         &mut self,
-        sequences: &[&Sequence],
+        sequences: &[Sequence],
         first: usize,
         model: &mut dyn LoadedModel,
         progress: &mut Progress<'_>,

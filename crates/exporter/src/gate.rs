@@ -10,7 +10,8 @@ use std::time::Instant;
 use formats::Observer;
 use text::{ChatTemplate, Message, TrainOn};
 
-use crate::fidelity::{self, Divergence};
+use crate::fidelity::{Divergence, Yardstick};
+use crate::merged::Merged;
 use crate::plan::Plan;
 use crate::{Error, Event, GateFigures, Limits, Reference, Request, Result};
 
@@ -84,9 +85,10 @@ const PLAIN_TEXT: &str = "Once upon a time, there was a little house at the edge
 /// # Errors
 /// [`Error::Refused`] with the figure that failed, [`Error::Engine`] when the engine cannot use the file.
 pub(crate) fn pass(
-    plan: &Plan,
+    plan: &Plan<'_>,
     request: &Request,
     path: &Path,
+    yardstick: &mut Yardstick<'_>,
     verifier: &dyn Verifier,
     observer: &mut dyn Observer<Event>,
 ) -> Result<GateFigures> {
@@ -98,12 +100,12 @@ pub(crate) fn pass(
         memory_bytes: model.memory_bytes(),
         ..GateFigures::default()
     };
-    let mut gate = Gate { plan, num_ctx: request.num_ctx, model, figures, sum_nll: 0.0 };
-    match &plan.template {
+    let mut gate = Gate { merged: plan.merged, num_ctx: request.num_ctx, model, figures, sum_nll: 0.0 };
+    match &plan.merged.template {
         Some(template) => gate.measure(template, request, observer)?,
         None => gate.plain_text()?,
     }
-    gate.figures.fidelity = fidelity::measure(plan, request, &mut *gate.model, observer)?;
+    gate.figures.fidelity = yardstick.measure(&mut *gate.model, observer)?;
     let figures = gate.finish();
     observer.observe(Event::Gate { figures: figures.clone(), adapter: request.reference.adapter });
     judge(&figures, &request.reference, &request.limits)?;
@@ -111,7 +113,7 @@ pub(crate) fn pass(
 }
 
 struct Gate<'a> {
-    plan: &'a Plan,
+    merged: &'a Merged,
     num_ctx: usize,
     model: Box<dyn LoadedModel>,
     figures: GateFigures,
@@ -125,7 +127,7 @@ impl Gate<'_> {
         request: &Request,
         observer: &mut dyn Observer<Event>,
     ) -> Result<()> {
-        self.figures.end_of_turn = Some(text::end_of_turn(&self.plan.tokenizer, template)?);
+        self.figures.end_of_turn = Some(text::end_of_turn(&self.merged.tokenizer, template)?);
         if request.evaluation.is_empty() {
             self.prompt(template, &[Message::new("user", "Hello! What is 2 + 3?")])?;
             return self.plain_text();
@@ -142,7 +144,7 @@ impl Gate<'_> {
     fn row(&mut self, template: &ChatTemplate, index: usize, messages: &[Message]) -> Result<(bool, bool)> {
         let (answer, question) = messages.split_last().expect("the plan refuses empty rows");
         let prompt = self.prompt(template, question)?;
-        let encoded = text::encode_conversation(&self.plan.tokenizer, template, messages, TrainOn::Last)?;
+        let encoded = text::encode_conversation(&self.merged.tokenizer, template, messages, TrainOn::Last)?;
         let n_targets = encoded.is_target.iter().filter(|&&is_target| is_target).count();
         let room = self.num_ctx.saturating_sub(prompt.len().max(encoded.ids.len()));
         if room == 0 {
@@ -163,7 +165,7 @@ impl Gate<'_> {
 
     /// The ids of a prompt; the engine's must be the same.
     fn prompt(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
-        let expected = text::encode_prompt(&self.plan.tokenizer, template, messages)?;
+        let expected = text::encode_prompt(&self.merged.tokenizer, template, messages)?;
         let found = self.model.prompt_ids(messages).map_err(engine("render and tokenise with"))?;
         if found == expected {
             return Ok(expected);
@@ -182,7 +184,7 @@ impl Gate<'_> {
 
     /// Without a chat: the likelihood of plain text must at least be a number.
     fn plain_text(&mut self) -> Result<()> {
-        let tokenizer = &self.plan.tokenizer;
+        let tokenizer = &self.merged.tokenizer;
         let mut ids: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
         ids.extend(tokenizer.encode(PLAIN_TEXT));
         ids.truncate(self.num_ctx);

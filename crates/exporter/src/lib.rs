@@ -1,4 +1,4 @@
-//! From a 16-bit base, with or without an adapter, to one checked GGUF: merge, quantise, verify.
+//! From a base, with or without adapters, to a checked GGUF: merge, quantise, verify.
 //!
 //! [`export`] runs the stages in order, each in its own module: everything that can be refused is refused by the
 //! plan before a byte is written; tensors are merged and quantised tile by tile into a `*.tmp` file; that file is
@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod base;
 mod checks;
 mod error;
 mod event;
@@ -17,6 +18,7 @@ mod fidelity;
 mod forms;
 mod gate;
 mod importance;
+mod journal;
 mod license;
 mod measure;
 mod merged;
@@ -27,17 +29,20 @@ mod plan;
 mod read_back;
 mod receipt;
 mod request;
+mod running;
 mod sequences;
 mod types;
 mod write;
 
+pub use base::max_positions;
 pub use error::{Error, Result};
 pub use event::Event;
-pub use export::export;
+pub use export::{export, export_each};
 pub use fidelity::{Divergence, Fidelity};
 pub use forms::{FormReceipt, FormRequest, WrittenFile, export_adapter, export_checkpoint};
 pub use gate::{EngineError, Generation, LoadedModel, Verifier};
-pub use receipt::{GateFigures, Receipt, Sources, Times, TypeCount};
+pub use receipt::{GateFigures, MergedAdapter, Receipt, Sources, Times, TypeCount};
 pub use request::{
-    Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template, TypeOverride,
+    AdapterSource, Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template,
+    TypeOverride,
 };

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use formats::Observer;
 use formats::imatrix::ImportanceMatrix;
-use formats::{Observer, TensorSource};
-use model::ModelConfig;
 use model::importance::Importance;
-use text::{ChatTemplate, Tokenizer};
 
-use crate::merged::Running;
+use crate::merged::Merged;
+use crate::running::Running;
 use crate::sequences::{self, LONGEST_PIECE, Purpose, Sequence};
 use crate::{Calibration, Event, Request, Result, pending};
 
@@ -19,38 +18,28 @@ const NAME: &str = "imatrix.gguf";
 /// What the general text is called among the texts of a matrix.
 const GENERAL: &str = "general text of tune";
 
-/// What is measured.
-pub(crate) struct Subject<'a> {
-    pub(crate) config: &'a ModelConfig,
-    /// The merged weights.
-    pub(crate) source: &'a dyn TensorSource,
-    pub(crate) tokenizer: &'a Tokenizer,
-    pub(crate) template: Option<&'a ChatTemplate>,
-    /// Hash of the adapter's weights, where there is one.
-    pub(crate) adapter_blake3: Option<&'a str>,
-}
-
 /// Measures the matrix, or finds what was measured of the same before; returns its file.
 pub(crate) fn measured(
-    subject: &Subject<'_>,
+    merged: &Merged,
     request: &Request,
     calibration: &Calibration,
     observer: &mut dyn Observer<Event>,
 ) -> Result<PathBuf> {
-    let sequences = sequences(subject, request, calibration)?;
-    let (path, made_of) = (request.output.join(NAME), made_of(subject, &sequences)?);
+    let sequences = sequences(merged, request, calibration)?;
+    let (path, made_of) = (request.matrix_dir.join(NAME), made_of(merged, &sequences)?);
     let n_tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     let is_known = |matrix: ImportanceMatrix| matrix.made_of.as_ref() == Some(&made_of);
     if ImportanceMatrix::read(&path).is_ok_and(is_known) {
         observer.observe(Event::Measured { path: path.clone(), n_tokens, is_new: false });
         return Ok(path);
     }
-    pending::create_dir(&request.output)?;
+    pending::create_dir(&request.matrix_dir)?;
     let ids: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence.ids[..]).collect();
-    let mut running = Running::new(subject.config, subject.source, &ids)?;
-    let importance = Importance::new(&running.device, subject.config)?;
+    let (config, source) = (&merged.base.config, merged.source());
+    let mut running = Running::new(config, &source, &ids)?;
+    let importance = Importance::new(&running.device, config)?;
     running.streamed.run(&ids, Some(&importance), &mut |layer| {
-        observer.observe(Event::Measuring { done: layer + 1, total: subject.config.n_layers });
+        observer.observe(Event::Measuring { done: layer + 1, total: config.n_layers });
         ControlFlow::Continue(())
     })?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -68,10 +57,10 @@ pub(crate) fn measured(
 }
 
 /// Rows of the data whole as far as they fit, texts cut up, and the general text.
-fn sequences(subject: &Subject<'_>, request: &Request, calibration: &Calibration) -> Result<Vec<Sequence>> {
-    let (tokenizer, most) = (subject.tokenizer, calibration.most_tokens);
-    let longest = request.num_ctx.min(subject.config.max_positions);
-    let mut found = match subject.template {
+fn sequences(merged: &Merged, request: &Request, calibration: &Calibration) -> Result<Vec<Sequence>> {
+    let (tokenizer, most) = (&merged.tokenizer, calibration.most_tokens);
+    let longest = request.num_ctx.min(merged.base.config.max_positions);
+    let mut found = match &merged.template {
         Some(template) => {
             sequences::conversations(tokenizer, template, &calibration.conversations, longest, most)?
         }
@@ -92,10 +81,10 @@ fn sequences(subject: &Subject<'_>, request: &Request, calibration: &Calibration
 }
 
 /// Hash of base, adapter and tokens.
-fn made_of(subject: &Subject<'_>, sequences: &[Sequence]) -> Result<String> {
+fn made_of(merged: &Merged, sequences: &[Sequence]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(subject.source.content_hash()?.as_bytes());
-    hasher.update(subject.adapter_blake3.unwrap_or("no adapter").as_bytes());
+    hasher.update(merged.base.source().content_hash()?.as_bytes());
+    hasher.update(merged.sources.adapter_blake3.as_deref().unwrap_or("no adapter").as_bytes());
     for Sequence { ids, .. } in sequences {
         hasher.update(&(ids.len() as u64).to_le_bytes());
         ids.iter().for_each(|id| {

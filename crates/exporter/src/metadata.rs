@@ -5,48 +5,74 @@
 
 use formats::config::GenerationConfig;
 use formats::gguf::{Metadata, Value};
-use model::ModelConfig;
 
-use crate::{Provenance, Request};
+use crate::merged::Merged;
+use crate::{Provenance, Request, Template};
 
 /// Version of the block layouts; llama.cpp's GGML_QNT_VERSION.
 pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 
-/// What metadata is made of, apart from the request.
-pub(crate) struct Parts<'a> {
-    pub(crate) config: &'a ModelConfig,
-    pub(crate) generation: Option<&'a GenerationConfig>,
-    pub(crate) provenance: &'a Provenance,
-    pub(crate) n_parameters: u64,
-    pub(crate) vocabulary: Vec<(String, Value)>,
-    pub(crate) template: Option<&'a str>,
-    /// `tune.*`: name and hash of each source.
-    pub(crate) hashes: Vec<(&'static str, String)>,
-    /// Whole keys about the importance matrix.
-    pub(crate) importance: Vec<(String, Value)>,
-}
-
-pub(crate) fn metadata(request: &Request, parts: Parts) -> Metadata {
-    let mut metadata = Metadata::new();
-    metadata.push("general.architecture", parts.config.family.gguf_architecture());
-    metadata.push("general.type", "model");
-    metadata.extend(sampling(parts.generation));
-    metadata.push("general.name", request.name.as_str());
-    metadata.extend(origin(parts.provenance, parts.n_parameters));
-    let hashes =
-        parts.hashes.into_iter().map(|(name, hash)| (format!("tune.{name}_blake3"), Value::from(hash)));
-    metadata.extend(hashes);
-    metadata.extend(model::config::gguf_metadata(parts.config));
-    metadata.extend(parts.vocabulary);
-    if let Some(template) = parts.template {
-        metadata.insert("tokenizer.chat_template", template);
+/// The keys of a file; `importance` are whole keys about the matrix.
+pub(crate) fn metadata(request: &Request, merged: &Merged, importance: &[(String, Value)]) -> Metadata {
+    let mut metadata = match merged.base.metadata() {
+        Some(of_base) => of_gguf(request, merged, of_base),
+        None => of_folder(request, merged),
+    };
+    let is_there = merged.base.metadata().is_some() && request.template == Template::FromTokenizer;
+    if let Some(template) = merged.template.as_ref().filter(|_| !is_there) {
+        metadata.insert("tokenizer.chat_template", template.source());
     }
+    metadata.remove("general.quantization_version");
+    metadata.remove("general.file_type");
     metadata.push("general.quantization_version", QUANTIZATION_VERSION);
     if let Some(file_type) = request.quant.file_type() {
         metadata.push("general.file_type", file_type);
     }
-    metadata.extend(parts.importance);
+    metadata.extend(importance.iter().cloned());
     metadata
+}
+
+fn of_folder(request: &Request, merged: &Merged) -> Metadata {
+    let config = &merged.base.config;
+    let mut metadata = Metadata::new();
+    metadata.push("general.architecture", config.family.gguf_architecture());
+    metadata.push("general.type", "model");
+    metadata.extend(sampling(merged.generation.as_ref()));
+    metadata.push("general.name", request.name.as_str());
+    metadata.extend(origin(&merged.provenance, merged.n_parameters()));
+    metadata.extend(hashes(merged));
+    metadata.extend(model::config::gguf_metadata(config));
+    metadata.extend(merged.vocabulary.iter().cloned());
+    metadata
+}
+
+/// Those of the base, as `llama-quantize` keeps them; with adapters in it, it is another model, and says of which.
+fn of_gguf(request: &Request, merged: &Merged, of_base: &Metadata) -> Metadata {
+    let is_of_old_matrix = |key: &str| key.starts_with("quantize.imatrix.") && request.importance.is_some();
+    let kept = of_base.entries().iter();
+    let kept = kept.filter(|(key, _)| !key.starts_with("split.") && !is_of_old_matrix(key));
+    let mut metadata: Metadata = kept.cloned().collect();
+    if merged.is_changed() {
+        metadata.insert("general.name", request.name.as_str());
+        for (key, value) in hashes(merged) {
+            metadata.insert(key, value);
+        }
+    }
+    metadata
+}
+
+/// Hashes of what the file is made from.
+fn hashes(merged: &Merged) -> Vec<(String, Value)> {
+    let (provenance, sources) = (&merged.provenance, &merged.sources);
+    let keys = [
+        ("base", Some(&sources.base_blake3)),
+        ("adapter", sources.adapter_blake3.as_ref()),
+        ("recipe", provenance.recipe_blake3.as_ref()),
+        ("dataset", provenance.dataset_blake3.as_ref()),
+    ];
+    let keys = keys.into_iter();
+    keys.filter_map(|(name, hash)| Some((format!("tune.{name}_blake3"), Value::from(hash?.clone()))))
+        .collect()
 }
 
 /// How the base's makers advise to sample.

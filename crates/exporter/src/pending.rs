@@ -4,25 +4,31 @@
 //! leftover from a file that another process is writing right now.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use formats::disk;
 use formats::lock::LockedFile;
 
+use crate::journal::{Journal, Kept};
 use crate::{Error, Result};
 
-/// A locked, empty `*.tmp` beside a final path. Removed on drop unless it got its final name.
-#[derive(Debug)]
+/// A locked `*.tmp` beside a final path, and the journal of how far it is. Removed on drop unless it got its final name.
 pub(crate) struct Pending {
     path: PathBuf,
     temp: PathBuf,
     file: LockedFile,
+    journal: Journal,
+    /// What a killed export of the same left.
+    kept: Option<Kept>,
     is_final: bool,
 }
 
 impl Pending {
     /// Takes over what an interrupted export left, or creates the file; its directory is made where missing.
-    pub(crate) fn create(path: &Path) -> Result<Pending> {
+    ///
+    /// Of a file that was to be the same, which `identity` tells, the beginning that stands is kept; any other is emptied.
+    pub(crate) fn create(path: &Path, identity: &[u8]) -> Result<Pending> {
         let mut temp = path.as_os_str().to_owned();
         temp.push(".tmp");
         let temp = PathBuf::from(temp);
@@ -42,18 +48,28 @@ impl Pending {
                 break file;
             }
         };
-        file.set_len(0).map_err(failed(&temp, "empty"))?;
-        Ok(Pending { path: path.to_owned(), temp, file, is_final: false })
+        let mut journal = Journal::new(path, identity);
+        let kept = journal.kept(&file)?;
+        let length = kept.as_ref().map_or(0, |kept| kept.bytes);
+        file.set_len(length).map_err(failed(&temp, "empty"))?;
+        (&*file).seek(SeekFrom::Start(length)).map_err(failed(&temp, "go on with"))?;
+        journal.begin(kept.as_ref())?;
+        Ok(Pending { path: path.to_owned(), temp, file, journal, kept, is_final: false })
+    }
+
+    /// The beginning that need not be written again.
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// Where to write, and where to record how far it is.
+    pub(crate) fn parts(&mut self) -> (&File, &mut Journal) {
+        (&self.file, &mut self.journal)
     }
 
     /// Reserves room for the whole file; nothing may run out of it half-way.
     pub(crate) fn reserve(&self, bytes: u64) -> Result<()> {
         Ok(disk::reserve(&self.file, &self.path, bytes)?)
-    }
-
-    /// Where to write.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
     }
 
     /// Where the file is until [`Pending::rename`].
@@ -70,6 +86,7 @@ impl Pending {
     pub(crate) fn rename(mut self) -> Result<()> {
         std::fs::rename(&self.temp, &self.path).map_err(failed(&self.path, "create"))?;
         self.is_final = true;
+        self.journal.remove()?;
         sync_directory(&self.path)
     }
 }
@@ -84,6 +101,7 @@ impl Drop for Pending {
         if !self.is_final {
             // The next export of this name removes it where this fails.
             let _ = std::fs::remove_file(&self.temp);
+            let _ = self.journal.remove();
         }
     }
 }
@@ -141,7 +159,7 @@ mod tests {
     fn nothing_stays_of_a_dropped_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sub/x.gguf");
-        drop(Pending::create(&path).unwrap());
+        drop(Pending::create(&path, b"same").unwrap());
         assert!(names(&dir.path().join("sub")).is_empty());
     }
 
@@ -151,8 +169,8 @@ mod tests {
         let path = dir.path().join("x.gguf");
         std::fs::write(dir.path().join("x.gguf.tmp"), "half of something").unwrap();
         std::fs::write(&path, "old").unwrap();
-        let pending = Pending::create(&path).unwrap();
-        pending.file().write_all(b"new").unwrap();
+        let pending = Pending::create(&path, b"same").unwrap();
+        (&*pending.file).write_all(b"new").unwrap();
         pending.sync().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         pending.rename().unwrap();
@@ -164,16 +182,16 @@ mod tests {
     fn a_second_writer_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");
-        let first = Pending::create(&path).unwrap();
-        assert!(matches!(Pending::create(&path), Err(Error::Busy { .. })));
+        let first = Pending::create(&path, b"same").unwrap();
+        assert!(matches!(Pending::create(&path, b"same"), Err(Error::Busy { .. })));
         drop(first);
-        Pending::create(&path).unwrap();
+        Pending::create(&path, b"same").unwrap();
     }
 
     #[test]
     fn more_than_the_disk_has_is_refused_with_need_and_have() {
         let dir = tempfile::tempdir().unwrap();
-        let pending = Pending::create(&dir.path().join("x.gguf")).unwrap();
+        let pending = Pending::create(&dir.path().join("x.gguf"), b"same").unwrap();
         let error = pending.reserve(1 << 60).unwrap_err();
         let Error::Formats(formats::Error::DiskFull { need_bytes, have_bytes, .. }) = error else {
             panic!("{error}")

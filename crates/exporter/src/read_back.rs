@@ -7,8 +7,8 @@ use formats::block;
 use formats::gguf::{Planned, Reader};
 use sha2::Digest;
 
-use crate::plan::{Content, Plan, PlannedTensor};
-use crate::write::merged_rows;
+use crate::plan::{Plan, PlannedTensor};
+use crate::write::check_range;
 use crate::{Error, Result};
 
 /// How far, relative to its root mean square, a decoded row may be from its weights: a row from elsewhere is about
@@ -31,7 +31,7 @@ pub(crate) struct Hashes {
 
 /// Compares the file at `path` with the plan and with the hash of what was written; returns its hashes and how
 /// many rows were compared.
-pub(crate) fn read_back(plan: &Plan, path: &Path, written_blake3: &str) -> Result<(Hashes, usize)> {
+pub(crate) fn read_back(plan: &Plan<'_>, path: &Path, written_blake3: &str) -> Result<(Hashes, usize)> {
     let hashes = hashes(path)?;
     expect("its BLAKE3", written_blake3, &hashes.blake3)?;
     let reader = Reader::open(path)?;
@@ -62,7 +62,7 @@ fn hashes(path: &Path) -> Result<Hashes> {
     Ok(Hashes { blake3: blake3.finalize().to_hex().to_string(), sha256 })
 }
 
-fn check_metadata(plan: &Plan, reader: &Reader) -> Result<()> {
+fn check_metadata(plan: &Plan<'_>, reader: &Reader) -> Result<()> {
     let (planned, found) = (plan.metadata.entries(), reader.metadata().entries());
     expect("its number of keys", &planned.len().to_string(), &found.len().to_string())?;
     for ((key, value), (found_key, found_value)) in planned.iter().zip(found) {
@@ -74,7 +74,7 @@ fn check_metadata(plan: &Plan, reader: &Reader) -> Result<()> {
     Ok(())
 }
 
-fn check_table(plan: &Plan, reader: &Reader) -> Result<()> {
+fn check_table(plan: &Plan<'_>, reader: &Reader) -> Result<()> {
     let found: Vec<Planned> =
         reader.tensors().iter().map(|info| (info.name.clone(), info.shape.clone(), info.ty)).collect();
     expect("its number of tensors", &plan.tensors.len().to_string(), &found.len().to_string())?;
@@ -86,13 +86,14 @@ fn check_table(plan: &Plan, reader: &Reader) -> Result<()> {
 
 /// Makes the first, the last and two rows between anew from the sources, each by itself, and compares bytes; then
 /// decodes them and compares values, so that neither tiling nor permutation nor codec is its own witness.
-fn check_rows(plan: &Plan, tensor: &PlannedTensor, reader: &Reader) -> Result<usize> {
+fn check_rows(plan: &Plan<'_>, planned: &PlannedTensor<'_>, reader: &Reader) -> Result<usize> {
+    let tensor = planned.tensor;
     let info = reader.tensor(&tensor.name).ok_or_else(|| Error::Written {
         place: "its table".to_owned(),
         expected: format!("tensor `{}`", tensor.name),
         actual: "without it".to_owned(),
     })?;
-    let (data, row_bytes) = (reader.data(info), tensor.row_bytes()?);
+    let (data, row_bytes) = (reader.data(info), planned.row_bytes()?);
     let mut rows = [0, tensor.rows / 3, tensor.rows - tensor.rows / 3 - 1, tensor.rows - 1].to_vec();
     rows.dedup();
     let (mut weights, mut blocks) = (Vec::new(), vec![0; row_bytes]);
@@ -101,17 +102,18 @@ fn check_rows(plan: &Plan, tensor: &PlannedTensor, reader: &Reader) -> Result<us
     let limit = if is_coarse { MAX_COARSE_ROW_ERROR } else { MAX_ROW_ERROR };
     for &row in &rows {
         let place = || format!("row {row} of `{}`", tensor.name);
-        let source_row = match &tensor.content {
-            Content::Weight { spec, .. } => spec.hf_row(row),
-            Content::Computed(_) => row,
-        };
-        merged_rows(plan, tensor, source_row, 1, &mut weights)?;
-        tensor.encode(source_row, &weights, &mut blocks)?;
+        let source_row = planned.source_row(row);
+        plan.merged.read_rows(tensor, source_row, 1, &mut weights)?;
+        check_range(planned, source_row, &weights)?;
+        match planned.stored {
+            Some(stored) => blocks.copy_from_slice(&stored[row * row_bytes..(row + 1) * row_bytes]),
+            None => planned.encode(source_row, &weights, &mut blocks)?,
+        }
         let stored = &data[row * row_bytes..(row + 1) * row_bytes];
         if stored != blocks {
             return Err(differs(&place(), "the merged weights", "something else"));
         }
-        block::decode(tensor.ty, stored, &mut decoded)?;
+        block::decode(planned.ty, stored, &mut decoded)?;
         let error = relative_error(&weights, &decoded);
         if error > limit {
             let expected = format!("within {limit} of its weights");

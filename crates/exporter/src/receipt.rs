@@ -68,19 +68,17 @@ pub struct TypeCount {
 }
 
 /// Hashes of what a file was made of: BLAKE3, lower-case hex.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sources {
     /// The base's directory.
     pub base: PathBuf,
     /// Its weights.
     pub base_blake3: String,
-    /// The adapter's directory.
-    pub adapter: Option<PathBuf>,
-    /// Its weights.
+    /// The adapters that were merged.
+    #[serde(default)]
+    pub adapters: Vec<MergedAdapter>,
+    /// The weights of the only adapter; of several, weights and hashes of all.
     pub adapter_blake3: Option<String>,
-    /// Whether the adapter records the base it was trained on (and it is this one); false for an adapter made
-    /// elsewhere, of which only the shapes could be checked.
-    pub adapter_base_checked: Option<bool>,
     /// The importance matrix.
     pub imatrix: Option<PathBuf>,
     /// Its file.
@@ -89,6 +87,20 @@ pub struct Sources {
     pub tokenizer_blake3: String,
     /// The source of the chat template.
     pub template_blake3: Option<String>,
+}
+
+/// An adapter that was merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergedAdapter {
+    /// Its directory.
+    pub path: PathBuf,
+    /// What its update was multiplied with.
+    pub weight: f32,
+    /// Its weights.
+    pub blake3: String,
+    /// Whether it records the base it was trained on (and it is this one); false for an adapter made elsewhere, of which
+    /// only the shapes could be checked.
+    pub base_checked: bool,
 }
 
 /// What a file reached in the engine.

@@ -7,13 +7,15 @@ use model::policy::Quant;
 use serde::{Deserialize, Serialize};
 use text::Message;
 
-/// One export: one base, at most one adapter, one quantisation.
+/// One export: one base, adapters to merge, one quantisation.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The 16-bit base: a directory in Hugging Face layout.
+    /// The base: a directory in Hugging Face layout, or a GGUF.
     pub base: PathBuf,
-    /// The adapter to merge, a directory in PEFT layout; `None` exports the base itself.
-    pub adapter: Option<PathBuf>,
+    /// What is merged into it; nothing exports the base itself.
+    pub adapters: Vec<AdapterSource>,
+    /// Whether a GGUF may be quantised once more whose weights have been rounded to fewer than 16 bits already.
+    pub allow_requantising: bool,
     /// The types of the tensors.
     pub quant: Quant,
     /// Other types than the policy's for tensors whose name matches; the first that does counts.
@@ -22,9 +24,12 @@ pub struct Request {
     pub importance: ImportanceSource,
     /// The directory that receives `<name>-<quant>.gguf`, `Modelfile` and `receipt.json`; made when missing.
     pub output: PathBuf,
+    /// The directory that keeps a measured importance matrix, which files of several quantisations share.
+    pub matrix_dir: PathBuf,
     /// The name of the expert.
     pub name: String,
-    /// The directory with `tokenizer.json` (or `tokenizer.model` alone) and what stands beside it; usually the base.
+    /// The directory with `tokenizer.json` (or `tokenizer.model` alone) and what stands beside it; usually the base, and always
+    /// where that is a GGUF.
     pub tokenizer: PathBuf,
     /// The chat template that goes into the file.
     pub template: Template,
@@ -50,6 +55,31 @@ impl Request {
     pub fn file_name(&self) -> String {
         format!("{}-{}.gguf", self.name, self.quant.name())
     }
+
+    /// Whether another asks for the same model, measured and judged by the same.
+    pub(crate) fn is_of_the_same(&self, other: &Request) -> bool {
+        (&self.base, &self.adapters, &self.tokenizer, &self.template)
+            == (&other.base, &other.adapters, &other.tokenizer, &other.template)
+            && self.importance.is_some() == other.importance.is_some()
+            && (self.num_ctx, self.comparison_tokens) == (other.num_ctx, other.comparison_tokens)
+            && self.evaluation == other.evaluation
+    }
+}
+
+/// An adapter, and how much of it is merged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSource {
+    /// A directory in PEFT layout.
+    pub dir: PathBuf,
+    /// What its update is multiplied with; not 0.
+    pub weight: f32,
+}
+
+impl AdapterSource {
+    /// All of it.
+    pub fn whole(dir: impl Into<PathBuf>) -> AdapterSource {
+        AdapterSource { dir: dir.into(), weight: 1.0 }
+    }
 }
 
 /// A type for some tensors: what `llama-quantize --tensor-type` takes.
@@ -69,7 +99,7 @@ pub enum ImportanceSource {
     None,
     /// A file as llama.cpp writes it, in either layout.
     File(PathBuf),
-    /// It is measured on the merged model, and kept as `imatrix.gguf` in the output directory.
+    /// It is measured on the merged model, and kept as `imatrix.gguf` in [`Request::matrix_dir`].
     Measured(Calibration),
 }
 

@@ -1,12 +1,12 @@
-//! Writing the planned tensors: each is read, merged, quantised and written tile by tile.
+//! Writing the planned tensors of one or several files: each is read, merged, quantised and written tile by tile.
 //!
-//! A tile is shared out over the threads in pieces of a few rows; each piece goes from the base's 16 bits to its
-//! blocks without leaving a core's cache. In memory are two tiles of blocks and one piece a thread, whatever the size
-//! of the tensor.
+//! A tile is shared out over the threads in pieces of a few rows; each piece goes from the base's 16 bits to the blocks of
+//! every file without leaving a core's cache, so that the base is read once however many files are made of it. In memory
+//! are two tiles of blocks a file and one piece a thread, whatever the size of the tensor.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
@@ -15,8 +15,10 @@ use formats::gguf::Writer;
 use formats::{BlockType, Observer};
 use rayon::prelude::*;
 
+use crate::journal::Journal;
+use crate::merged::{Merged, Tensor};
 use crate::pending::Pending;
-use crate::plan::{Content, Plan, PlannedTensor};
+use crate::plan::{Plan, PlannedTensor};
 use crate::{Error, Event, Result};
 
 /// Weights of a tile: large enough for long sequential writes.
@@ -28,59 +30,206 @@ const PIECE_WEIGHTS: usize = 64 << 10;
 /// The largest half-precision number. Scales of every block format are halves, and no sound weight is near it.
 pub(crate) const HALF_MAX: f32 = 65504.0;
 
-/// Writes the whole file and returns its BLAKE3, computed on the way. While a tile is written, the next one is made.
-pub(crate) fn write(plan: &Plan, pending: &Pending, observer: &mut dyn Observer<Event>) -> Result<String> {
-    let written_bytes = AtomicU64::new(0);
-    let hashed = Hashed { out: pending.file(), hasher: blake3::Hasher::new(), bytes: &written_bytes };
-    let out = BufWriter::with_capacity(1 << 20, hashed);
-    let mut writer = Writer::begin(out, &plan.metadata, &plan.entries())?;
-    std::thread::scope(|scope| {
-        let mut syncing = Syncing::start(scope, pending.file());
-        write_tiles(plan, &mut writer, &written_bytes, &mut syncing, observer)?;
-        syncing.finish().map_err(|source| Error::Io {
-            path: pending.temp().to_owned(),
-            action: "sync",
-            source,
-        })
-    })?;
-    let mut out = writer.finish()?;
-    out.flush().map_err(|source| Error::Io { path: pending.temp().to_owned(), action: "write", source })?;
-    let written = written_bytes.load(Ordering::Relaxed);
-    if written != plan.file_bytes {
-        return Err(Error::Written {
-            place: "its size".to_owned(),
-            expected: plan.file_bytes.to_string(),
-            actual: written.to_string(),
-        });
-    }
-    Ok(out.get_ref().hasher.finalize().to_hex().to_string())
+/// A file that is to be written, and where.
+pub(crate) struct Target<'a> {
+    pub(crate) plan: &'a Plan<'a>,
+    pub(crate) pending: &'a mut Pending,
 }
 
-fn write_tiles<W: Write + Send>(
-    plan: &Plan,
-    writer: &mut Writer<W>,
-    written_bytes: &AtomicU64,
-    syncing: &mut Syncing<'_>,
+/// Writes files that are made from the same model, all of them in one pass over it, and returns the BLAKE3 of each,
+/// computed on the way. While a tile is written, the next one is made.
+///
+/// A file that fails does not hold up the others.
+///
+/// # Errors
+/// What reading meets, which ends all.
+pub(crate) fn write(
+    merged: &Merged,
+    targets: Vec<Target<'_>>,
     observer: &mut dyn Observer<Event>,
-) -> Result<()> {
-    let (mut next, mut ready) = (Vec::new(), Vec::new());
+) -> Result<Vec<Result<String>>> {
+    std::thread::scope(|scope| {
+        let mut files: Vec<Writing<'_>> = Vec::with_capacity(targets.len());
+        for Target { plan, pending } in targets {
+            files.push(Writing::begin(scope, plan, pending));
+        }
+        write_tiles(merged, &mut files, observer)?;
+        Ok(files.into_iter().map(Writing::finish).collect())
+    })
+}
+
+fn write_tiles(merged: &Merged, files: &mut [Writing<'_>], observer: &mut dyn Observer<Event>) -> Result<()> {
     let mut waiting: Option<Tile> = None;
-    let progress = Progress { plan, written_bytes, started: Instant::now() };
-    for tile in tiles(plan) {
-        let (written, made) = rayon::join(
-            || if waiting.is_some() { writer.write_part(&ready) } else { Ok(()) },
-            || make(plan, tile, &mut next),
+    let progress = Progress::begin(merged, files);
+    for tile in tiles(merged) {
+        if files.iter().all(|file| !file.wants(tile)) {
+            continue;
+        }
+        let (mut ready, mut next): (Vec<_>, Vec<_>) = files.iter_mut().map(Writing::halves).unzip();
+        let (_, made) = rayon::join(
+            || {
+                if let Some(tile) = waiting {
+                    ready.iter_mut().for_each(|half| half.put(tile));
+                }
+            },
+            || make(merged, tile, &mut next),
         );
-        written?;
-        syncing.have_written(written_bytes.load(Ordering::Relaxed));
-        progress.report(waiting, observer);
         made?;
-        std::mem::swap(&mut next, &mut ready);
+        progress.report(waiting, files, observer);
+        files.iter_mut().for_each(Writing::turn);
         waiting = Some(tile);
     }
-    writer.write_part(&ready)?;
-    progress.report(waiting, observer);
+    if let Some(tile) = waiting {
+        files.iter_mut().for_each(|file| file.halves().0.put(tile));
+    }
+    progress.report(waiting, files, observer);
     Ok(())
+}
+
+/// A file under construction.
+struct Writing<'a> {
+    next: Making<'a>,
+    ready: Putting<'a>,
+}
+
+/// The half of it in which a tile is made.
+struct Making<'a> {
+    plan: &'a Plan<'a>,
+    blocks: Vec<u8>,
+    /// Tensors that stood complete at the beginning.
+    n_kept: usize,
+    failure: Option<Error>,
+}
+
+/// The half of it from which a tile is written.
+struct Putting<'a> {
+    plan: &'a Plan<'a>,
+    blocks: Vec<u8>,
+    n_kept: usize,
+    out: Option<Out<'a>>,
+    failure: Option<Error>,
+}
+
+/// Where it is written.
+struct Out<'a> {
+    writer: Writer<BufWriter<Hashed<'a>>>,
+    journal: &'a mut Journal,
+    syncing: Syncing<'a>,
+    temp: PathBuf,
+}
+
+impl<'a> Writing<'a> {
+    fn begin(scope: &'a Scope<'a, '_>, plan: &'a Plan<'a>, pending: &'a mut Pending) -> Writing<'a> {
+        let n_kept = pending.kept().map_or(0, |kept| kept.n_tensors);
+        let (out, failure) = match Out::begin(scope, plan, pending) {
+            Ok(out) => (Some(out), None),
+            Err(error) => (None, Some(error)),
+        };
+        Writing {
+            next: Making { plan, blocks: Vec::new(), n_kept, failure: None },
+            ready: Putting { plan, blocks: Vec::new(), n_kept, out, failure },
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.next.failure.is_some() || self.ready.failure.is_some()
+    }
+
+    fn wants(&self, tile: Tile) -> bool {
+        !self.has_failed() && tile.tensor >= self.next.n_kept
+    }
+
+    fn halves(&mut self) -> (&mut Putting<'a>, &mut Making<'a>) {
+        (&mut self.ready, &mut self.next)
+    }
+
+    /// What was made is ready.
+    fn turn(&mut self) {
+        std::mem::swap(&mut self.next.blocks, &mut self.ready.blocks);
+        if self.next.failure.is_some() && self.ready.failure.is_none() {
+            self.ready.failure = self.next.failure.take();
+        }
+        // Nothing more is made for a file that has failed.
+        if self.ready.failure.is_some() {
+            self.next.n_kept = usize::MAX;
+        }
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.ready.out.as_ref().map_or(0, |out| out.writer.get_ref().get_ref().bytes)
+    }
+
+    fn finish(self) -> Result<String> {
+        match (self.ready.failure, self.ready.out) {
+            (Some(error), _) => Err(error),
+            (None, Some(out)) => out.finish(self.ready.plan.file_bytes),
+            (None, None) => unreachable!("a file without an end has failed"),
+        }
+    }
+}
+
+impl Putting<'_> {
+    fn put(&mut self, tile: Tile) {
+        if self.failure.is_some() || tile.tensor < self.n_kept {
+            return;
+        }
+        let is_last = tile.first_row + tile.n_rows == self.plan.tensors[tile.tensor].tensor.rows;
+        let out = self.out.as_mut().expect("a file without an end has failed");
+        self.failure = out.put(&self.blocks, is_last.then_some(tile.tensor + 1)).err();
+    }
+}
+
+impl<'a> Out<'a> {
+    fn begin(scope: &'a Scope<'a, '_>, plan: &'a Plan<'a>, pending: &'a mut Pending) -> Result<Out<'a>> {
+        let temp = pending.temp().to_owned();
+        let kept = pending.kept().map(|kept| (kept.n_tensors, kept.bytes, kept.hasher.clone()));
+        let (file, journal) = pending.parts();
+        let entries = plan.entries();
+        let hashed = |bytes, hasher| BufWriter::with_capacity(1 << 20, Hashed { out: file, hasher, bytes });
+        let writer = match kept {
+            Some((n_tensors, bytes, hasher)) => {
+                Writer::go_on(hashed(bytes, hasher), &plan.metadata, &entries, n_tensors)?
+            }
+            None => Writer::begin(hashed(0, blake3::Hasher::new()), &plan.metadata, &entries)?,
+        };
+        Ok(Out { writer, journal, syncing: Syncing::start(scope, file), temp })
+    }
+
+    /// Writes a tile; after the last of a tensor so many tensors are complete.
+    fn put(&mut self, blocks: &[u8], n_complete: Option<usize>) -> Result<()> {
+        self.writer.write_part(blocks)?;
+        let bytes = self.writer.get_ref().get_ref().bytes;
+        self.syncing.have_written(bytes);
+        if let Some(n_tensors) = n_complete
+            && self.journal.wants(bytes)
+        {
+            let out = self.writer.get_mut();
+            out.flush().map_err(failed(&self.temp, "write"))?;
+            let hashed = out.get_ref();
+            self.journal.line(n_tensors, hashed.bytes, &hashed.hasher)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, file_bytes: u64) -> Result<String> {
+        let mut out = self.writer.finish()?;
+        out.flush().map_err(failed(&self.temp, "write"))?;
+        self.syncing.finish().map_err(failed(&self.temp, "sync"))?;
+        let Hashed { bytes: written, hasher, .. } = out.get_ref();
+        if *written != file_bytes {
+            return Err(Error::Written {
+                place: "its size".to_owned(),
+                expected: file_bytes.to_string(),
+                actual: written.to_string(),
+            });
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path, action, source }
 }
 
 /// Bytes after which the disk is asked to begin.
@@ -130,9 +279,9 @@ struct Tile {
     n_rows: usize,
 }
 
-/// All of the file, in its order.
-fn tiles(plan: &Plan) -> impl Iterator<Item = Tile> + '_ {
-    plan.tensors.iter().enumerate().flat_map(|(index, tensor)| {
+/// All of a file, in its order.
+fn tiles(merged: &Merged) -> impl Iterator<Item = Tile> + '_ {
+    merged.tensors.iter().enumerate().flat_map(|(index, tensor)| {
         let at_once = tile_rows(tensor);
         (0..tensor.rows).step_by(at_once).map(move |first_row| {
             let n_rows = at_once.min(tensor.rows - first_row);
@@ -141,113 +290,133 @@ fn tiles(plan: &Plan) -> impl Iterator<Item = Tile> + '_ {
     })
 }
 
-/// How far the file is.
+/// How far the files are, all of them together.
 struct Progress<'a> {
-    plan: &'a Plan,
-    written_bytes: &'a AtomicU64,
+    merged: &'a Merged,
+    file_bytes: u64,
     started: Instant,
 }
 
-impl Progress<'_> {
+impl<'a> Progress<'a> {
+    fn begin(merged: &'a Merged, files: &[Writing<'_>]) -> Progress<'a> {
+        let file_bytes = files.iter().map(|file| file.ready.plan.file_bytes).sum();
+        Progress { merged, file_bytes, started: Instant::now() }
+    }
+
     /// Tells of a tensor once its last tile is written.
-    fn report(&self, tile: Option<Tile>, observer: &mut dyn Observer<Event>) {
+    fn report(&self, tile: Option<Tile>, files: &[Writing<'_>], observer: &mut dyn Observer<Event>) {
         let Some(Tile { tensor: index, first_row, n_rows }) = tile else { return };
-        let tensor = &self.plan.tensors[index];
+        let tensor = &self.merged.tensors[index];
+        let Some(first) = files.iter().find(|file| !file.has_failed()) else { return };
         if first_row + n_rows == tensor.rows {
             observer.observe(Event::Tensor {
                 index,
-                n_tensors: self.plan.tensors.len(),
+                n_tensors: self.merged.tensors.len(),
                 name: tensor.name.clone(),
-                type_name: tensor.ty.name(),
-                written_bytes: self.written_bytes.load(Ordering::Relaxed),
-                file_bytes: self.plan.file_bytes,
+                type_name: first.ready.plan.tensors[index].ty.name(),
+                written_bytes: files.iter().map(Writing::written_bytes).sum(),
+                file_bytes: self.file_bytes,
                 seconds: self.started.elapsed().as_secs_f64(),
             });
         }
     }
 }
 
-/// The blocks of a tile in the order of the file.
-fn make(plan: &Plan, tile: Tile, blocks: &mut Vec<u8>) -> Result<()> {
-    let Tile { tensor, first_row, n_rows } = tile;
-    let tensor = &plan.tensors[tensor];
-    let row_bytes = tensor.row_bytes()?;
-    blocks.resize(n_rows * row_bytes, 0);
-    encode_rows(plan, tensor, first_row, blocks)?;
-    if let Content::Weight { spec, .. } = &tensor.content
-        && spec.permute.is_some()
-    {
-        let in_order = std::mem::take(blocks);
-        blocks.reserve(in_order.len());
-        for row in first_row..first_row + n_rows {
-            let at = (spec.hf_row(row) - first_row) * row_bytes;
-            blocks.extend_from_slice(&in_order[at..at + row_bytes]);
+/// The blocks of a tile, for each file in its order; a file for which they cannot be made says why.
+///
+/// # Errors
+/// What reading meets.
+fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
+    let wants = |file: &&mut &mut Making<'_>| tile.tensor >= file.n_kept && file.failure.is_none();
+    let mut made: Vec<&mut Making<'_>> = Vec::new();
+    for file in files.iter_mut().filter(wants) {
+        let planned = &file.plan.tensors[tile.tensor];
+        match planned.row_bytes() {
+            Ok(row_bytes) => file.blocks.resize(tile.n_rows * row_bytes, 0),
+            Err(error) => {
+                file.failure = Some(error);
+                continue;
+            }
+        }
+        match planned.stored {
+            Some(stored) => {
+                let row_bytes = file.blocks.len() / tile.n_rows;
+                let rows = tile.first_row * row_bytes..(tile.first_row + tile.n_rows) * row_bytes;
+                file.blocks.copy_from_slice(&stored[rows]);
+            }
+            None => made.push(file),
+        }
+    }
+    encode(merged, tile, &mut made)?;
+    for file in made {
+        let planned = &file.plan.tensors[tile.tensor];
+        if planned.tensor.spec().is_some_and(|spec| spec.permute.is_some()) {
+            put_in_order(planned, tile, &mut file.blocks);
         }
     }
     Ok(())
 }
 
-/// Rows of a tile: whole heads where rows move within a head.
-fn tile_rows(tensor: &PlannedTensor) -> usize {
-    let rows = (TILE_WEIGHTS / tensor.cols).max(1);
-    match &tensor.content {
-        Content::Weight { spec, .. } => match spec.permute {
-            Some(n_heads) => {
-                let head_rows = tensor.rows / n_heads;
-                (rows / head_rows).max(1) * head_rows
-            }
-            None => rows,
-        },
-        Content::Computed(_) => rows,
-    }
-}
-
-/// Fills `blocks` with consecutive rows in the order of the base.
-fn encode_rows(plan: &Plan, tensor: &PlannedTensor, first_row: usize, blocks: &mut [u8]) -> Result<()> {
-    let row_bytes = tensor.row_bytes()?;
+/// Fills the blocks of each file with the tile's rows in the order of the base.
+fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
+    let tensor = &merged.tensors[tile.tensor];
     let piece_rows = (PIECE_WEIGHTS / tensor.cols).max(1);
-    let pieces = blocks.par_chunks_mut(piece_rows * row_bytes).enumerate();
-    pieces.try_for_each_init(Vec::new, |weights, (piece, blocks)| {
-        let first_row = first_row + piece * piece_rows;
-        merged_rows(plan, tensor, first_row, blocks.len() / row_bytes, weights)?;
-        tensor.encode(first_row, weights, blocks)
-    })
-}
-
-/// Rows of a tensor in the order of the base, with the adapter's update, checked to be numbers that the type holds.
-pub(crate) fn merged_rows(
-    plan: &Plan,
-    tensor: &PlannedTensor,
-    first_row: usize,
-    n_rows: usize,
-    out: &mut Vec<f32>,
-) -> Result<()> {
-    match &tensor.content {
-        Content::Computed(values) => {
-            out.clear();
-            out.extend_from_slice(&values[first_row * tensor.cols..(first_row + n_rows) * tensor.cols]);
-        }
-        Content::Weight { spec, update } => {
-            if spec.role.is_vector() {
-                spec.read(&plan.base, out)?;
-                out.truncate((first_row + n_rows) * tensor.cols);
-                out.drain(..first_row * tensor.cols);
-            } else {
-                let merge = |rows: &mut [f32], first_row: usize| {
-                    if let Some(update) = update {
-                        update.add_to(rows, first_row);
-                    }
-                };
-                spec.read_changed_rows(&plan.base, first_row..first_row + n_rows, &merge, out)?;
-            }
-            spec.held.of(out);
+    let n_pieces = tile.n_rows.div_ceil(piece_rows);
+    // Of each piece, the blocks of each file.
+    let mut pieces: Vec<Vec<(&PlannedTensor<'_>, &mut [u8])>> = (0..n_pieces).map(|_| Vec::new()).collect();
+    if files.is_empty() {
+        return Ok(());
+    }
+    for file in files.iter_mut() {
+        let planned = &file.plan.tensors[tile.tensor];
+        let row_bytes = file.blocks.len() / tile.n_rows;
+        let of_file = file.blocks.chunks_mut((piece_rows * row_bytes).max(1));
+        pieces.iter_mut().zip(of_file).for_each(|(piece, blocks)| piece.push((planned, blocks)));
+    }
+    let failures = pieces.into_par_iter().enumerate().map_init(Vec::new, |weights, (piece, blocks)| {
+        let first = piece * piece_rows;
+        let first_row = tile.first_row + first;
+        merged.read_rows(tensor, first_row, piece_rows.min(tile.n_rows - first), weights)?;
+        let encoded = blocks.into_iter().map(|(planned, blocks)| {
+            check_range(planned, first_row, weights)?;
+            planned.encode(first_row, weights, blocks)
+        });
+        Ok(encoded.map(Result::err).collect::<Vec<_>>())
+    });
+    for of_piece in failures.collect::<Result<Vec<_>>>()? {
+        for (file, failure) in files.iter_mut().zip(of_piece) {
+            file.failure = file.failure.take().or(failure);
         }
     }
-    check_range(tensor, first_row, out)
+    Ok(())
 }
 
-fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Result<()> {
-    let limit = match tensor.ty {
+/// Brings a tile's rows into the order of the file.
+fn put_in_order(planned: &PlannedTensor<'_>, tile: Tile, blocks: &mut Vec<u8>) {
+    let row_bytes = blocks.len() / tile.n_rows;
+    let in_order = std::mem::take(blocks);
+    blocks.reserve(in_order.len());
+    for row in tile.first_row..tile.first_row + tile.n_rows {
+        let at = (planned.source_row(row) - tile.first_row) * row_bytes;
+        blocks.extend_from_slice(&in_order[at..at + row_bytes]);
+    }
+}
+
+/// Rows of a tile: whole heads where rows move within a head.
+fn tile_rows(tensor: &Tensor) -> usize {
+    let rows = (TILE_WEIGHTS / tensor.cols).max(1);
+    match tensor.spec().and_then(|spec| spec.permute) {
+        Some(n_heads) => {
+            let head_rows = tensor.rows / n_heads;
+            (rows / head_rows).max(1) * head_rows
+        }
+        None => rows,
+    }
+}
+
+/// Whether the type can hold the weights.
+pub(crate) fn check_range(planned: &PlannedTensor<'_>, first_row: usize, weights: &[f32]) -> Result<()> {
+    let limit = match planned.ty {
         BlockType::F32 | BlockType::BF16 => f32::MAX,
         _ => HALF_MAX,
     };
@@ -257,12 +426,13 @@ fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Res
         return Ok(());
     }
     let at = weights.iter().position(|&weight| !fits(weight)).expect("a weight did not fit above");
+    let Tensor { name, cols, .. } = planned.tensor;
     Err(Error::OutOfRange {
-        tensor: tensor.name.clone(),
-        row: first_row + at / tensor.cols,
-        column: at % tensor.cols,
+        tensor: name.clone(),
+        row: first_row + at / cols,
+        column: at % cols,
         value: weights[at],
-        type_name: tensor.ty.name(),
+        type_name: planned.ty.name(),
         limit,
     })
 }
@@ -271,14 +441,14 @@ fn check_range(tensor: &PlannedTensor, first_row: usize, weights: &[f32]) -> Res
 struct Hashed<'a> {
     out: &'a File,
     hasher: blake3::Hasher,
-    bytes: &'a AtomicU64,
+    bytes: u64,
 }
 
 impl Write for Hashed<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let n = self.out.write(bytes)?;
         self.hasher.update(&bytes[..n]);
-        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        self.bytes += n as u64;
         Ok(n)
     }
 

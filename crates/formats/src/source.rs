@@ -5,6 +5,15 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// Which names a source of a model's tensors uses, and with them which order of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// A checkpoint's: `model.layers.0.self_attn.q_proj.weight`.
+    Hf,
+    /// A GGUF's: `blk.0.attn_q.weight`.
+    Gguf,
+}
+
 /// Named tensors, readable row by row so that no reader needs a whole tensor in memory.
 ///
 /// A tensor of shape [d0, .., dn] has d0·..·d(n-1) rows of dn values; a 1-D tensor is one row, a scalar one row
@@ -38,6 +47,11 @@ pub trait TensorSource: Sync {
     /// # Errors
     /// What reading the files meets.
     fn content_hash(&self) -> Result<String>;
+
+    /// The names and the order of rows that it has.
+    fn naming(&self) -> Naming {
+        Naming::Hf
+    }
 
     /// The path that errors and reports name for this source.
     fn label(&self) -> PathBuf {

@@ -54,7 +54,6 @@ fn write_gguf(path: &Path, config: &ModelConfig, quant: Quant) {
     for (spec, ty) in specs.iter().zip(types) {
         let mut floats = Vec::new();
         spec.read(&source, &mut floats).unwrap();
-        spec.held.of(&mut floats);
         let mut blocks = vec![0; spec.rows * ty.row_bytes(spec.cols).unwrap()];
         block::encode(ty, &interleaved(config, spec, floats), spec.cols, None, &mut blocks).unwrap();
         writer.write_tensor(&blocks).unwrap();

@@ -16,16 +16,13 @@ type Table = HashMap<String, Vec<usize>>;
 
 /// Names and shapes without weights.
 #[derive(Clone)]
-struct Shapes(Table);
+struct Shapes(Table, Naming);
 
 impl Shapes {
     fn of(config: &ModelConfig, naming: Naming) -> Shapes {
-        let names = |spec: &TensorSpec| match naming {
-            Naming::Hf => spec.hf_names(),
-            Naming::Gguf => vec![spec.gguf.clone()],
-        };
-        let named = |spec: TensorSpec| names(&spec).into_iter().map(move |name| (name, spec.shape(naming)));
-        Shapes(family::tensors(config).into_iter().flat_map(named).collect())
+        let named =
+            |spec: TensorSpec| spec.names(naming).into_iter().map(move |name| (name, spec.shape(naming)));
+        Shapes(family::tensors(config).into_iter().flat_map(named).collect(), naming)
     }
 }
 
@@ -44,6 +41,10 @@ impl TensorSource for Shapes {
 
     fn content_hash(&self) -> formats::Result<String> {
         Ok(String::new())
+    }
+
+    fn naming(&self) -> Naming {
+        self.1
     }
 }
 
@@ -93,8 +94,9 @@ fn tables_equal_published_checkpoints() {
             let shape = entry[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
             (entry[0].as_str().unwrap().to_owned(), shape)
         };
-        let published = Shapes(listed["tensors"].as_array().unwrap().iter().map(tensor).collect());
-        family::check(&config, &published, Naming::Hf).unwrap();
+        let published =
+            Shapes(listed["tensors"].as_array().unwrap().iter().map(tensor).collect(), Naming::Hf);
+        family::check(&config, &published).unwrap();
         let n_bytes = 2 * config.n_weights() as u64;
         // A head that is shipped although the model is tied, and a vision tower.
         let known: Vec<String> = family::tensors(&config).into_iter().map(|spec| spec.hf).collect();
@@ -165,11 +167,11 @@ fn one_group_may_be_a_row_or_a_vector() {
     let mut shapes = Shapes::of(&config, Naming::Gguf);
     let norm = "blk.3.ssm_norm.weight".to_owned();
     assert_eq!(shapes.0[&norm], [8192]);
-    family::check(&config, &shapes, Naming::Gguf).unwrap();
+    family::check(&config, &shapes).unwrap();
     shapes.0.insert(norm.clone(), vec![1, 8192]);
-    family::check(&config, &shapes, Naming::Gguf).unwrap();
+    family::check(&config, &shapes).unwrap();
     shapes.0.insert(norm, vec![2, 4096]);
-    let error = family::check(&config, &shapes, Naming::Gguf).unwrap_err().to_string();
+    let error = family::check(&config, &shapes).unwrap_err().to_string();
     assert_eq!(error, "tensor `blk.3.ssm_norm.weight` has shape [2, 4096], expected [8192]");
 }
 
@@ -301,7 +303,7 @@ fn deepseek_v2_lite_has_its_published_tensors() {
     let missing = |name: &str| {
         let mut shapes = Shapes::of(&config, Naming::Hf);
         assert!(shapes.0.remove(name).is_some(), "{name}");
-        family::check(&config, &shapes, Naming::Hf).unwrap_err().to_string()
+        family::check(&config, &shapes).unwrap_err().to_string()
     };
     expect_test::expect![
         "tensor `model.layers.3.mlp.experts.7.up_proj.weight` is missing (1 of 5291 tensors are)"
@@ -454,7 +456,7 @@ fn wrong_tensors_are_named() {
     let check = |change: &dyn Fn(&mut Table), expected: Option<&str>| {
         let mut shapes = right.clone();
         change(&mut shapes.0);
-        let found = family::check(&config, &shapes, Naming::Hf).err().map(|error| error.to_string());
+        let found = family::check(&config, &shapes).err().map(|error| error.to_string());
         assert_eq!(found.as_deref(), expected);
     };
     let key = "model.layers.1.self_attn.k_proj.weight";
@@ -545,7 +547,7 @@ fn a_gemma_3_that_also_sees_has_the_names_of_its_checkpoint() {
     for (mut shapes, tower) in [(published, "vision_tower."), (renamed, "model.vision_tower.")] {
         shapes.0.insert(format!("{tower}embeddings.patch_embedding.bias"), vec![32]);
         let config = config.clone().named_as_in(&shapes);
-        family::check(&config, &shapes, Naming::Hf).unwrap();
+        family::check(&config, &shapes).unwrap();
         // PEFT's names, on which its version of the model and not the file decides.
         assert_eq!(family::linears(&config)[0].module, "model.language_model.layers.0.self_attn.q_proj");
     }

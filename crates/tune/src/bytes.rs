@@ -32,6 +32,12 @@ pub fn show(bytes: u64) -> String {
     }
 }
 
+/// The same where a budget is meant: `8 GB`, `7.5 GB`.
+pub fn show_round(bytes: u64) -> String {
+    let (unit, name) = if bytes >= GIB { (GIB, "GB") } else { (MIB, "MB") };
+    format!("{} {name}", (10.0 * bytes as f64 / unit as f64).round() / 10.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +59,7 @@ mod tests {
         assert_eq!(show(4 * KIB), "4.0 KiB");
         assert_eq!(show(19_818_086), "18.9 MiB");
         assert_eq!(show(8 * GIB), "8.00 GiB");
+        assert_eq!((show_round(8 * GIB), show_round(900 * MIB)), ("8 GB".into(), "900 MB".into()));
+        assert_eq!(show_round(15 * GIB / 2), "7.5 GB");
     }
 }

@@ -46,18 +46,27 @@ pub struct Train {
 
 #[derive(Debug, clap::Args)]
 pub struct Export {
-    /// A run (runs/quickstart), or a base to export without an adapter: its folder, or hf.co/OWNER/NAME
+    /// A run (runs/quickstart), or a base: its folder, a GGUF, or hf.co/OWNER/NAME
     pub source: PathBuf,
     /// q4_k_m (the default, if the recipe names none), q5_k_m, q6_k, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q5_k_s,
     /// q4_0, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, iq3_m, iq3_s, bf16, f16 or f32; with an importance matrix iq3_xs,
     /// iq3_xxs, iq2_m, iq2_s, iq2_xs and iq2_xxs too
     ///
-    /// Several, with commas between, are exported one after another, each into a folder of its name.
+    /// Several, with commas between, are made in one pass over the base, each in a folder of its name.
     #[arg(long, value_delimiter = ',')]
     pub quant: Vec<String>,
     /// Go on past a quantisation that is refused, and show at the end what each is worth
     #[arg(long)]
     pub compare: bool,
+    /// The memory that the result is to fit in, for --compare [default: the recipe's, or 8GB]
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub budget: Option<u64>,
+    /// Merge this adapter too, all of it or so much: a run, or a directory in PEFT's layout; may be repeated
+    #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
+    pub adapters: Vec<String>,
+    /// Quantise a GGUF once more that has fewer than 16 bits already, and lose more than from the original
+    #[arg(long = "allow-requantize")]
+    pub allow_requantize: bool,
     /// Another type for the tensors whose name matches, such as `ffn_down=q6_k`: llama-quantize's --tensor-type
     #[arg(long = "tensor-type", value_name = "PATTERN=TYPE")]
     pub types: Vec<String>,

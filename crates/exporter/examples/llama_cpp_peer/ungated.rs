@@ -15,11 +15,13 @@ use text::{ChatTemplate, Message, Tokenizer};
 pub fn request(checkpoint: &Path, quant: Quant, out_dir: &Path, name: &str) -> Request {
     Request {
         base: checkpoint.to_owned(),
-        adapter: None,
+        adapters: Vec::new(),
+        allow_requantising: false,
         quant,
         types: Vec::new(),
         importance: ImportanceSource::None,
         output: out_dir.to_owned(),
+        matrix_dir: out_dir.to_owned(),
         name: name.to_owned(),
         tokenizer: checkpoint.to_owned(),
         template: Template::FromTokenizer,

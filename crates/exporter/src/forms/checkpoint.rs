@@ -31,15 +31,16 @@ const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
 pub fn export_checkpoint(request: &FormRequest, observer: &mut dyn Observer<Event>) -> Result<FormReceipt> {
     let inputs = Inputs::open(request)?;
     let path = request.output.join(format!("{}-merged", request.name));
-    let shards = shards(&inputs.base)?;
+    let base = inputs.base.folder("a merged checkpoint")?;
+    let shards = shards(base)?;
     let need_bytes: u64 = shards.iter().flatten().map(|(_, _, bytes)| bytes).sum();
     disk::check_room(&path, need_bytes)?;
     pending::create_dir(&request.output)?;
     let mut progress = Progress::begin(observer, &shards);
     let receipt = atomic::write_dir(&path, |dir| {
-        let mut names = write_weights(dir, &inputs, &shards, &mut progress)?;
+        let mut names = write_weights(dir, (&inputs, base), &shards, &mut progress)?;
         names.extend(copy_small_files(&request.base, dir)?);
-        check(dir, &inputs)?;
+        check(dir, &inputs, base)?;
         let receipt = inputs.receipt(request, "merged-hf", dir, &names)?;
         let receipt = FormReceipt { path: path.clone(), ..receipt };
         json::write(&dir.join("receipt.json"), &receipt)?;
@@ -105,17 +106,17 @@ impl<'a> Progress<'a> {
 
 /// The adapter's updates by the names of the base's tensors.
 fn merged(inputs: &Inputs) -> Shifted<'_> {
-    let specs = family::tensors(&inputs.config).into_iter();
+    let specs = family::tensors(&inputs.base.config).into_iter();
     let updates = specs.filter_map(|spec| {
-        let update = inputs.adapter.updates.get(spec.module())?;
-        Some((spec.hf.clone(), update.clone()))
+        let update = inputs.adapter.updates.get(spec.module())?.clone();
+        Some((spec, update))
     });
-    Shifted::by(&inputs.base, updates.collect())
+    Shifted::by(inputs.base.source(), updates)
 }
 
 fn write_weights(
     dir: &Path,
-    inputs: &Inputs,
+    (inputs, base): (&Inputs, &Checkpoint),
     shards: &[Vec<Entry>],
     progress: &mut Progress<'_>,
 ) -> Result<Vec<String>> {
@@ -129,7 +130,7 @@ fn write_weights(
         };
         let planned: Vec<PlannedTensor> = shard
             .iter()
-            .map(|(name, ty, _)| (name.clone(), inputs.base.shape(name).unwrap_or_default(), *ty))
+            .map(|(name, ty, _)| (name.clone(), base.shape(name).unwrap_or_default(), *ty))
             .collect();
         write_safetensors_in_parts(&dir.join(&file), &planned, |at, put| {
             let (name, shape, ty) = &planned[at];
@@ -200,14 +201,14 @@ fn copy_small_files(base: &Path, dir: &Path) -> Result<Vec<String>> {
 }
 
 /// What was written opens as a checkpoint of the model, and rows of every tensor are those of the merge.
-fn check(dir: &Path, inputs: &Inputs) -> Result<()> {
+fn check(dir: &Path, inputs: &Inputs, base: &Checkpoint) -> Result<()> {
     let (written, source) = (Checkpoint::open(dir)?, merged(inputs));
-    family::check(&inputs.config, &written, family::Naming::Hf)?;
+    family::check(&inputs.base.config, &written)?;
     let (mut found, mut expected) = (Vec::new(), Vec::new());
-    for name in inputs.base.tensor_names() {
-        let tensor = inputs.base.tensor(&name).ok_or_else(|| missing(&inputs.base, &name))?;
+    for name in base.tensor_names() {
+        let tensor = base.tensor(&name).ok_or_else(|| missing(base, &name))?;
         let (rows, cols) = formats::source::rows_and_cols(&tensor.shape);
-        let ty = tensor.block_type().ok_or_else(|| missing(&inputs.base, &name))?;
+        let ty = tensor.block_type().ok_or_else(|| missing(base, &name))?;
         for row in [0, rows / 2, rows - 1] {
             source.read_rows(&name, row..row + 1, &mut expected)?;
             written.read_rows(&name, row..row + 1, &mut found)?;

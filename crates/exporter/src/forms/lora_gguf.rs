@@ -56,7 +56,7 @@ pub fn export_adapter(request: &FormRequest) -> Result<FormReceipt> {
 
 /// The adapted matrices in the order of a GGUF.
 fn pairs(inputs: &Inputs) -> Result<Vec<Pair>> {
-    let mut specs = family::tensors(&inputs.config);
+    let mut specs = family::tensors(&inputs.base.config);
     family::sort_for_gguf(&mut specs);
     let mut pairs = Vec::with_capacity(inputs.adapter.updates.len());
     for spec in specs {
@@ -106,15 +106,15 @@ impl Pair {
 
 fn metadata(request: &FormRequest, inputs: &Inputs, alpha: f32) -> Result<Metadata> {
     let mut metadata = Metadata::new();
-    metadata.push("general.architecture", inputs.config.family.gguf_architecture());
+    metadata.push("general.architecture", inputs.base.config.family.gguf_architecture());
     metadata.push("general.type", "adapter");
     metadata.push("general.name", request.name.as_str());
     if let Some(base) = &request.provenance.base_name {
         metadata.push("general.base_model.count", 1_u32);
         metadata.push("general.base_model.0.name", base.as_str());
     }
-    metadata.push("tune.base_blake3", inputs.base.content_hash()?);
-    metadata.push("tune.adapter_blake3", inputs.adapter.blake3.as_str());
+    metadata.push("tune.base_blake3", inputs.base.source().content_hash()?);
+    metadata.push("tune.adapter_blake3", inputs.adapter.blake3().unwrap_or_default());
     metadata.push("adapter.type", "lora");
     metadata.push("adapter.lora.alpha", alpha);
     metadata.push("general.quantization_version", crate::metadata::QUANTIZATION_VERSION);

@@ -8,24 +8,21 @@ pub use lora_gguf::export_adapter;
 
 use std::path::{Path, PathBuf};
 
-use formats::checkpoint::Checkpoint;
-use formats::config::HfConfig;
-use formats::{TensorSource, hash};
-use model::ModelConfig;
-use model::family::{self, Naming};
+use formats::hash;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter};
+use crate::base::Base;
 use crate::checks::check_name;
-use crate::{Provenance, Result};
+use crate::{AdapterSource, Provenance, Result};
 
 /// An adapter and its base, to be written in another form.
 #[derive(Clone, Debug)]
 pub struct FormRequest {
-    /// The base: a directory in Hugging Face layout.
+    /// The base: a directory in Hugging Face layout, or, for an adapter alone, a GGUF.
     pub base: PathBuf,
-    /// The adapter: a directory in PEFT layout.
-    pub adapter: PathBuf,
+    /// The adapters, which become one.
+    pub adapters: Vec<AdapterSource>,
     /// The directory that receives the result; made when missing.
     pub output: PathBuf,
     /// The name of the expert.
@@ -68,21 +65,16 @@ pub struct WrittenFile {
 
 /// Base and adapter, opened and found to fit.
 struct Inputs {
-    config: ModelConfig,
-    base: Checkpoint,
+    base: Base,
     adapter: Adapter,
 }
 
 impl Inputs {
     fn open(request: &FormRequest) -> Result<Inputs> {
         check_name(&request.name)?;
-        let config = ModelConfig::from_hf(&HfConfig::from_dir(&request.base)?)?;
-        let base = Checkpoint::open(&request.base)?;
-        let config = config.named_as_in(&base);
-        family::check(&config, &base, Naming::Hf)?;
-        family::check_types(&config, &base)?;
-        let adapter = adapter::read(&request.adapter, &family::linears(&config), &base)?;
-        Ok(Inputs { config, base, adapter })
+        let base = Base::open(&request.base)?;
+        let adapter = adapter::read(&request.adapters, &base)?;
+        Ok(Inputs { base, adapter })
     }
 
     fn receipt(
@@ -103,9 +95,9 @@ impl Inputs {
             name: request.name.clone(),
             path: path.to_owned(),
             files: names.iter().map(written).collect::<Result<_>>()?,
-            base_blake3: self.base.content_hash()?,
-            adapter_blake3: self.adapter.blake3.clone(),
-            base_checked: self.adapter.names_base(),
+            base_blake3: self.base.source().content_hash()?,
+            adapter_blake3: self.adapter.blake3().unwrap_or_default(),
+            base_checked: self.adapter.names_base().unwrap_or(false),
             tune_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

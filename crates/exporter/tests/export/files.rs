@@ -268,7 +268,7 @@ fn the_receipt_says_what_was_made_of_what() {
     assert_eq!(receipt.file_bytes, std::fs::metadata(&receipt.file).unwrap().len());
     let base = Checkpoint::open(&tiny.base()).unwrap();
     assert_eq!(receipt.sources.base_blake3, base.content_hash().unwrap());
-    assert_eq!(receipt.sources.adapter_base_checked, Some(true));
+    assert!(receipt.sources.adapters[0].base_checked);
     assert_eq!(receipt.provenance.dataset_blake3, Some("d".repeat(64)));
     assert_eq!(receipt.provenance.steps, Some(12));
     let n: usize = receipt.types.iter().map(|count| count.n_tensors).sum();

@@ -1,6 +1,8 @@
 //! The other forms of a result: an adapter that llama.cpp applies to a GGUF of the base, and a merged checkpoint.
 
-use exporter::{Error, FormReceipt, FormRequest, Provenance, export_adapter, export_checkpoint};
+use exporter::{
+    AdapterSource, Error, FormReceipt, FormRequest, Provenance, export_adapter, export_checkpoint,
+};
 use formats::TensorSource;
 use formats::adapter::AdapterFiles;
 use formats::checkpoint::Checkpoint;
@@ -18,7 +20,7 @@ const MAX_MEAN_KL: f64 = 1e-6;
 fn form(tiny: &Tiny) -> FormRequest {
     FormRequest {
         base: tiny.base(),
-        adapter: tiny.adapter(),
+        adapters: vec![AdapterSource::whole(tiny.adapter())],
         output: tiny.output(),
         name: "tiny".into(),
         provenance: Provenance { base_name: Some("made/tiny".into()), ..Provenance::default() },
@@ -127,7 +129,8 @@ fn a_merged_checkpoint_is_base_and_adapter() {
         let both = exported(&request(&tiny, Quant::F32)).0.file;
         let both = crate::forward::logits(&formats::gguf::Reader::open(&both).unwrap(), &text()[..96]);
         let mut alone = request(&tiny, Quant::F32);
-        (alone.base, alone.tokenizer, alone.adapter) = (receipt.path.clone(), receipt.path.clone(), None);
+        (alone.base, alone.tokenizer, alone.adapters) =
+            (receipt.path.clone(), receipt.path.clone(), Vec::new());
         let alone = exported(&alone).0.file;
         let alone = crate::forward::logits(&formats::gguf::Reader::open(&alone).unwrap(), &text()[..96]);
         let kl = mean_kl(&both, &alone);

@@ -11,7 +11,7 @@ use crate::checkpoint::Tiny;
 use crate::{exported, request};
 
 #[path = "../../examples/llama_cpp_peer/quantise.rs"]
-mod quantise;
+pub mod quantise;
 
 /// Our export without loss.
 fn exact(tiny: &Tiny) -> PathBuf {

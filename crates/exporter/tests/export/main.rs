@@ -8,15 +8,19 @@ mod fidelity;
 mod files;
 mod forms;
 mod forward;
+mod gguf_base;
 mod kills;
 mod llama_cpp;
 mod refusals;
+#[cfg(unix)]
+mod resume;
+mod several;
 
 use checkpoint::Tiny;
 use engine::FakeEngine;
 use exporter::{
-    Error, Event, Figures, ImportanceSource, Limits, Provenance, Receipt, Reference, Request, Template,
-    export,
+    AdapterSource, Error, Event, Figures, ImportanceSource, Limits, Provenance, Receipt, Reference, Request,
+    Template, export,
 };
 use model::policy::Quant;
 use text::Message;
@@ -28,11 +32,13 @@ fn request(tiny: &Tiny, quant: Quant) -> Request {
     let base = Figures { n_rows: 2, n_exact: 0 };
     Request {
         base: tiny.base(),
-        adapter: tiny.adapter().exists().then(|| tiny.adapter()),
+        adapters: tiny.adapter().exists().then(|| AdapterSource::whole(tiny.adapter())).into_iter().collect(),
+        allow_requantising: false,
         quant,
         types: Vec::new(),
         importance: ImportanceSource::None,
         output: tiny.output(),
+        matrix_dir: tiny.output(),
         name: "tiny".into(),
         tokenizer: tiny.base(),
         template: Template::FromTokenizer,

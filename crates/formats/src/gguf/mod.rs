@@ -12,7 +12,7 @@ mod writer;
 pub use metadata::Metadata;
 pub use reader::Reader;
 pub use value::{Array, Value};
-pub use writer::{Planned, Writer, file_bytes};
+pub use writer::{Planned, Writer, file_bytes, head_bytes};
 
 use crate::BlockType;
 

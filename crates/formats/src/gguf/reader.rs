@@ -10,7 +10,7 @@ use super::cursor::Cursor;
 use super::{MAGIC, Metadata, TensorInfo, Value, layout};
 use crate::map::Map;
 use crate::names::NameIndex;
-use crate::source::{check_rows, rows_and_cols};
+use crate::source::{Naming, check_rows, rows_and_cols};
 use crate::{BlockType, Error, Result, TensorSource, block, hash};
 
 /// The fewest bytes of a key with its value, and of an entry of the tensor directory.
@@ -116,6 +116,10 @@ impl TensorSource for Reader {
         }
         let hash = hash::blake3_file(&self.path)?;
         Ok(self.content_hash.get_or_init(|| hash).clone())
+    }
+
+    fn naming(&self) -> Naming {
+        Naming::Gguf
     }
 
     fn label(&self) -> PathBuf {

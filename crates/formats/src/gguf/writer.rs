@@ -25,6 +25,14 @@ pub fn file_bytes(metadata: &Metadata, tensors: &[Planned]) -> Result<u64> {
     Ok(head.bytes.len() as u64 + head.data_bytes)
 }
 
+/// The bytes before the data, of the file that a [`Writer`] with these arguments makes.
+///
+/// # Errors
+/// As [`file_bytes`].
+pub fn head_bytes(metadata: &Metadata, tensors: &[Planned]) -> Result<Vec<u8>> {
+    Ok(Head::new(metadata, tensors)?.bytes)
+}
+
 /// A GGUF file under construction.
 #[derive(Debug)]
 pub struct Writer<W: Write> {
@@ -46,6 +54,29 @@ impl<W: Write> Writer<W> {
         let head = Head::new(metadata, tensors)?;
         out.write_all(&head.bytes).map_err(|source| Error::Write { what: "the header".into(), source })?;
         Ok(Self { out, planned: head.planned, index: 0, written: 0, alignment: head.alignment })
+    }
+
+    /// Goes on where `out` holds the beginning of the same file up to the end of its tensor `n_written` - 1.
+    ///
+    /// # Errors
+    /// As [`Writer::begin`]; [`Error::WriteOrder`] where there are not so many tensors.
+    pub fn go_on(out: W, metadata: &Metadata, tensors: &[Planned], n_written: usize) -> Result<Self> {
+        let head = Head::new(metadata, tensors)?;
+        if n_written > tensors.len() {
+            let expected = format!("{} tensors", tensors.len());
+            return Err(Error::WriteOrder { name: format!("tensor {n_written}"), expected });
+        }
+        Ok(Self { out, planned: head.planned, index: n_written, written: 0, alignment: head.alignment })
+    }
+
+    /// Where it is written.
+    pub fn get_ref(&self) -> &W {
+        &self.out
+    }
+
+    /// Where it is written; what is written past the writer is not counted.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// Writes the next planned tensor, all of it, and its padding.

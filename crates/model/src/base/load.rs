@@ -61,7 +61,7 @@ impl<D: Device> Base<D> {
         keep: &mut dyn FnMut(&[u8]) -> formats::Result<()>,
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Self> {
-        family::check(config, source, Naming::Hf)?;
+        family::check(config, source)?;
         let (weights, keep) = (Weights { device, config, source, quant }, RefCell::new(keep));
         let matrix = |spec: &TensorSpec| weights.matrix(spec, *keep.borrow_mut());
         let vector = |spec: &TensorSpec| weights.vector(spec, *keep.borrow_mut());
@@ -74,7 +74,7 @@ impl<D: Device> Base<D> {
     /// As [`Base::load`].
     pub(crate) fn without_matrices(weights: &Weights<'_, D>) -> Result<Self> {
         let (device, config) = (weights.device.clone(), weights.config.clone());
-        family::check(&config, weights.source, Naming::Hf)?;
+        family::check(&config, weights.source)?;
         let layers = (0..config.n_layers).map(|_| Tensors::new()).collect();
         let mut base = Base { device, config, outer: Tensors::new(), layers };
         for spec in family::tensors(&base.config) {
@@ -152,7 +152,7 @@ impl<D: Device> Base<D> {
     /// As [`Base::load`], and what the metadata lacks.
     pub fn from_gguf(device: &D, gguf: &Reader, observer: &mut dyn Observer<LoadEvent>) -> Result<Self> {
         let config = ModelConfig::from_gguf(gguf.metadata(), gguf)?;
-        family::check(&config, gguf, Naming::Gguf)?;
+        family::check(&config, gguf)?;
         let matrix = |spec: &TensorSpec| {
             let ty = tensor(gguf, spec)?.ty;
             let mut matrix = device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
@@ -201,8 +201,7 @@ impl<D: Device> Weights<'_, D> {
     fn vector(&self, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<Vec<f32>> {
         let mut floats = Vec::new();
         spec.read(self.source, &mut floats)?;
-        check_finite(spec, 0, &floats)?;
-        spec.held.of(&mut floats);
+        check_finite(self.source, spec, 0, &floats)?;
         let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
         keep(&bytes)?;
         Ok(floats)
@@ -241,7 +240,7 @@ fn pack<D: Device>(
     for first in (0..spec.rows).step_by(chunk) {
         let n_rows = chunk.min(spec.rows - first);
         spec.read_rows(source, first..first + n_rows, &mut floats)?;
-        check_finite(spec, first, &floats)?;
+        check_finite(source, spec, first, &floats)?;
         let blocks = &mut blocks[..n_rows * row_bytes];
         block::encode_par(ty, &floats, spec.cols, None, blocks)?;
         device.upload_rows(blocks, first, matrix)?;
@@ -251,10 +250,15 @@ fn pack<D: Device>(
 }
 
 /// A weight that is no number would make every loss one, hours later and far from its cause.
-fn check_finite(spec: &TensorSpec, first_row: usize, rows: &[f32]) -> Result<()> {
+fn check_finite(source: &dyn TensorSource, spec: &TensorSpec, first_row: usize, rows: &[f32]) -> Result<()> {
     let Some(at) = rows.iter().position(|weight| !weight.is_finite()) else { return Ok(()) };
     let (row, column) = (first_row + at / spec.cols, at % spec.cols);
-    Err(Error::WeightNotFinite { tensor: spec.hf.clone(), row, column, value: rows[at] })
+    Err(Error::WeightNotFinite {
+        tensor: spec.name(source.naming()).to_owned(),
+        row,
+        column,
+        value: rows[at],
+    })
 }
 
 /// Uploads a GGUF's blocks, each row to its place in the Hugging Face layout.

@@ -1,9 +1,10 @@
 //! Whether a source holds the tensors of a model: all of them, no others, in their shapes.
 
 use formats::TensorSource;
+use formats::source::Naming;
 
 use super::tensor::HEAD;
-use super::{Naming, TensorSpec, tensors};
+use super::{TensorSpec, tensors};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -14,7 +15,8 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::MissingTensor`], [`Error::SurplusTensor`], [`Error::TensorShape`].
-pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) -> Result<()> {
+pub fn check(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+    let naming = source.naming();
     let mut expected = expected(&tensors(config), naming);
     let missing: Vec<&String> =
         expected.iter().map(|(name, _)| name).filter(|name| source.shape(name).is_none()).collect();
@@ -26,18 +28,14 @@ pub fn check(config: &ModelConfig, source: &dyn TensorSource, naming: Naming) ->
         let head = TensorSpec::new(config, &HEAD, None);
         expected.push((head.name(naming).to_owned(), head.shape(naming)));
     }
-    check_shapes(&expected, source, naming)?;
+    check_shapes(&expected, source)?;
     check_surplus(config, &expected, source)
 }
 
 /// Names and shapes that a source has, some of them of one tensor's parts.
 fn expected(specs: &[TensorSpec], naming: Naming) -> Vec<(String, Vec<usize>)> {
-    let names = |spec: &TensorSpec| match naming {
-        Naming::Hf => spec.hf_names(),
-        Naming::Gguf => vec![spec.gguf.clone()],
-    };
     let of = |spec: &TensorSpec| {
-        names(spec).into_iter().map(|name| (name, spec.shape(naming))).collect::<Vec<_>>()
+        spec.names(naming).into_iter().map(|name| (name, spec.shape(naming))).collect::<Vec<_>>()
     };
     let mut expected: Vec<_> = specs.iter().flat_map(of).collect();
     // Two parts of one tensor stand side by side.
@@ -45,12 +43,12 @@ fn expected(specs: &[TensorSpec], naming: Naming) -> Vec<(String, Vec<usize>)> {
     expected
 }
 
-/// Checks that every weight of a checkpoint is of a type that can be read, without reading any.
+/// Checks that every weight of a source is of a type that can be read, without reading any.
 ///
 /// # Errors
 /// [`formats::Error::UnknownType`], for 8-bit floats say.
 pub fn check_types(config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
-    for name in tensors(config).iter().flat_map(TensorSpec::hf_names) {
+    for name in tensors(config).iter().flat_map(|spec| spec.names(source.naming())) {
         source.read_rows(&name, 0..0, &mut Vec::new())?;
     }
     Ok(())
@@ -84,11 +82,11 @@ pub fn check_tied_head(config: &ModelConfig, source: &dyn TensorSource) -> Resul
 /// Rows that are compared at once.
 const COMPARED_ROWS: usize = 1024;
 
-fn check_shapes(expected: &[(String, Vec<usize>)], source: &dyn TensorSource, naming: Naming) -> Result<()> {
+fn check_shapes(expected: &[(String, Vec<usize>)], source: &dyn TensorSource) -> Result<()> {
     for (name, shape) in expected {
         match source.shape(name) {
             // A file that no quantiser has written may hold a matrix of one row where others hold a vector.
-            Some(found) if naming == Naming::Gguf && found.strip_prefix(&[1]) == Some(shape) => {}
+            Some(found) if source.naming() == Naming::Gguf && found.strip_prefix(&[1]) == Some(shape) => {}
             Some(found) if found != *shape => {
                 return Err(Error::TensorShape { name: name.clone(), found, expected: shape.clone() });
             }

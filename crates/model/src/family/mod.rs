@@ -5,7 +5,6 @@
 //! file with its one table.
 
 mod check;
-mod checkpoint;
 mod deepseek2;
 mod gemma3;
 mod llama;
@@ -13,6 +12,7 @@ mod mamba2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod read;
 mod role;
 mod starcoder2;
 mod table;
@@ -20,9 +20,10 @@ mod tensor;
 mod text_part;
 
 pub use check::{check, check_tied_head, check_types};
-pub use checkpoint::Change;
+pub use formats::source::Naming;
+pub use read::Change;
 pub use role::{LINEAR_ROLES, Role};
-pub use tensor::{Held, KvSplit, Linear, Naming, Taken, TensorSpec, linears, sort_for_gguf, tensors};
+pub use tensor::{Held, KvSplit, Linear, Taken, TensorSpec, linears, sort_for_gguf, tensors};
 pub use text_part::{TextPart, newer_module};
 
 use formats::config::HfConfig;

@@ -1,5 +1,7 @@
 //! The tensors of a model: names and shapes in both worlds, and what moves between them.
 
+use formats::source::Naming;
+
 use super::Role;
 use super::table::{self, Row};
 use crate::config::ModelConfig;
@@ -75,15 +77,6 @@ impl Held {
     }
 }
 
-/// Which names a source of tensors uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
-    /// `model.layers.0.self_attn.q_proj.weight`
-    Hf,
-    /// `blk.0.attn_q.weight`
-    Gguf,
-}
-
 impl KvSplit {
     /// Rows of the module.
     fn rows(&self) -> usize {
@@ -156,6 +149,14 @@ impl TensorSpec {
         let head_dim = self.rows / n_heads;
         let (head, within) = (gguf_row / head_dim, gguf_row % head_dim);
         head * head_dim + (within % 2) * (head_dim / 2) + within / 2
+    }
+
+    /// The row of a GGUF at which a row of the Hugging Face layout stands.
+    pub fn gguf_row(&self, hf_row: usize) -> usize {
+        let Some(n_heads) = self.permute else { return hf_row };
+        let head_dim = self.rows / n_heads;
+        let (head, within) = (hf_row / head_dim, hf_row % head_dim);
+        head * head_dim + 2 * (within % (head_dim / 2)) + within / (head_dim / 2)
     }
 
     pub(super) fn new(config: &ModelConfig, row: &Row, layer: Option<usize>) -> TensorSpec {

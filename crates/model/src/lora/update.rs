@@ -27,6 +27,38 @@ impl Update {
         Update { pair: pair.into(), scale }
     }
 
+    /// The update times a factor.
+    #[must_use]
+    pub fn times(self, factor: f32) -> Update {
+        Update { scale: self.scale * factor, ..self }
+    }
+
+    /// The sum of updates of one linear layer, as one of all their ranks; a single one stays as it is.
+    ///
+    /// # Panics
+    /// Where there is none, or where one of several has trained lengths, of which there is no sum.
+    #[must_use]
+    pub fn sum(updates: Vec<Update>) -> Update {
+        let mut updates = updates;
+        if updates.len() == 1 {
+            return updates.remove(0);
+        }
+        assert!(updates.iter().all(|update| update.pair.magnitude.is_none()), "lengths have no sum");
+        let first = updates.first().expect("a sum of something");
+        let (module, in_features) = (first.pair.module.clone(), first.pair.in_features);
+        let out_features = first.pair.out_features;
+        let a = updates.iter().flat_map(|update| update.pair.a.iter().copied()).collect();
+        let row = |row: usize| {
+            updates.iter().flat_map(move |Update { pair, scale }| {
+                pair.b[row * pair.r..(row + 1) * pair.r].iter().map(move |b| scale * b)
+            })
+        };
+        let b = (0..out_features).flat_map(row).collect();
+        let r = updates.iter().map(|update| update.pair.r).sum();
+        let pair = AdapterTensor { module, a, b, magnitude: None, r, in_features, out_features };
+        Update::new(pair, 1.0)
+    }
+
     /// A and B.
     pub fn pair(&self) -> &AdapterTensor {
         &self.pair
@@ -164,6 +196,25 @@ mod tests {
         check(16, 24, 96, 2.0);
         check(5, 7, 33, 0.5);
         check(1, 3, 64, 1.0);
+    }
+
+    #[test]
+    fn a_sum_adds_what_each_adds() {
+        let (rows, cols) = (6, 40);
+        let update = |seed, r, scale| {
+            let (a, b) = (sequence(seed, r * cols), sequence(seed + 1, rows * r));
+            let module = "m".into();
+            let (in_features, out_features) = (cols, rows);
+            Update::new(AdapterTensor { module, a, b, magnitude: None, r, in_features, out_features }, scale)
+        };
+        let parts = [update(1, 4, 2.0), update(3, 5, 0.5).times(-0.25)];
+        let base = sequence(5, rows * cols);
+        let (mut one_by_one, mut at_once) = (base.clone(), base);
+        parts.iter().for_each(|part| part.add_to(&mut one_by_one, 0));
+        Update::sum(parts.to_vec()).add_to(&mut at_once, 0);
+        for (found, expected) in at_once.iter().zip(&one_by_one) {
+            assert!((found - expected).abs() < 1e-6, "{found} against {expected}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
 use formats::hash_index::HashIndex;
 use formats::{TensorSource, hash};
-use model::family::{self, Naming};
+use model::family;
 use model::{ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
 
@@ -21,7 +21,7 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     let config = ModelConfig::from_hf(&hf)?;
     let checkpoint = Checkpoint::open(dir)?;
     let config = config.named_as_in(&checkpoint);
-    family::check(&config, &checkpoint, Naming::Hf)?;
+    family::check(&config, &checkpoint)?;
     family::check_types(&config, &checkpoint)?;
     family::check_tied_head(&config, &checkpoint)?;
     let tokenizer = Tokenizer::from_dir(dir)?;

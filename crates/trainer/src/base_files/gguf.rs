@@ -4,7 +4,7 @@ use std::path::Path;
 
 use formats::TensorSource;
 use formats::gguf::Reader;
-use model::family::{self, Naming};
+use model::family;
 use model::{ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
 
@@ -17,7 +17,7 @@ pub(super) fn open(path: &Path, quant: Option<&str>) -> Result<BaseFiles> {
     let metadata = reader.metadata();
     check_quant(path, &reader, quant)?;
     let config = ModelConfig::from_gguf(metadata, &reader)?;
-    family::check(&config, &reader, Naming::Gguf)?;
+    family::check(&config, &reader)?;
     let tokenizer = Tokenizer::from_gguf(metadata)?;
     let template = ChatTemplate::from_gguf(metadata, &tokenizer)?;
     let stop = metadata.get_u32("tokenizer.ggml.eot_token_id");

@@ -263,9 +263,11 @@ fn receipt(path: &Path) -> Result<Vec<String>, Failure> {
         format!("sha256   {}", receipt.sha256),
         format!("base     {} · {}", receipt.sources.base.display(), receipt.sources.base_blake3),
     ];
-    if let (Some(adapter), Some(hash)) = (&receipt.sources.adapter, &receipt.sources.adapter_blake3) {
-        lines.push(format!("adapter  {} · {hash}", adapter.display()));
-    }
+    lines.extend(receipt.sources.adapters.iter().map(|adapter| {
+        let weight =
+            if adapter.weight == 1.0 { String::new() } else { format!(" · {} of it", adapter.weight) };
+        format!("adapter  {} · {}{weight}", adapter.path.display(), adapter.blake3)
+    }));
     lines.extend(receipt.types.iter().map(|t| {
         format!("type     {:<6} {:>4} tensors {:>12}", t.type_name, t.n_tensors, bytes::show(t.bytes))
     }));

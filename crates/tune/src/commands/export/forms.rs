@@ -10,10 +10,10 @@ use std::time::Instant;
 
 /// Writes the adapter alone, or the merged checkpoint.
 pub fn run(arguments: &Export, request: &Request, terminal: &mut Terminal) -> Result<(), Failure> {
-    let Some(adapter) = request.adapter.clone() else {
+    if request.adapters.is_empty() {
         return Err(Failure::new("a base alone has no adapter to write in another form")
-            .hint("name a run, or leave --as out"));
-    };
+            .hint("name a run, or an adapter with --adapter, or leave --as out"));
+    }
     if !arguments.quant.is_empty()
         || arguments.compare
         || !arguments.types.is_empty()
@@ -24,7 +24,7 @@ pub fn run(arguments: &Export, request: &Request, terminal: &mut Terminal) -> Re
     }
     let form = FormRequest {
         base: request.base.clone(),
-        adapter,
+        adapters: request.adapters.clone(),
         output: request.output.clone(),
         name: request.name.clone(),
         provenance: request.provenance.clone(),

@@ -12,8 +12,8 @@ use crate::run_record;
 use crate::terminal::Terminal;
 use crate::verifier::EngineVerifier;
 use exporter::{
-    Calibration, Event, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template,
-    TypeOverride,
+    AdapterSource, Calibration, Event, Figures, ImportanceSource, Limits, Provenance, Reference, Request,
+    Template, TypeOverride,
 };
 use formats::BlockType;
 use model::policy::Quant;
@@ -22,6 +22,9 @@ use std::sync::atomic::AtomicBool;
 
 /// The context of an expert whose recipe states none.
 const DEFAULT_NUM_CTX: usize = 4096;
+
+/// The memory that a result is to fit in where nobody says.
+const SMALL_CARD_BYTES: u64 = 8 << 30;
 
 /// Exports a run's adapter merged into its base, or a base model's folder as it is.
 pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -32,7 +35,8 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
         return forms::run(arguments, &request, terminal);
     }
     if quants.len() > 1 || arguments.compare {
-        return compare::run(arguments, &request, &quants, terminal);
+        let budget = arguments.budget.unwrap_or_else(|| recipe_budget(&arguments.source));
+        return compare::run(arguments, &request, (&quants, budget), terminal);
     }
     refuse_to_replace(&request.output.join(request.file_name()), arguments)?;
     one(&request, terminal, &mut |_| {}).map_err(|error| failure(&error, &arguments.source))
@@ -76,8 +80,12 @@ fn request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, Failu
     if source.starts_with("hf.co") {
         return hub_request(arguments, terminal);
     }
+    if source.extension().is_some_and(|extension| extension == "gguf") && source.is_file() {
+        return base_request(arguments, source.clone(), gguf_name(source));
+    }
     Err(Failure::new(format!("{} is neither a run nor a model's folder", source.display())).hint(
-        "a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME",
+        "a run has recipe.toml and adapter/, a model's folder has config.json, a GGUF ends in .gguf, a model of the hub is \
+         hf.co/OWNER/NAME",
     ))
 }
 
@@ -100,16 +108,9 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     // Ctrl-C ends the process, which a download survives.
     let never = AtomicBool::new(false);
     let base = base_location::locate(&recipe.model.base, pinned.as_ref(), terminal, &never)?.path;
-    if base.is_file() {
-        return Err(Failure::new(format!(
-            "{} was trained on a GGUF, {}: a merge needs a folder with 16- or 32-bit weights",
-            run_dir.display(),
-            base.display()
-        ))
-        .hint(format!("the adapter in {} is in PEFT's layout", run_dir.join("adapter").display())));
-    }
     let outcome = run_record::finished(run_dir)?;
     let name = recipe.expert.name.clone().unwrap_or_else(|| folder_name(run_dir));
+    let output = arguments.out.clone().unwrap_or_else(|| run_dir.join("export"));
     let evaluation = match &recipe.eval.test {
         Some(path) => run_record::conversations(path, recipe.eval.rows)?,
         None => Vec::new(),
@@ -117,8 +118,12 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     let figures =
         |figure: Option<trainer::ExactMatch>| figure.map(|f| Figures { n_rows: f.rows, n_exact: f.matched });
     Ok(Request {
-        adapter: Some(run_dir.join("adapter")),
-        output: arguments.out.clone().unwrap_or_else(|| run_dir.join("export")),
+        adapters: std::iter::once(Ok(AdapterSource::whole(run_dir.join("adapter"))))
+            .chain(arguments.adapters.iter().map(|text| adapter(text)))
+            .collect::<Result<_, _>>()?,
+        allow_requantising: arguments.allow_requantize,
+        output: output.clone(),
+        matrix_dir: output,
         quant: quant(arguments.quant.first().unwrap_or(&recipe.export.quant))?,
         types: types(arguments, &recipe.export.types)?,
         importance: importance(
@@ -154,9 +159,12 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
 }
 
 fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Request, Failure> {
+    let output = arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export"));
     Ok(Request {
-        adapter: None,
-        output: arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(&name).join("export")),
+        adapters: arguments.adapters.iter().map(|text| adapter(text)).collect::<Result<_, _>>()?,
+        allow_requantising: arguments.allow_requantize,
+        output: output.clone(),
+        matrix_dir: output,
         quant: quant(arguments.quant.first().map_or("q4_k_m", String::as_str))?,
         types: types(arguments, &[])?,
         importance: importance(arguments.imatrix.as_deref(), None)?,
@@ -222,11 +230,36 @@ fn folder_name(dir: &Path) -> String {
     dir.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
+/// A GGUF's name without its type, which the export's own follows.
+fn gguf_name(path: &Path) -> String {
+    let stem = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+    let is_type = |end: &str| Quant::FILES.iter().any(|quant| quant.name().eq_ignore_ascii_case(end));
+    let cut = stem.rsplit_once(['-', '.']).filter(|(name, end)| !name.is_empty() && is_type(end));
+    cut.map_or_else(|| stem.clone(), |(name, _)| name.to_owned())
+}
+
+/// An adapter of the command line: a run's, or one in PEFT's layout, all of it where no weight is given.
+fn adapter(text: &str) -> Result<AdapterSource, Failure> {
+    let weighted = text.rsplit_once('=').and_then(|(dir, weight)| Some((dir, weight.parse::<f32>().ok()?)));
+    let (dir, weight) = weighted.unwrap_or((text, 1.0));
+    let dir = Path::new(dir);
+    let places = [dir.join("adapter"), dir.to_owned()];
+    match places.into_iter().find(|dir| dir.join("adapter_config.json").is_file()) {
+        Some(dir) => Ok(AdapterSource { dir, weight }),
+        None => Err(Failure::new(format!("{} is no adapter and no run that has one", dir.display()))
+            .hint("an adapter has adapter_config.json; a weight is written as DIR=0.5")),
+    }
+}
+
+/// What the run was to fit in, or a small card.
+fn recipe_budget(source: &Path) -> u64 {
+    let recipe = Recipe::read(&source.join("recipe.toml"));
+    recipe.map_or(SMALL_CARD_BYTES, |recipe| recipe.budget.memory)
+}
+
 /// Never more than the base was made for, which the exporter would refuse.
 fn default_num_ctx(base: &Path) -> usize {
-    let config = formats::config::HfConfig::from_dir(base).ok();
-    let limit = config.and_then(|config| config.max_position_embeddings).unwrap_or(DEFAULT_NUM_CTX);
-    limit.min(DEFAULT_NUM_CTX)
+    exporter::max_positions(base).map_or(DEFAULT_NUM_CTX, |limit| limit.min(DEFAULT_NUM_CTX))
 }
 
 fn refuse_to_replace(file: &Path, arguments: &Export) -> Result<(), Failure> {

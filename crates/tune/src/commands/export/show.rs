@@ -27,7 +27,14 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             terminal.progress_on_screen(*done as u64, *total as u64, line);
         }
         Event::Planned {
-            n_tensors, n_merged, n_important, file_bytes, free_bytes, bits_per_weight, ..
+            n_tensors,
+            n_merged,
+            n_important,
+            file_bytes,
+            kept_bytes,
+            free_bytes,
+            bits_per_weight,
+            ..
         } => {
             let important = match n_important {
                 0 => String::new(),
@@ -42,11 +49,20 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
                     bytes::show(*free_bytes)
                 ),
             );
+            if *kept_bytes > 0 {
+                let kept = bytes::show(*kept_bytes);
+                terminal
+                    .more(format!("goes on after {kept}, which an export that was interrupted had written"));
+            }
         }
         Event::Tensor { index, n_tensors, name, type_name, written_bytes, file_bytes, seconds } => {
             let pace = pace(*written_bytes, *file_bytes, *seconds);
             let line = format!("{}/{n_tensors} {name} {type_name}{pace}", index + 1);
             terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
+        }
+        Event::Checking { file } => {
+            let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            terminal.row("written", name);
         }
         Event::ReadBack { n_rows, seconds } => {
             terminal.row(
@@ -145,21 +161,25 @@ pub fn finished(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
     let types: Vec<String> =
         receipt.types.iter().map(|t| format!("{} {}", t.n_tensors, t.type_name)).collect();
     terminal.row("types", types.join(" · "));
-    terminal.row(
-        "wrote",
-        format!(
-            "{} ({}) in {}",
-            file.display(),
-            bytes::show(receipt.file_bytes),
-            show::seconds(receipt.times.total_s)
-        ),
-    );
+    wrote(terminal, request, receipt);
     terminal.more(format!(
         "{}, {}",
         request.output.join("Modelfile").display(),
         request.output.join("receipt.json").display()
     ));
     terminal.row("next", format!("tune serve {}, or name it in a pipeline", file.display()));
+}
+
+pub fn wrote(terminal: &mut Terminal, request: &Request, receipt: &Receipt) {
+    terminal.row(
+        "wrote",
+        format!(
+            "{} ({}) in {}",
+            request.output.join(request.file_name()).display(),
+            bytes::show(receipt.file_bytes),
+            show::seconds(receipt.times.total_s)
+        ),
+    );
 }
 
 #[cfg(test)]
