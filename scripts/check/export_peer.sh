@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares our exports with llama.cpp's converter + quantiser: every tensor's bytes, every key.
 #
-#   scripts/check/export_peer.sh [WORK_DIR]        about 10 minutes, 6 GB of disk, 3 GB of memory
+#   scripts/check/export_peer.sh [WORK_DIR]        about 25 minutes, 10 GB of disk, 4 GB of memory; MODELS names fewer
 #
 # Needs what the project itself does not, and skips with a message where something is absent:
 #   $PYTHON        python with torch, transformers, sentencepiece, safetensors, gguf, pyyaml (default: python3)
@@ -27,6 +27,8 @@ skip() { echo "skipped  $1"; exit 0; }
 
 mkdir -p "$work"
 cargo build --release --quiet -p exporter --example llama_cpp_peer
+cargo build --release --quiet -p tune
+tune=${CARGO_TARGET_DIR:-target}/release/tune
 peer=${CARGO_TARGET_DIR:-target}/release/examples/llama_cpp_peer
 failed=0
 
@@ -36,14 +38,20 @@ convert() {
     --outfile "$work/$1.gguf" >"$work/$1.log" 2>&1 || { tail "$work/$1.log"; exit 1; }
 }
 
-# compare NAME QUANT...
+# compare NAME QUANT... [-- QUANT...]: those behind -- with an importance matrix that is measured on the general text
 compare() {
-  local name=$1; shift
+  local name=$1 matrix=(); shift
   for quant in "$@"; do
-    echo "== $name $quant"
-    "$peer" "$work/$name" "$work/$name.gguf" "$quant" "$work/out-$name" || failed=1
+    if [ "$quant" = -- ]; then
+      "$tune" export "$work/$name" --quant q8_0 --imatrix general --out "$work/matrix-$name" >"$work/$name.log" 2>&1 ||
+        { tail "$work/$name.log"; exit 1; }
+      matrix=("$work/matrix-$name/imatrix.gguf")
+      continue
+    fi
+    echo "== $name $quant${matrix:+ with a matrix}"
+    "$peer" "$work/$name" "$work/$name.gguf" "$quant" "$work/out-$name" "${matrix[@]}" || failed=1
   done
-  rm -rf "$work/out-$name" "$work/$name.gguf"
+  rm -rf "$work/out-$name" "$work/matrix-$name" "$work/$name.gguf"
 }
 
 # A checkpoint of published layout, two layers, random weights. A head that is shipped although it is tied is left
@@ -68,15 +76,13 @@ cp -rL "$shared/lm/stories260K-hf" "$work/stories" && chmod -R u+w "$work/storie
 convert stories f32
 compare stories q4_k_m q5_k_m q6_k q8_0 q4_0 f16
 
-two_layers Qwen3-0.6B qwen
-convert qwen bf16
-compare qwen q4_k_m q8_0 f16
-rm -rf "$work/qwen"
-
-two_layers Llama-3.2-1B-Instruct llama
-convert llama bf16
-compare llama q4_k_m q8_0 f16
-rm -rf "$work/llama"
+for model in ${MODELS:-Qwen3-0.6B Llama-3.2-1B-Instruct Qwen2.5-1.5B-Instruct Phi-4-mini-instruct gemma-3-1b-it \
+  Mistral-7B-Instruct-v0.3 starcoder2-3b DeepSeek-Coder-V2-Lite-Instruct}; do
+  two_layers "$model" "$model"
+  convert "$model" bf16
+  compare "$model" q4_k_m q5_k_m q6_k q8_0 q4_0 iq4_xs f16 -- q4_k_m iq3_s iq2_xxs
+  rm -rf "${work:?}/$model"
+done
 
 [ $failed = 0 ] && echo "passed   every tensor equal, every difference of keys known" || echo "FAILED"
 exit $failed

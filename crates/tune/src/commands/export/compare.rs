@@ -44,7 +44,7 @@ pub fn run(
     let mut current = 0;
     let receipts = exporter::export_each(&requests, &verifier, &mut |event| {
         note(&mut candidates, &mut current, &event);
-        show_export::event(terminal, &event);
+        show_export::event(terminal, &event, true);
     });
     terminal.clear_bar();
     let receipts = receipts.map_err(|error| failure(&error, &arguments.source))?;
@@ -56,7 +56,9 @@ pub fn run(
             Err(error) => {
                 let failure = failure(&error, &arguments.source);
                 candidate.is_refused = true;
-                terminal.warning(format!("{}: {}", candidate.quant, failure.message));
+                let name = candidate.quant.name();
+                let of = if failure.message.contains(name) { String::new() } else { format!("{name}: ") };
+                terminal.warning(format!("{of}{}", failure.message));
                 refused.push(failure);
             }
         }
@@ -134,11 +136,12 @@ impl Candidate {
         let general = figures.and_then(|figures| figures.fidelity.as_ref()?.general.as_ref());
         let kl = |divergence: &Divergence| show::nats(divergence.mean_kl);
         let same = |divergence: &Divergence| format!("{:.1} %", 100.0 * divergence.top1_share);
+        let is_planned = self.file_bytes > 0;
+        let file = if is_planned { bytes::show(self.file_bytes) } else { unknown() };
+        let bits = if is_planned { format!("{:.2}", self.bits_per_weight) } else { unknown() };
         let mut line = format!(
-            "{:8} {:>10} {:>6.2} {memory:>10} {fits:>8}  {:>10} {:>10}",
+            "{:8} {file:>10} {bits:>6} {memory:>10} {fits:>8}  {:>10} {:>10}",
             self.quant.name(),
-            bytes::show(self.file_bytes),
-            self.bits_per_weight,
             general.map_or_else(unknown, kl),
             general.map_or_else(unknown, same)
         );

@@ -37,7 +37,9 @@ pub fn run(arguments: &Export, request: &Request, terminal: &mut Terminal) -> Re
     refuse_to_replace(&form.output.join(file), arguments)?;
     terminal.row("export", format!("{} as {what}", form.name));
     let result = match arguments.form {
-        Form::MergedHf => exporter::export_checkpoint(&form, &mut |event| show::event(terminal, &event)),
+        Form::MergedHf => {
+            exporter::export_checkpoint(&form, &mut |event| show::event(terminal, &event, false))
+        }
         Form::Adapter | Form::Gguf => exporter::export_adapter(&form),
     };
     terminal.clear_bar();

@@ -12,8 +12,8 @@ use crate::run_record;
 use crate::terminal::Terminal;
 use crate::verifier::EngineVerifier;
 use exporter::{
-    AdapterSource, Calibration, Event, Figures, ImportanceSource, Limits, Provenance, Reference, Request,
-    Template, TypeOverride,
+    AdapterSource, Calibration, Figures, ImportanceSource, Limits, Provenance, Reference, Request, Template,
+    TypeOverride,
 };
 use formats::BlockType;
 use model::policy::Quant;
@@ -39,21 +39,16 @@ pub fn run(arguments: &Export, terminal: &mut Terminal) -> Result<(), Failure> {
         return compare::run(arguments, &request, (&quants, budget), terminal);
     }
     refuse_to_replace(&request.output.join(request.file_name()), arguments)?;
-    one(&request, terminal, &mut |_| {}).map_err(|error| failure(&error, &arguments.source))
+    one(&request, terminal).map_err(|error| failure(&error, &arguments.source))
 }
 
-/// Exports one quantisation; `also` sees every event.
-fn one(
-    request: &Request,
-    terminal: &mut Terminal,
-    also: &mut dyn FnMut(&Event),
-) -> Result<(), exporter::Error> {
+/// Exports one quantisation.
+fn one(request: &Request, terminal: &mut Terminal) -> Result<(), exporter::Error> {
     terminal.row("export", format!("{} as {}", request.name, request.quant.name()));
     let verifier = EngineVerifier::new()
         .map_err(|source| exporter::Error::Engine { action: "be asked to check", source: source.into() })?;
     let result = exporter::export(request, &verifier, &mut |event| {
-        also(&event);
-        show::event(terminal, &event);
+        show::event(terminal, &event, false);
     });
     terminal.clear_bar();
     let receipt = result?;

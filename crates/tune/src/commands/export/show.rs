@@ -4,9 +4,16 @@ use crate::bytes;
 use crate::show;
 use crate::terminal::Terminal;
 use crate::verifier::Prompts;
+use std::path::Path;
+
 use exporter::{Event, Figures, GateFigures, Receipt, Request};
 
-pub fn event(terminal: &mut Terminal, event: &Event) {
+/// Tells of an event; of several files, each by its name.
+pub fn event(terminal: &mut Terminal, event: &Event, is_one_of_several: bool) {
+    let name = |file: &Path| match file.file_name() {
+        Some(name) if is_one_of_several => name.to_string_lossy().into_owned(),
+        _ => String::new(),
+    };
     if terminal.is_json() {
         terminal.json(event);
         return;
@@ -27,6 +34,7 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             terminal.progress_on_screen(*done as u64, *total as u64, line);
         }
         Event::Planned {
+            file,
             n_tensors,
             n_merged,
             n_important,
@@ -34,8 +42,9 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             kept_bytes,
             free_bytes,
             bits_per_weight,
-            ..
         } => {
+            let name = Some(name(file)).filter(|name| !name.is_empty());
+            let name = name.map_or_else(String::new, |name| format!("{name}: "));
             let important = match n_important {
                 0 => String::new(),
                 n => format!(", {n} by importance"),
@@ -43,7 +52,7 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             terminal.row(
                 "plan",
                 format!(
-                    "{n_tensors} tensors, {n_merged} merged{important} · {} ({bits_per_weight:.2} bits a weight) · \
+                    "{name}{n_tensors} tensors, {n_merged} merged{important} · {} ({bits_per_weight:.2} bits a weight) · \
                      {} free on the disk",
                     bytes::show(*file_bytes),
                     bytes::show(*free_bytes)
@@ -60,10 +69,7 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             let line = format!("{}/{n_tensors} {name} {type_name}{pace}", index + 1);
             terminal.progress_on_screen(*written_bytes, *file_bytes, &line);
         }
-        Event::Checking { file } => {
-            let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            terminal.row("written", name);
-        }
+        Event::Checking { file } if is_one_of_several => terminal.row("written", name(file)),
         Event::ReadBack { n_rows, seconds } => {
             terminal.row(
                 "check",
@@ -78,7 +84,7 @@ pub fn event(terminal: &mut Terminal, event: &Event) {
             terminal.progress_on_screen(*index as u64 + 1, *n_rows as u64, &line);
         }
         Event::Gate { figures, adapter } => gate(terminal, figures, *adapter),
-        Event::Finished { .. } => {}
+        Event::Checking { .. } | Event::Finished { .. } => {}
     }
 }
 
