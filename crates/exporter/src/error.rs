@@ -78,6 +78,9 @@ pub enum Error {
     )]
     Requantising { path: PathBuf, tensor: String, type_name: &'static str, quant: &'static str },
 
+    #[error("{what} takes {need_bytes} bytes of memory, and {have_bytes} are free")]
+    Memory { what: &'static str, need_bytes: u64, have_bytes: u64 },
+
     #[error("`{module}` has an adapter that cannot be written for llama.cpp: {reason}")]
     Form { module: String, reason: &'static str },
 
@@ -138,6 +141,10 @@ impl Error {
             Error::Formats(formats::Error::Malformed { place, .. }) if place == "its BLAKE3" => {
                 "the adapter was damaged or changed since it was written: take it from the run's best checkpoint, or remove \
                  tune.json beside it to use it as it is"
+            }
+            Error::Memory { .. } => {
+                "close other programs, lower `num_ctx` in [expert], or leave the comparison out with \
+                 `comparison_tokens = 0` in [export]"
             }
             Error::SplitGguf { .. } => "make it one with llama.cpp: llama-gguf-split --merge FIRST OUT",
             Error::Requantising { .. } => {

@@ -9,6 +9,7 @@ use crate::checks::check_request;
 use crate::fidelity::Yardstick;
 use crate::importance::Importance;
 use crate::measure::measured;
+use crate::memory::check_memory;
 use crate::merged::Merged;
 use crate::modelfile::{Parts, modelfile};
 use crate::pending::Pending;
@@ -69,6 +70,7 @@ pub fn export_each(
     if typed.is_empty() {
         return Ok(results.all());
     }
+    check_memory(first, &merged, typed.len(), verifier.free_bytes())?;
     let importance = importance(first, &merged, observer)?;
     let planned = typed.into_iter().map(|(index, (request, types))| {
         (index, Plan::new(request, &merged, &types, importance.as_ref()).map(|plan| (request, plan)))

@@ -23,6 +23,9 @@ pub trait Verifier {
     /// What the engine is and its version, for the receipt.
     fn engine(&self) -> String;
 
+    /// Memory that can be had; `None` where nobody knows.
+    fn free_bytes(&self) -> Option<u64>;
+
     /// Loads a file for a context of `num_ctx` tokens.
     ///
     /// # Errors

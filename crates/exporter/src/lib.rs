@@ -21,6 +21,7 @@ mod importance;
 mod journal;
 mod license;
 mod measure;
+mod memory;
 mod merged;
 mod metadata;
 mod modelfile;

@@ -279,6 +279,12 @@ struct Tile {
     n_rows: usize,
 }
 
+/// The most that tiles of one file take: in 32 bits, one being written and one being made.
+pub(crate) fn tile_bytes(merged: &Merged) -> u64 {
+    let weights = tiles(merged).map(|tile| tile.n_rows * merged.tensors[tile.tensor].cols).max();
+    2 * 4 * weights.unwrap_or(0) as u64
+}
+
 /// All of a file, in its order.
 fn tiles(merged: &Merged) -> impl Iterator<Item = Tile> + '_ {
     merged.tensors.iter().enumerate().flat_map(|(index, tensor)| {

@@ -10,11 +10,11 @@ use formats::gguf::Reader;
 use crate::config::ModelConfig;
 use crate::device::Precision;
 use crate::device::cpu::fixed_bytes;
-use crate::family::{self, TensorSpec};
+use crate::family::{self, Role, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions, row_norms_bytes};
 use crate::policy::{self, Quant};
-use crate::step::{StepPlan, workspace_bytes};
+use crate::step::{StepPlan, one_layer_of, workspace_bytes};
 use crate::{Error, Result};
 
 /// One row of the plan.
@@ -108,6 +108,35 @@ pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
 /// As [`plan_bytes`].
 pub fn weights_bytes(config: &ModelConfig, quant: Quant) -> Result<u64> {
     held_bytes(config, |spec| Ok(policy::block_type(quant, config, spec)))
+}
+
+/// What a forward pass over weights that come layer by layer takes ([`crate::step::Streamed`]): the largest layer, the head,
+/// and the pass's buffers for up to `max_tokens` tokens.
+///
+/// # Errors
+/// As [`plan_bytes`].
+pub fn streamed_bytes(
+    config: &ModelConfig,
+    precision: Precision,
+    quant: Quant,
+    max_tokens: usize,
+) -> Result<u64> {
+    let (mut layers, mut outside, mut head) = (vec![0; config.n_layers], 0, 0);
+    let held_by = if config.tied { Role::Embedding } else { Role::Output };
+    for spec in family::tensors(config) {
+        let ty = policy::block_type(quant, config, &spec);
+        let bytes = spec.rows as u64 * ty.row_bytes(spec.cols)? as u64;
+        match spec.layer {
+            Some(layer) => layers[layer] += bytes,
+            None if spec.role == held_by => head = bytes,
+            None if spec.role.is_vector() => outside += bytes,
+            None => {}
+        }
+    }
+    let fixed: u64 = fixed_bytes(precision).iter().map(|(_, bytes)| bytes).sum();
+    let (of_one_layer, plan) = (one_layer_of(config), StepPlan::new(config, max_tokens));
+    let workspace: u64 = workspace_bytes(&of_one_layer, None, &plan)?.iter().map(|(_, bytes)| bytes).sum();
+    Ok(layers.into_iter().max().unwrap_or(0) + outside + head + fixed + workspace)
 }
 
 /// Bytes of a GGUF's blocks, and of its vectors in 32 bits, as [`crate::Base::from_gguf`] holds them.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
+use model::device::cpu::best_precision;
 use model::importance::Importance;
+use model::memory::streamed_bytes;
 use model::step::{Batch, IGNORE, StepPlan, Streamed};
 use model::{Base, Cpu, ModelConfig, Quant, TrainStep};
 
@@ -82,6 +84,24 @@ fn memory_is_that_of_one_layer() {
         arena.peak_bytes()
     };
     assert_eq!(peak(2), peak(6));
+}
+
+#[test]
+fn memory_is_what_is_planned() {
+    for config in models() {
+        let source = HashedCheckpoint::new(&config);
+        let arena = Arena::unlimited();
+        let precision = best_precision();
+        let device = Cpu::with_precision(arena.clone(), precision).unwrap();
+        let mut streamed = Streamed::new(&device, &config, &source, Quant::BF16, 64).unwrap();
+        let tokens = hashed::tokens("memory", 64, config.vocab_size);
+        let streams = streamed.run(&[&tokens], None, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
+        streamed.logits(&streams[0], &mut |_, _| ()).unwrap();
+        let planned = streamed_bytes(&config, precision, Quant::BF16, 64).unwrap();
+        // The head comes when the last layer is gone.
+        let peak = arena.peak_bytes();
+        assert!((planned / 2..=planned).contains(&peak), "{peak} where {planned} were planned");
+    }
 }
 
 #[test]

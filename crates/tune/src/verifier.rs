@@ -40,6 +40,10 @@ impl Verifier for EngineVerifier {
         self.engine.name()
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        Some(runner::memory::main_memory().free_bytes).filter(|&free| free > 0)
+    }
+
     fn load(&self, file: &Path, num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
         let load = LoadOptions { num_ctx: u32::try_from(num_ctx)?, ..LoadOptions::default() };
         let options = SessionOptions { load, check_tensors: true, all_logits: true };

@@ -44,6 +44,10 @@ impl Verifier for NoEngine {
         "none".into()
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn load(&self, file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {
         let reader = Reader::open(file)?;
         let tokenizer = Tokenizer::from_gguf(reader.metadata())?;

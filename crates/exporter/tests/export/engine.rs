@@ -26,11 +26,13 @@ pub enum Fault {
 pub struct FakeEngine {
     pub answer: &'static str,
     pub fault: Fault,
+    /// What it says that is free.
+    pub free_bytes: Option<u64>,
 }
 
 impl FakeEngine {
     pub fn sound() -> FakeEngine {
-        FakeEngine { answer: "{\"n\": 5}", fault: Fault::None }
+        FakeEngine { answer: "{\"n\": 5}", fault: Fault::None, free_bytes: None }
     }
 
     pub fn with(fault: Fault) -> FakeEngine {
@@ -41,6 +43,10 @@ impl FakeEngine {
 impl Verifier for FakeEngine {
     fn engine(&self) -> String {
         "fake 1".into()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.free_bytes
     }
 
     fn load(&self, file: &Path, _num_ctx: usize) -> Result<Box<dyn LoadedModel>, EngineError> {

@@ -1,6 +1,6 @@
 //! Everything that ends an export, each with its reason, and nothing left behind.
 
-use exporter::{Error, ImportanceSource, Template, TypeOverride};
+use exporter::{Error, ImportanceSource, Request, Template, TypeOverride};
 use formats::BlockType;
 use formats::imatrix::ImportanceMatrix;
 use model::policy::Quant;
@@ -286,4 +286,17 @@ fn a_refused_export_leaves_an_older_one_as_it_was() {
     assert_eq!(formats::hash::blake3_file(&receipt.file).unwrap(), receipt.blake3);
     assert_eq!(std::fs::read(tiny.output().join("receipt.json")).unwrap(), before);
     assert_eq!(names(&tiny.output()), ["Modelfile", "receipt.json", "tiny-q4_k_m.gguf"]);
+}
+
+/// Before anything is written, with need and have.
+#[test]
+fn what_memory_does_not_hold_is_refused() {
+    let tiny = Tiny::qwen3();
+    let wanted = Request { comparison_tokens: 64, ..request(&tiny, Quant::Q4KM) };
+    let little = FakeEngine { free_bytes: Some(100_000), ..FakeEngine::sound() };
+    let error = refused(&wanted, &little);
+    let Error::Memory { need_bytes, have_bytes: 100_000, .. } = error else { panic!("{error}") };
+    assert!(error.hint().unwrap().contains("num_ctx"));
+    let enough = FakeEngine { free_bytes: Some(need_bytes), ..FakeEngine::sound() };
+    export(&wanted, &enough, &mut formats::observe::Silent).unwrap();
 }

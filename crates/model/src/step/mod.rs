@@ -19,6 +19,7 @@ mod workspace;
 pub use batch::{Batch, IGNORE, LossSum};
 pub use plan::{LayerInputs, StepPlan};
 pub use streamed::Streamed;
+pub(crate) use streamed::one_layer_of;
 pub(crate) use workspace::LossTiles;
 pub use workspace::{Room, workspace_bytes};
 

@@ -34,6 +34,12 @@ struct Packed {
     stream: Vec<f32>,
 }
 
+/// What the pass's buffers are drawn for: one layer, and those before the first that is like most.
+pub(crate) fn one_layer_of(config: &ModelConfig) -> ModelConfig {
+    let n_dense = config.experts.map_or(0, |experts| experts.n_dense_layers);
+    ModelConfig { n_layers: config.n_layers.min(n_dense + 1), ..config.clone() }
+}
+
 impl<'a, D: Device> Streamed<'a, D> {
     /// Draws the memory of one layer's pass over up to `max_tokens` tokens, which bounds a sequence.
     ///
@@ -47,8 +53,7 @@ impl<'a, D: Device> Streamed<'a, D> {
         max_tokens: usize,
     ) -> Result<Self> {
         let base = Base::without_matrices(&Weights { device, config, source, quant })?;
-        let n_dense = config.experts.map_or(0, |experts| experts.n_dense_layers);
-        let of_one_layer = ModelConfig { n_layers: config.n_layers.min(n_dense + 1), ..config.clone() };
+        let of_one_layer = one_layer_of(config);
         let plan = StepPlan::new(config, max_tokens);
         let step = TrainStep::with_room_for(&of_one_layer, Arc::new(base), None, plan)?;
         Ok(Streamed { step, source, quant })
