@@ -86,7 +86,8 @@ pub fn write<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// An object as it stands in the file: in order, a repeated key twice.
-pub(crate) struct Entries<V>(pub Vec<(String, V)>);
+#[derive(Debug, Clone, Default)]
+pub struct Entries<V>(pub Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {

@@ -1,8 +1,8 @@
 //! From a text with known control tokens to ids with their places in the text.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
+use ahash::AHashMap;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizer::Range as At;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -106,36 +106,74 @@ impl Merger {
 
 /// The merging part of a tokenizer.
 pub(crate) fn build(parts: &super::Parts) -> Result<BPE, String> {
-    let mut tokens = parts.mergeable();
-    if let Some(missing) = missing_byte(&parts.spelling, &tokens) {
-        return Err(format!("no token for the byte 0x{missing:02X}, text that has it would be lost"));
-    }
-    let mut merges = Vec::with_capacity(parts.merges.len());
-    for merge in &parts.merges {
+    let all = parts.merges.iter().map(|merge| {
         let (left, right) =
             merge.split_once(' ').ok_or_else(|| format!("merge `{merge}` is not two tokens"))?;
-        if [left, right, &format!("{left}{right}")].iter().all(|token| tokens.contains_key(token)) {
-            merges.push((left.to_owned(), right.to_owned()));
+        Ok((left.to_owned(), right.to_owned()))
+    });
+    let merges = all.collect::<Result<Vec<_>, String>>()?;
+    match with_merges(parts, merges) {
+        Err(Failure::UnknownMerge) => with_merges(parts, known_merges(parts)).map_err(Failure::reason),
+        built => built.map_err(Failure::reason),
+    }
+}
+
+/// Why there is no merging part.
+enum Failure {
+    /// Merges join or give what is no token of ordinary text.
+    UnknownMerge,
+    Other(String),
+}
+
+impl Failure {
+    fn reason(self) -> String {
+        match self {
+            Failure::UnknownMerge => "a merge is not of known tokens".to_owned(),
+            Failure::Other(reason) => reason,
         }
+    }
+}
+
+fn with_merges(parts: &super::Parts, merges: Vec<(String, String)>) -> Result<BPE, Failure> {
+    let mut tokens: Vocab = parts.mergeable().map(|(token, id)| (token.to_owned(), id)).collect();
+    if let Some(missing) = missing_byte(&parts.spelling, &tokens) {
+        let reason = format!("no token for the byte 0x{missing:02X}, text that has it would be lost");
+        return Err(Failure::Other(reason));
     }
     let unknown =
         parts.unknown.as_deref().filter(|_| matches!(parts.spelling, Spelling::SentencePiece { .. }));
     if let Some(unknown) = unknown {
-        let id = parts.vocabulary.tokens.iter().position(|token| token == unknown);
-        tokens
-            .insert(unknown, id.ok_or_else(|| format!("the unknown token `{unknown}` is not in it"))? as u32);
+        let Some(id) = parts.vocabulary.tokens.iter().position(|token| token == unknown) else {
+            return Err(Failure::Other(format!("the unknown token `{unknown}` is not in it")));
+        };
+        tokens.insert(unknown.to_owned(), id as u32);
     }
-    let vocabulary = tokens.into_iter().map(|(token, id)| (token.to_owned(), id)).collect::<Vocab>();
-    let mut builder = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(parts.ignore_merges);
+    let mut builder = BPE::builder().vocab_and_merges(tokens, merges).ignore_merges(parts.ignore_merges);
     if let Some(unknown) = unknown {
         builder = builder.unk_token(unknown.to_owned()).fuse_unk(true).byte_fallback(true);
     }
-    builder.build().map_err(|error| error.to_string())
+    builder.build().map_err(|error| match error.downcast_ref::<tokenizers::models::bpe::Error>() {
+        Some(tokenizers::models::bpe::Error::MergeTokenOutOfVocabulary(_)) => Failure::UnknownMerge,
+        _ => Failure::Other(error.to_string()),
+    })
+}
+
+/// The merges whose parts and result are all tokens of ordinary text.
+fn known_merges(parts: &super::Parts) -> Vec<(String, String)> {
+    let tokens: AHashMap<&str, u32> = parts.mergeable().collect();
+    let mut joined = String::new();
+    let mut is_known = |&(left, right): &(&str, &str)| {
+        joined.clear();
+        joined.extend([left, right]);
+        [left, right, &joined].iter().all(|token| tokens.contains_key(token))
+    };
+    let pairs = parts.merges.iter().filter_map(|merge| merge.split_once(' '));
+    pairs.filter(|pair| is_known(pair)).map(|(left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
 /// A byte of ordinary text that no token spells. Bytes of control characters, and those that only open
 /// characters of the highest planes, are missing in several published vocabularies.
-fn missing_byte(spelling: &Spelling, tokens: &HashMap<&str, u32>) -> Option<u8> {
+fn missing_byte(spelling: &Spelling, tokens: &Vocab) -> Option<u8> {
     let is_ordinary = |byte: &u8| matches!(byte, b'\t' | b'\n' | 0x20..=0x7E | 0x80..=0xBF | 0xC2..=0xF0);
     let is_missing = |byte: &u8| match spelling {
         Spelling::ByteLevel { .. } => {

@@ -111,7 +111,7 @@ fn sentencepiece(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
     let written_space_prefix = metadata.get_bool(ADD_SPACE_PREFIX);
     let space_prefix = written_space_prefix.unwrap_or(true);
     let mut parts = common(metadata, vocabulary)?;
-    let merges = merges_from_scores(&parts.mergeable(), scores);
+    let merges = merges_from_scores(&parts.mergeable().collect(), scores);
     parts.merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
     parts.normalizer = Some(spaces_to_marks(space_prefix));
     parts.spelling =

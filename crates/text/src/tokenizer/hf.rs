@@ -1,10 +1,12 @@
 //! Tokenizers of Hugging Face directories: tokenizer.json and the files beside it.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{Error as _, SeqAccess, Visitor};
+use ahash::AHashMap as HashMap;
+use formats::json::Entries;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokenizers::normalizers::NormalizerWrapper;
@@ -63,7 +65,8 @@ struct TokenizerFile {
 struct Model {
     #[serde(default, rename = "type")]
     kind: Option<String>,
-    vocab: Value,
+    #[serde(default)]
+    vocab: Vocab,
     #[serde(default)]
     merges: Vec<Merge>,
     #[serde(default)]
@@ -78,6 +81,34 @@ struct Model {
     byte_fallback: bool,
     #[serde(default)]
     ignore_merges: bool,
+}
+
+/// Tokens and ids in their order; `None` where a model of another kind has a list.
+#[derive(Default)]
+struct Vocab(Option<Vec<(String, Value)>>);
+
+impl<'de> Deserialize<'de> for Vocab {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Vocab, D::Error> {
+        struct VocabVisitor;
+        impl<'de> Visitor<'de> for VocabVisitor {
+            type Value = Vocab;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object of tokens and ids")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vocab, A::Error> {
+                let Entries(entries) = Entries::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Vocab(Some(entries)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocab, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Vocab(None))
+            }
+        }
+        deserializer.deserialize_any(VocabVisitor)
+    }
 }
 
 /// A merge, `left right` in older files, `["left", "right"]` in newer ones; held the first way, spaces within
@@ -155,10 +186,12 @@ impl TokenizerFile {
             pre_tokenizer: Value::Null,
             post_processor: Value::Null,
             model: Model {
-                vocab: (0..)
-                    .zip(&model.pieces)
-                    .map(|(id, piece)| (piece.text.clone(), Value::from(id)))
-                    .collect(),
+                vocab: Vocab(Some(
+                    (0..)
+                        .zip(&model.pieces)
+                        .map(|(id, piece)| (piece.text.clone(), Value::from(id)))
+                        .collect(),
+                )),
                 merges: merges.into_iter().map(|(left, right)| Merge(format!("{left} {right}"))).collect(),
                 unk_token: model
                     .pieces
@@ -242,7 +275,7 @@ impl TokenizerFile {
     }
 
     fn model_vocabulary(&mut self) -> Result<HashMap<String, u32>, String> {
-        let Value::Object(entries) = std::mem::take(&mut self.model.vocab) else {
+        let Vocab(Some(entries)) = std::mem::take(&mut self.model.vocab) else {
             return Err("`model.vocab` is not an object of tokens and ids".to_owned());
         };
         let mut tokens = HashMap::with_capacity(entries.len());
@@ -256,6 +289,7 @@ impl TokenizerFile {
             if std::mem::replace(&mut seen[id as usize], true) {
                 return Err(format!("two tokens have id {id}, `{token}` is one of them"));
             }
+            // As in any object, the last of the same name counts.
             tokens.insert(token, id);
         }
         Ok(tokens)

@@ -1,6 +1,6 @@
 //! The vocabulary as GGUF metadata: what llama.cpp's convert_hf_to_gguf.py writes for the same tokenizer.
 
-use std::collections::{HashMap, HashSet};
+use ahash::{AHashMap as HashMap, AHashSet as HashSet};
 
 use formats::gguf::Value;
 
@@ -68,7 +68,6 @@ impl Tokenizer {
             });
         }
         let marks_spaces = matches!(self.spelling, Spelling::SentencePiece { .. });
-        let mut seen = HashSet::with_capacity(n_rows);
         let (mut tokens, mut kinds) = (Vec::with_capacity(n_rows), Vec::with_capacity(n_rows));
         for id in 0..n_rows as u32 {
             let kind = if self.token(id).is_some() { self.vocabulary.kind(id) } else { Kind::Unused };
@@ -78,12 +77,13 @@ impl Tokenizer {
                 (Some(token), Kind::UserDefined) if marks_spaces => token.replace('▁', " "),
                 (Some(token), _) => token.to_owned(),
             };
-            if !seen.insert(text.clone()) {
-                let reason = format!("token {id} has the text `{text}` of another token");
-                return Err(Error::Tokenizer { path: self.origin.clone(), reason });
-            }
             tokens.push(text);
             kinds.push(kind as i32);
+        }
+        let mut seen: HashSet<&str> = HashSet::with_capacity(n_rows);
+        if let Some(id) = tokens.iter().position(|text| !seen.insert(text)) {
+            let reason = format!("token {id} has the text `{}` of another token", tokens[id]);
+            return Err(Error::Tokenizer { path: self.origin.clone(), reason });
         }
         Ok((tokens, kinds))
     }

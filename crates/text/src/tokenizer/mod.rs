@@ -196,11 +196,11 @@ impl Parts {
 
 impl Parts {
     /// Tokens that text can become by merging, with their ids: never a control token, or data could spell one.
-    fn mergeable(&self) -> std::collections::HashMap<&str, u32> {
+    fn mergeable(&self) -> impl Iterator<Item = (&str, u32)> {
         let tokens = self.vocabulary.tokens.iter().zip(&self.vocabulary.kinds).zip(0..);
         let usable = tokens.filter(|((token, kind), _)| {
             !token.is_empty() && matches!(kind, Kind::Normal | Kind::Byte | Kind::UserDefined)
         });
-        usable.map(|((token, _), id)| (token.as_str(), id)).collect()
+        usable.map(|((token, _), id)| (token.as_str(), id))
     }
 }

@@ -1,6 +1,6 @@
 //! SentencePiece vocabularies: pieces with scores, against BPE merges.
 
-use std::collections::HashMap;
+use ahash::AHashMap as HashMap;
 
 /// Every way to cut a token into two tokens.
 fn halves<'a>(token: &'a str, known: &'a HashMap<&str, u32>) -> impl Iterator<Item = (&'a str, &'a str)> {
