@@ -163,8 +163,8 @@ pub(super) fn plain_symmetric(x: &[f32; 32], half: i8) -> (f32, [u8; 32]) {
 pub(super) trait Trial {
     fn code<V: Lanes>(scaled: V, levels: u8) -> V;
 
-    /// The same of numbers of less than 2²², 0 and the number of levels at hand.
-    fn small_code<V: Lanes>(scaled: V, limits: (V, V)) -> V;
+    /// The same of numbers of less than 2²², the number of levels at hand.
+    fn small_code<V: Lanes>(scaled: V, most: V) -> V;
 
     #[inline(always)]
     fn cost<V: Lanes>(difference: V) -> V {
@@ -188,8 +188,8 @@ impl Trial for RoundThenClamp {
     }
 
     #[inline(always)]
-    fn small_code<V: Lanes>(scaled: V, (zero, most): (V, V)) -> V {
-        scaled.rounded().limited(zero, most)
+    fn small_code<V: Lanes>(scaled: V, most: V) -> V {
+        scaled.rounded().within(most)
     }
 }
 
@@ -200,8 +200,8 @@ impl Trial for RoundThenClampByMagnitude {
     }
 
     #[inline(always)]
-    fn small_code<V: Lanes>(scaled: V, limits: (V, V)) -> V {
-        RoundThenClamp::small_code(scaled, limits)
+    fn small_code<V: Lanes>(scaled: V, most: V) -> V {
+        RoundThenClamp::small_code(scaled, most)
     }
 
     #[inline(always)]
@@ -220,8 +220,8 @@ impl Trial for ClampThenRound {
     }
 
     #[inline(always)]
-    fn small_code<V: Lanes>(scaled: V, (zero, most): (V, V)) -> V {
-        scaled.limited(zero, most).rounded()
+    fn small_code<V: Lanes>(scaled: V, most: V) -> V {
+        scaled.within(most).rounded()
     }
 }
 
@@ -270,7 +270,7 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
         Best { range, sums: (sum_w, sum_x), scale, min, error, factor: first_factor, base: min, is_first };
     for trial in 0..=trials.last {
         let stretched = trials.first + trials.delta * f32::from(trial) + f32::from(levels);
-        let (min, (lowest, highest)) = (best.min, best.range);
+        let (min, (lowest, highest)) = (in_memory(&mut best).min, best.range);
         let factor = V::splat(stretched) / (highest - min);
         // Rounding is monotonic: what lies between has no larger a number.
         let is_small = V::both(
@@ -278,13 +278,13 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
             (factor * (highest - min)).abs().below(V::splat(SMALL)),
         );
         let sums = if V::all(is_small) {
-            let limits = (zero, V::splat(f32::from(levels)));
-            trial_sums(x, importance, &mut codes, |x| C::small_code(factor * (x - min), limits))
+            trial_sums::<C, V, N, true>(x, importance, &mut codes, (factor, min), levels)
         } else {
-            trial_sums(x, importance, &mut codes, |x| C::code(factor * (x - min), levels))
+            trial_sums::<C, V, N, false>(x, importance, &mut codes, (factor, min), levels)
         };
-        let (this_scale, this_min, is_solved) = solve(best.sums, sums);
+        let (this_scale, this_min, is_solved) = solve(in_memory(&mut best).sums, sums);
         let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
+        let best = in_memory(&mut best);
         let better = V::both(is_solved, error.below(best.error));
         best.factor = V::choose(better, factor, best.factor);
         best.base = V::choose(better, min, best.base);
@@ -304,6 +304,13 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
     }
 }
 
+/// What is not needed in the loops over a group stands in memory meanwhile: held in registers, it would push a sum out of
+/// them, and each step of the loop would wait for it.
+#[inline(always)]
+fn in_memory<T>(value: &mut T) -> &mut T {
+    std::hint::black_box(value)
+}
+
 /// What a search knows from trial to trial.
 struct Best<V: Lanes> {
     /// Least and greatest of each group.
@@ -321,18 +328,20 @@ struct Best<V: Lanes> {
 /// Numbers of less magnitude have their nearest whole number in a float, with room to spare.
 const SMALL: f32 = (1 << 21) as f32;
 
-/// The codes of a trial, and Σwl, Σwl² and Σwxl of them.
+/// The codes of a trial, and Σwl, Σwl² and Σwxl of them; no closure gives the codes, see [`super::rows`].
 #[inline(always)]
-fn trial_sums<V: Lanes, const N: usize>(
+fn trial_sums<C: Trial, V: Lanes, const N: usize, const IS_SMALL: bool>(
     x: &[V; N],
     importance: &[V; N],
     codes: &mut [V; N],
-    code: impl Fn(V) -> V,
+    (factor, min): (V, V),
+    levels: u8,
 ) -> (V, V, V) {
-    let zero = V::splat(0.0);
+    let (zero, most) = (V::splat(0.0), V::splat(f32::from(levels)));
     let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
     for ((x, w), l) in x.iter().zip(importance).zip(codes) {
-        *l = code(*x);
+        let scaled = factor * (*x - min);
+        *l = if IS_SMALL { C::small_code(scaled, most) } else { C::code(scaled, levels) };
         let wl = *w * *l;
         sum_l = sum_l + wl;
         sum_ll = sum_ll + wl * *l;
@@ -370,9 +379,12 @@ fn solve<V: Lanes>((sum_w, sum_x): (V, V), (sum_l, sum_ll, sum_xl): (V, V, V)) -
     let scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
     let min = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
     // A minimum above zero cannot be stored: the line then goes through zero.
-    let is_above = zero.below(min);
+    let (is_above, is_solved) = (zero.below(min), zero.below(determinant));
+    if V::none(is_above) {
+        return (scale, min, is_solved);
+    }
     let scale = V::choose(is_above, sum_xl / sum_ll, scale);
-    (scale, V::choose(is_above, zero, min), zero.below(determinant))
+    (scale, V::choose(is_above, zero, min), is_solved)
 }
 
 /// The least and greatest of each group.

@@ -65,7 +65,14 @@ pub(super) trait Lanes:
     /// self, but no less than `least` and no more than `most`; those where it equals them, whatever its zeros' signs.
     fn limited(self, least: Self, most: Self) -> Self;
 
+    /// self, but no less than 0 and no more than `most`, which is greater; for numbers only, whatever a zero's sign.
+    ///
+    /// Floats of one sign are ordered as their bits are, and whole numbers are compared where sums do not wait for it.
+    fn within(self, most: Self) -> Self;
+
     fn all(mask: Self::Mask) -> bool;
+
+    fn none(mask: Self::Mask) -> bool;
 
     /// Lane k of vector i becomes lane i of vector k, of N vectors.
     fn transpose_square(rows: &mut [Self]);

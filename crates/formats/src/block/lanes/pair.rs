@@ -99,6 +99,16 @@ impl<V: Lanes> Lanes for Pair<V> {
     }
 
     #[inline(always)]
+    fn within(self, most: Self) -> Self {
+        Pair(self.0.within(most.0), self.1.within(most.1))
+    }
+
+    #[inline(always)]
+    fn none(mask: Self::Mask) -> bool {
+        V::none(mask.0) && V::none(mask.1)
+    }
+
+    #[inline(always)]
     fn all(mask: Self::Mask) -> bool {
         V::all(mask.0) && V::all(mask.1)
     }

@@ -124,6 +124,16 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn within(self, most: Self) -> Self {
+        self.limited(Portable([0.0; N]), most)
+    }
+
+    #[inline(always)]
+    fn none(mask: [bool; N]) -> bool {
+        !mask.contains(&true)
+    }
+
+    #[inline(always)]
     fn all(mask: [bool; N]) -> bool {
         mask.iter().all(|&yes| yes)
     }

@@ -133,6 +133,21 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn within(self, most: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_max_epi32(_mm256_castps_si256(self.0), _mm256_setzero_si256());
+            Avx2(_mm256_castsi256_ps(_mm256_min_epi32(bits, _mm256_castps_si256(most.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn none(mask: __m256) -> bool {
+        // SAFETY: see above.
+        unsafe { _mm256_movemask_ps(mask) == 0 }
+    }
+
+    #[inline(always)]
     fn all(mask: __m256) -> bool {
         // SAFETY: see above.
         unsafe { _mm256_movemask_ps(mask) == 0xff }
@@ -253,6 +268,20 @@ impl Lanes for Avx512 {
     fn limited(self, least: Self, most: Self) -> Self {
         // SAFETY: see above. Of two zeros the instructions take the second.
         Avx512(unsafe { _mm512_min_ps(_mm512_max_ps(self.0, least.0), most.0) })
+    }
+
+    #[inline(always)]
+    fn within(self, most: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_max_epi32(_mm512_castps_si512(self.0), _mm512_setzero_si512());
+            Avx512(_mm512_castsi512_ps(_mm512_min_epi32(bits, _mm512_castps_si512(most.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn none(mask: __mmask16) -> bool {
+        mask == 0
     }
 
     #[inline(always)]
