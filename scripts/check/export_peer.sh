@@ -76,9 +76,39 @@ cp -rL "$shared/lm/stories260K-hf" "$work/stories" && chmod -R u+w "$work/storie
 convert stories f32
 compare stories q4_k_m q5_k_m q6_k q8_0 q4_0 f16
 
+# The same of those that transformers writes; MODEL lends its tokenizer.
+two_layers_with() {
+  "$python" scripts/check/published_layouts.py "$shared/.." --write "$1" 2 "$work/$1" >"$work/$1.log" 2>&1 ||
+    { tail "$work/$1.log"; exit 1; }
+  cp -L "$shared/models/$2"/tokenizer* "$work/$1/"
+}
+
+# Gemma's tokenizer may not be passed on: it gets another, and as many rows.
+gemma_with() {
+  two_layers gemma-3-1b-it gemma-3-1b-it
+  cp -L "$shared/models/$1"/tokenizer* "$work/gemma-3-1b-it/"
+  "$python" - "$work/gemma-3-1b-it" <<'PY'
+import json, sys, torch
+from safetensors.torch import load_file, save_file
+path = sys.argv[1] + "/model.safetensors"
+weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:32768].clone()
+save_file(weights, path, metadata={"format": "pt"})
+config = json.load(open(sys.argv[1] + "/config.json"))
+config["vocab_size"] = 32768
+json.dump(config, open(sys.argv[1] + "/config.json", "w"))
+PY
+}
+
 for model in ${MODELS:-Qwen3-0.6B Llama-3.2-1B-Instruct Qwen2.5-1.5B-Instruct Phi-4-mini-instruct gemma-3-1b-it \
-  Mistral-7B-Instruct-v0.3 starcoder2-3b DeepSeek-Coder-V2-Lite-Instruct}; do
-  two_layers "$model" "$model"
+  Mistral-7B-Instruct-v0.3 starcoder2-3b DeepSeek-V2-Lite Mamba-Codestral-7B-v0.1}; do
+  case $model in
+    gemma-*) gemma_with Mistral-7B-Instruct-v0.3 ;;
+    starcoder2-3b) two_layers_with "$model" "$model" ;;
+    DeepSeek-V2-Lite) two_layers_with "$model" DeepSeek-Coder-V2-Lite-Instruct ;;
+    Mamba-Codestral-*) two_layers_with "$model" Mistral-7B-Instruct-v0.3 ;;
+    *) two_layers "$model" "$model" ;;
+  esac
   convert "$model" bf16
   compare "$model" q4_k_m q5_k_m q6_k q8_0 q4_0 iq4_xs f16 -- q4_k_m iq3_s iq2_xxs
   rm -rf "${work:?}/$model"

@@ -1,6 +1,7 @@
 """Compares our logits with transformers' on checkpoints of published layout: random weights, a few layers, or all of a small one.
 
     python scripts/check/published_layouts.py SHARED [MODEL …]
+    python scripts/check/published_layouts.py SHARED --write MODEL LAYERS FOLDER      only the checkpoint
 
 SHARED holds assets/models/MODEL (config.json, tensors.json) and tools/synth_checkpoint.py, which writes the
 checkpoints; those of Mamba-2, DeepSeek-V2-Lite and StarCoder2, of which SHARED has no listing, are written by
@@ -98,6 +99,9 @@ def check(shared, name):
 
 def main():
     shared = pathlib.Path(sys.argv[1]).resolve()
+    if sys.argv[2:3] == ["--write"]:
+        name, layers, folder = sys.argv[3:]
+        return write(shared, name, int(layers), folder)
     results = [check(shared, name) for name in sys.argv[2:] or MODELS + list(BUILT)]
     sys.exit(not all(results))
 

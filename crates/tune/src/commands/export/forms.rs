@@ -54,10 +54,11 @@ pub fn run(arguments: &Export, request: &Request, terminal: &mut Terminal) -> Re
     let (path, seconds) = (receipt.path.display(), started.elapsed().as_secs_f64());
     terminal.row("wrote", format!("{path} ({}) in {}", bytes::show(written), crate::show::seconds(seconds)));
     if arguments.form == Form::Adapter {
-        terminal.row(
-            "next",
-            format!("export the base too, and load both: llama-server -m BASE.gguf --lora {path}"),
-        );
+        let next = match form.base.is_file() {
+            true => format!("load both: llama-server -m {} --lora {path}", form.base.display()),
+            false => format!("export the base too, and load both: llama-server -m BASE.gguf --lora {path}"),
+        };
+        terminal.row("next", next);
     }
     Ok(())
 }
