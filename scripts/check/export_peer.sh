@@ -91,7 +91,7 @@ gemma_with() {
 import json, sys, torch
 from safetensors.torch import load_file, save_file
 path = sys.argv[1] + "/model.safetensors"
-weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+weights = {name: tensor.clone() for name, tensor in load_file(path).items() if name != "lm_head.weight"}
 weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:32768].clone()
 save_file(weights, path, metadata={"format": "pt"})
 config = json.load(open(sys.argv[1] + "/config.json"))

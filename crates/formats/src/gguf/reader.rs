@@ -105,7 +105,7 @@ impl TensorSource for Reader {
         let (n_rows, cols) = rows_and_cols(&tensor.torch_shape());
         check_rows(&self.path, name, &rows, n_rows)?;
         let row_bytes = tensor.ty.row_bytes(cols)?;
-        out.clear();
+        // What is there is written over: it need not be zero.
         out.resize(rows.len() * cols, 0.0);
         block::decode(tensor.ty, &self.data(tensor)[rows.start * row_bytes..rows.end * row_bytes], out)
     }

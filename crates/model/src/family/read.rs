@@ -65,7 +65,6 @@ impl TensorSpec {
         change: &Change<'_>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        out.clear();
         match self.taken {
             Taken::Whole => self.read_whole(source, rows, change, out)?,
             Taken::Stacked(n) => self.read_stacked(source, n, rows, out)?,
@@ -94,6 +93,7 @@ impl TensorSpec {
         if naming == Naming::Hf || self.permute.is_none() {
             source.read_rows(self.name(naming), rows, out)?;
         } else {
+            out.clear();
             let mut row = Vec::with_capacity(self.cols);
             for hf_row in rows {
                 let gguf_row = self.gguf_row(hf_row);
@@ -116,6 +116,7 @@ impl TensorSpec {
         if source.naming() == Naming::Gguf {
             return source.read_rows(&self.gguf, rows, out);
         }
+        out.clear();
         let mut part = Vec::new();
         for (number, within) in pieces(rows, self.rows / n) {
             source.read_rows(&self.hf_name(number), within, &mut part)?;
@@ -133,6 +134,7 @@ impl TensorSpec {
         change: &Change<'_>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
+        out.clear();
         let (latent, mut keys) = (self.rows / split.n_heads, Vec::new());
         for (head, within) in pieces(rows, latent) {
             let first = head * split.of_head();
@@ -161,6 +163,7 @@ impl TensorSpec {
         change: &Change<'_>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
+        out.clear();
         let mut values = Vec::new();
         for (head, within) in pieces(rows, split.values) {
             let first = head * split.of_head() + split.keys;

@@ -103,37 +103,46 @@ fn add_avx2(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize
     add_portable(pair, scale, rows, first_row);
 }
 
-/// Inlined into each of the above.
+/// Numbers of A that stay in a core's first cache while all rows go by.
+const TILE: usize = 4096;
+
+/// Inlined into each of the above. Columns by tiles, so that A is not read again for each row from afar.
 #[inline(always)]
 fn add_portable(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
-    let AdapterTensor { a, b, r, in_features, .. } = pair;
-    for (offset, row) in rows.chunks_exact_mut(*in_features).enumerate() {
-        let at = (first_row + offset) * r;
-        let coefficients = &b[at..at + r];
-        for (quad, a) in coefficients.chunks_exact(4).zip(a.chunks_exact(4 * in_features)) {
-            add_four(row, scale, quad, a);
-        }
-        let done = r - r % 4;
-        for (b, a) in coefficients[done..].iter().zip(a[done * in_features..].chunks_exact(*in_features)) {
-            let s = scale * b;
-            for (w, a) in row.iter_mut().zip(a) {
-                *w += s * a;
+    let AdapterTensor { a, b, r, in_features: cols, .. } = pair;
+    let width = (TILE / r.max(&1)).clamp(64, *cols.max(&64));
+    for start in (0..*cols).step_by(width) {
+        let columns = start..(start + width).min(*cols);
+        for (offset, row) in rows.chunks_exact_mut(*cols).enumerate() {
+            let (row, at) = (&mut row[columns.clone()], (first_row + offset) * r);
+            let coefficients = &b[at..at + r];
+            for (quad, a) in coefficients.chunks_exact(4).zip(a.chunks_exact(4 * cols)) {
+                add_four(row, scale, quad, &a[start..], *cols);
+            }
+            let done = r - r % 4;
+            for (b, a) in coefficients[done..].iter().zip(a[done * cols..].chunks_exact(*cols)) {
+                let s = scale * b;
+                for (w, a) in row.iter_mut().zip(&a[columns.clone()]) {
+                    *w += s * a;
+                }
             }
         }
-        if let Some(magnitude) = &pair.magnitude {
+    }
+    if let Some(magnitude) = &pair.magnitude {
+        for (offset, row) in rows.chunks_exact_mut(*cols).enumerate() {
             set_length(row, magnitude[first_row + offset]);
         }
     }
 }
 
-/// Four ranks in one pass over the row, which is read and written once instead of four times.
+/// Four ranks in one pass over a part of a row, which is read and written once instead of four times; rows of `a` are `cols`
+/// apart.
 #[inline(always)]
-fn add_four(row: &mut [f32], scale: f32, b: &[f32], a: &[f32]) {
-    let cols = row.len();
+fn add_four(row: &mut [f32], scale: f32, b: &[f32], a: &[f32], cols: usize) {
+    let n = row.len();
     let (s0, s1, s2, s3) = (scale * b[0], scale * b[1], scale * b[2], scale * b[3]);
-    let (a0, rest) = a.split_at(cols);
-    let (a1, rest) = rest.split_at(cols);
-    let (a2, a3) = rest.split_at(cols);
+    let (a0, a1, a2, a3) =
+        (&a[..n], &a[cols..cols + n], &a[2 * cols..2 * cols + n], &a[3 * cols..3 * cols + n]);
     for ((((w, a0), a1), a2), a3) in row.iter_mut().zip(a0).zip(a1).zip(a2).zip(a3) {
         *w = (((*w + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
     }
