@@ -81,6 +81,23 @@ two_layers_with() {
   "$python" scripts/check/published_layouts.py "$shared/.." --write "$1" 2 "$work/$1" >"$work/$1.log" 2>&1 ||
     { tail "$work/$1.log"; exit 1; }
   cp -L "$shared/models/$2"/tokenizer* "$work/$1/"
+  [ -f "$work/$1/tokenizer_config.json" ] || "$python" - "$work/$1" <<'PY'
+# By its class alone DeepSeek's tokenizer puts a token in front of a text, which the converter knows it by.
+import json, sys
+path = sys.argv[1] + "/tokenizer.json"
+tokenizer = json.load(open(path))
+first = next((t for t in tokenizer["added_tokens"] if t["content"] == "<｜begin▁of▁sentence｜>"), None)
+if first:
+    text, ids = first["content"], [first["id"]]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {text: {"id": text, "ids": ids, "tokens": [text]}}}
+    json.dump(tokenizer, open(path, "w"), ensure_ascii=False)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text, "eos_token": "<｜end▁of▁sentence｜>"}
+    json.dump(config, open(sys.argv[1] + "/tokenizer_config.json", "w"))
+PY
 }
 
 # Gemma's tokenizer may not be passed on: it gets another, and as many rows.

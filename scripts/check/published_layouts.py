@@ -37,13 +37,14 @@ BUILT = {
         hidden_size=2048, intermediate_size=10944, moe_intermediate_size=1408, num_attention_heads=16, q_lora_rank=None,
         kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64,
         n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, vocab_size=102400, rms_norm_eps=1e-6,
-        max_position_embeddings=163840, rope_parameters=dict(
+        max_position_embeddings=163840, bos_token_id=100000, eos_token_id=100001,
+        rope_parameters=dict(
             rope_type="yarn", rope_theta=10000.0, factor=40, mscale=0.707, mscale_all_dim=0.707, beta_fast=32,
             beta_slow=1, original_max_position_embeddings=4096))),
     "starcoder2-3b": (transformers.Starcoder2ForCausalLM, dict(
         hidden_size=3072, intermediate_size=12288, num_attention_heads=24, num_key_value_heads=2, vocab_size=49152,
         max_position_embeddings=16384, sliding_window=4096, rope_theta=999999.4420358813, norm_epsilon=1e-5,
-        hidden_act="gelu_pytorch_tanh", use_bias=True)),
+        hidden_act="gelu_pytorch_tanh", use_bias=True, bos_token_id=0, eos_token_id=0)),
 }
 N_TOKENS = 96
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::path::Path;
 
-use crate::gguf::{Array, Metadata, Planned, Reader, Value, Writer};
+use crate::gguf::{Metadata, Planned, Reader, Texts, Writer};
 use crate::map::Map;
 use crate::{BlockType, Error, Result, TensorSource, atomic};
 
@@ -85,7 +85,7 @@ impl ImportanceMatrix {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut metadata = Metadata::new();
         metadata.push("general.type", "imatrix");
-        metadata.push(DATASETS, Value::Array(Array::String(self.datasets.clone())));
+        metadata.push(DATASETS, self.datasets.clone());
         metadata.push(CHUNK_COUNT, self.n_chunks);
         metadata.push(CHUNK_SIZE, self.chunk_tokens);
         if let Some(hash) = &self.made_of {
@@ -150,7 +150,7 @@ fn read_gguf(path: &Path) -> Result<ImportanceMatrix> {
         ));
     }
     Ok(ImportanceMatrix {
-        datasets: metadata.get_strings(DATASETS).unwrap_or_default().to_vec(),
+        datasets: metadata.get_strings(DATASETS).map(Texts::to_strings).unwrap_or_default(),
         n_chunks: metadata.get_u32(CHUNK_COUNT).unwrap_or(0),
         chunk_tokens: metadata.get_u32(CHUNK_SIZE).unwrap_or(0),
         made_of: metadata.get_str(MADE_OF).map(str::to_owned),

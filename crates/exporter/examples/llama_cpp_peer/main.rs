@@ -19,7 +19,7 @@ use model::policy::Quant;
 use ungated::NoEngine;
 
 /// Keys that differ by intention, and why.
-const KNOWN: [(&str, &str); 9] = [
+const KNOWN: [(&str, &str); 10] = [
     ("general.name", "ours is the expert's name, the converter's is made from the directory's name"),
     ("general.basename", "guessed by the converter from the directory's name"),
     ("general.finetune", "guessed by the converter from the directory's name"),
@@ -31,11 +31,16 @@ const KNOWN: [(&str, &str); 9] = [
         "tokenizer.ggml.scores",
         "the converter scores all tokens of a tokenizer.json alike; ours are the order of its merges",
     ),
+    (
+        "starcoder2.attention.sliding_window",
+        "ours: whoever trains on the file is to see what the base saw; the engine does not read it",
+    ),
     ("tune.base_blake3", "ours: which base the file was made from"),
 ];
 
-/// Keys that the converter writes before all others, having met them among the tensors: their place says nothing.
-const EARLY: [&str; 1] = ["phi3.rope.scaling.attn_factor"];
+/// Keys whose place says nothing: the converter writes the first before all others, having met it among the tensors, and the
+/// second before the tokens or behind them, from one family to the next.
+const ANYWHERE: [&str; 2] = ["phi3.rope.scaling.attn_factor", "tokenizer.ggml.add_space_prefix"];
 
 const HEAD_WIDTH: &str = "transformers, through which the converter reads config.json, fills in the width that llama.cpp assumes anyway";
 
@@ -98,7 +103,7 @@ fn differing_keys(ours: &Reader, theirs: &Reader) -> usize {
     }
     let shared = |of: &Reader, other: &Reader| -> Vec<String> {
         let keys = of.metadata().entries().iter().map(|(key, _)| key.clone());
-        keys.filter(|key| other.metadata().get(key).is_some() && !EARLY.contains(&key.as_str())).collect()
+        keys.filter(|key| other.metadata().get(key).is_some() && !ANYWHERE.contains(&key.as_str())).collect()
     };
     let (a, b) = (shared(ours, theirs), shared(theirs, ours));
     if let Some((found, expected)) = a.iter().zip(&b).find(|(found, expected)| found != expected) {

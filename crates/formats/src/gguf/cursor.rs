@@ -48,11 +48,15 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn string(&mut self, place: &str) -> Result<String> {
+        Ok(self.text(place)?.to_owned())
+    }
+
+    /// A string where it lies.
+    pub(super) fn text(&mut self, place: &str) -> Result<&'a str> {
         let length = self.u64(place)?;
         let bytes = self.take(length, place)?;
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| self.malformed(place.to_owned(), "text in UTF-8", error.to_string()))?;
-        Ok(text.to_owned())
+        std::str::from_utf8(bytes)
+            .map_err(|error| self.malformed(place.to_owned(), "text in UTF-8", error.to_string()))
     }
 
     /// `count` as a capacity, once it is certain that the rest of the file can hold so many things of at

@@ -1,6 +1,6 @@
 //! Metadata: ordered keys with typed values.
 
-use super::{Array, Value};
+use super::{Array, Texts, Value};
 
 /// The key-value section of a GGUF file, in file order.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -121,7 +121,7 @@ impl Metadata {
 
     /// An array of strings.
     #[must_use]
-    pub fn get_strings(&self, key: &str) -> Option<&[String]> {
+    pub fn get_strings(&self, key: &str) -> Option<&Texts> {
         match self.get_array(key)? {
             Array::String(strings) => Some(strings),
             _ => None,

@@ -6,11 +6,13 @@ mod cursor;
 mod layout;
 mod metadata;
 mod reader;
+mod texts;
 mod value;
 mod writer;
 
 pub use metadata::Metadata;
 pub use reader::Reader;
+pub use texts::Texts;
 pub use value::{Array, Value};
 pub use writer::{Planned, Writer, file_bytes, head_bytes};
 

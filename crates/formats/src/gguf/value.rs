@@ -1,6 +1,7 @@
 //! Metadata values and their layout: reader and writer of each type side by side.
 
 use super::cursor::Cursor;
+use super::texts::Texts;
 use crate::{Error, Result};
 
 /// One metadata value.
@@ -34,7 +35,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Texts),
     Array(Vec<Array>),
     U64(Vec<u64>),
     I64(Vec<i64>),
@@ -95,11 +96,6 @@ trait Stored: Sized {
     const MIN_BYTES: u64;
     fn read(cursor: &mut Cursor<'_>, place: &str) -> Result<Self>;
     fn write(&self, out: &mut Vec<u8>);
-
-    /// Looks for so many where one takes more memory than [`Self::MIN_BYTES`]: a count that lies is to cost nothing.
-    fn look_for(_: u64, _: Cursor<'_>, _place: &str) -> Result<()> {
-        Ok(())
-    }
 }
 
 macro_rules! stored_number {
@@ -143,14 +139,6 @@ impl Stored for String {
         cursor.string(place)
     }
 
-    fn look_for(count: u64, mut cursor: Cursor<'_>, place: &str) -> Result<()> {
-        for _ in 0..count {
-            let length = cursor.u64(place)?;
-            cursor.take(length, place)?;
-        }
-        Ok(())
-    }
-
     fn write(&self, out: &mut Vec<u8>) {
         write_string(self, out);
     }
@@ -162,22 +150,53 @@ pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     out.extend(text.as_bytes());
 }
 
-fn read_many<T: Stored>(cursor: &mut Cursor<'_>, length: u64, place: &str) -> Result<Vec<T>> {
-    let capacity = cursor.capacity(length, T::MIN_BYTES, place)?;
-    T::look_for(length, cursor.clone(), place)?;
-    let mut values = Vec::with_capacity(capacity);
-    for _ in 0..length {
-        values.push(T::read(cursor, place)?);
-    }
-    Ok(values)
+/// The elements of an array.
+trait Elements: Sized {
+    fn read(cursor: &mut Cursor<'_>, length: u64, place: &str) -> Result<Self>;
+    fn write(&self, ty: Type, out: &mut Vec<u8>);
 }
 
-fn write_many<T: Stored>(ty: Type, values: &[T], out: &mut Vec<u8>) {
-    (ty as u32).write(out);
-    (values.len() as u64).write(out);
-    for value in values {
-        value.write(out);
+impl<T: Stored> Elements for Vec<T> {
+    fn read(cursor: &mut Cursor<'_>, length: u64, place: &str) -> Result<Self> {
+        let mut values = Vec::with_capacity(cursor.capacity(length, T::MIN_BYTES, place)?);
+        for _ in 0..length {
+            values.push(T::read(cursor, place)?);
+        }
+        Ok(values)
     }
+
+    fn write(&self, ty: Type, out: &mut Vec<u8>) {
+        write_head(ty, self.len(), out);
+        self.iter().for_each(|value| value.write(out));
+    }
+}
+
+impl Elements for Texts {
+    /// They are looked for first: a count that lies is to cost nothing.
+    fn read(cursor: &mut Cursor<'_>, length: u64, place: &str) -> Result<Self> {
+        let capacity = cursor.capacity(length, String::MIN_BYTES, place)?;
+        let (mut ahead, mut bytes) = (cursor.clone(), 0);
+        for _ in 0..length {
+            let length = ahead.u64(place)?;
+            bytes += ahead.take(length, place)?.len();
+        }
+        let mut texts = Texts::with_capacity(capacity, bytes);
+        for _ in 0..length {
+            texts.push(cursor.text(place)?);
+        }
+        Ok(texts)
+    }
+
+    fn write(&self, ty: Type, out: &mut Vec<u8>) {
+        write_head(ty, self.len(), out);
+        self.iter().for_each(|text| write_string(text, out));
+    }
+}
+
+/// What stands before the elements of an array.
+fn write_head(ty: Type, length: usize, out: &mut Vec<u8>) {
+    (ty as u32).write(out);
+    (length as u64).write(out);
 }
 
 macro_rules! by_type {
@@ -211,14 +230,14 @@ macro_rules! by_type {
                 let ty = Type::read(cursor, place)?;
                 let length = cursor.u64(place)?;
                 match ty {
-                    $(Type::$variant => Ok(Self::$variant(read_many(cursor, length, place)?)),)*
+                    $(Type::$variant => Ok(Self::$variant(Elements::read(cursor, length, place)?)),)*
                     Type::Array => read_nested(cursor, length, place, depth).map(Self::Array),
                 }
             }
 
             fn write(&self, out: &mut Vec<u8>) {
                 match self {
-                    $(Self::$variant(values) => write_many(Type::$variant, values, out),)*
+                    $(Self::$variant(values) => Elements::write(values, Type::$variant, out),)*
                     Self::Array(arrays) => {
                         (Type::Array as u32).write(out);
                         (arrays.len() as u64).write(out);
@@ -282,7 +301,25 @@ macro_rules! value_from {
 
 value_from! {
     u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u64 => U64, i64 => I64,
-    f32 => F32, f64 => F64, bool => Bool, String => String,
+    f32 => F32, f64 => F64, bool => Bool,
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::String(value)
+    }
+}
+
+impl From<Texts> for Value {
+    fn from(texts: Texts) -> Self {
+        Self::Array(Array::String(texts))
+    }
+}
+
+impl From<Vec<String>> for Value {
+    fn from(texts: Vec<String>) -> Self {
+        Texts::from(texts).into()
+    }
 }
 
 impl From<&str> for Value {

@@ -40,6 +40,9 @@ pub fn gguf_metadata(config: &ModelConfig) -> Vec<(String, Value)> {
         _ => {}
     }
     values.push("rope.freq_base", Value::F32(config.rope.theta as f32));
+    if let Some(local) = &config.local_rope {
+        values.push("rope.freq_base_swa", Value::F32(local.theta as f32));
+    }
     values.push(norm_key(config.norm), Value::F32(config.norm_eps));
     let is_unusual = config.head_dim_is_stated || config.head_dim * config.n_heads != config.hidden;
     if is_unusual && config.latent.is_none() {

@@ -4,7 +4,6 @@
 //! and rotate by their own base, every sixth sees all. Source: Gemma 3 technical report, arXiv:2503.19786.
 
 use formats::config::HfConfig;
-use formats::gguf::Value;
 use serde_json::Value as Json;
 
 use super::table::{OUTPUT_NORM, Row, Table, row};
@@ -109,9 +108,5 @@ fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
         config.window.and_then(|window| window.full_every).filter(|&every| every != PATTERN)
     {
         values.size("attention.sliding_window_pattern", pattern);
-    }
-    let local_theta = config.local_rope.as_ref().map_or(LOCAL_THETA, |rope| rope.theta);
-    if local_theta != LOCAL_THETA {
-        values.push("rope.freq_base_swa", Value::F32(local_theta as f32));
     }
 }

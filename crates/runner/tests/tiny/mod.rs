@@ -120,10 +120,10 @@ fn metadata(width: usize, tokens: Vec<String>, types: Vec<i32>, end: usize, temp
     metadata.push("qwen3.attention.layer_norm_rms_epsilon", Value::F32(1e-6));
     metadata.push("tokenizer.ggml.model", Value::String("gpt2".to_owned()));
     metadata.push("tokenizer.ggml.pre", Value::String("qwen2".to_owned()));
-    metadata.push("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)));
+    metadata.push("tokenizer.ggml.tokens", tokens);
     metadata.push("tokenizer.ggml.token_type", Value::Array(Array::I32(types)));
     let merges = ["h e", "Ġ t", "i n"].map(str::to_owned).to_vec();
-    metadata.push("tokenizer.ggml.merges", Value::Array(Array::String(merges)));
+    metadata.push("tokenizer.ggml.merges", merges);
     metadata.push("tokenizer.ggml.eos_token_id", Value::U32(u32::try_from(end).unwrap()));
     metadata.push("tokenizer.ggml.add_bos_token", Value::Bool(false));
     if *template == Template::Chat {

@@ -54,7 +54,7 @@ fn wrong(key: &'static str, reason: impl Into<String>) -> Error {
 }
 
 fn vocabulary(metadata: &Metadata) -> Result<Vocabulary> {
-    let tokens = metadata.get_strings(TOKENS).ok_or_else(|| wrong(TOKENS, "no list of texts"))?.to_vec();
+    let tokens = metadata.get_strings(TOKENS).ok_or_else(|| wrong(TOKENS, "no list of texts"))?.to_strings();
     let kinds: Vec<Kind> = match metadata.get(TOKEN_TYPE).map(|_| metadata.get_array(TOKEN_TYPE)) {
         None => vec![Kind::Normal; tokens.len()],
         Some(Some(Array::I32(kinds))) => kinds.iter().map(|kind| Kind::from_id(i64::from(*kind))).collect(),
@@ -69,7 +69,7 @@ fn vocabulary(metadata: &Metadata) -> Result<Vocabulary> {
 
 fn byte_level(metadata: &Metadata, vocabulary: Vocabulary) -> Result<Parts> {
     let (name, row) = pre_tokenizer(metadata)?;
-    let merges = metadata.get_strings(MERGES).ok_or_else(|| wrong(MERGES, "no list of texts"))?.to_vec();
+    let merges = metadata.get_strings(MERGES).ok_or_else(|| wrong(MERGES, "no list of texts"))?.to_strings();
     let pre_tokenizer = row.build().map_err(|error| wrong(PRE, error.to_string()))?;
     Ok(Parts {
         merges,

@@ -282,9 +282,9 @@ pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenize
 
 /// A token that stands twice in the vocabulary makes llama.cpp abort the whole process.
 pub(super) fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
-    let tokens = metadata.get_strings("tokenizer.ggml.tokens").unwrap_or_default();
+    let Some(tokens) = metadata.get_strings("tokenizer.ggml.tokens") else { return Ok(()) };
     let mut seen = HashSet::with_capacity(tokens.len());
-    match tokens.iter().find(|token| !seen.insert(token.as_str())) {
+    match tokens.iter().find(|token| !seen.insert(*token)) {
         None => Ok(()),
         Some(token) => {
             let reason = format!("token `{token}` stands twice in its file's vocabulary");
