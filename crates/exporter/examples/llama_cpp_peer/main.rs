@@ -19,7 +19,7 @@ use model::policy::Quant;
 use ungated::NoEngine;
 
 /// Keys that differ by intention, and why.
-const KNOWN: [(&str, &str); 10] = [
+const KNOWN: [(&str, &str); 13] = [
     ("general.name", "ours is the expert's name, the converter's is made from the directory's name"),
     ("general.basename", "guessed by the converter from the directory's name"),
     ("general.finetune", "guessed by the converter from the directory's name"),
@@ -31,6 +31,12 @@ const KNOWN: [(&str, &str); 10] = [
         "tokenizer.ggml.scores",
         "the converter scores all tokens of a tokenizer.json alike; ours are the order of its merges",
     ),
+    ("deepseek2.rope.scaling.yarn_beta_fast", YARN_BETA),
+    ("deepseek2.rope.scaling.yarn_beta_slow", YARN_BETA),
+    (
+        "deepseek2.expert_gating_func",
+        "ours: the converter writes it where config.json states `scoring_func`, as the published one does",
+    ),
     (
         "starcoder2.attention.sliding_window",
         "ours: whoever trains on the file is to see what the base saw; the engine does not read it",
@@ -39,8 +45,12 @@ const KNOWN: [(&str, &str); 10] = [
 ];
 
 /// Keys whose place says nothing: the converter writes the first before all others, having met it among the tensors, and the
-/// second before the tokens or behind them, from one family to the next.
-const ANYWHERE: [&str; 2] = ["phi3.rope.scaling.attn_factor", "tokenizer.ggml.add_space_prefix"];
+/// second before the tokens or behind them, from one family to the next; the third is ours alone where its quantiser is not
+/// told of it, see `quantise.rs`.
+const ANYWHERE: [&str; 3] =
+    ["phi3.rope.scaling.attn_factor", "tokenizer.ggml.add_space_prefix", "deepseek2.attention.q_lora_rank"];
+
+const YARN_BETA: &str = "the converter's: it is what llama.cpp assumes anyway";
 
 const HEAD_WIDTH: &str = "transformers, through which the converter reads config.json, fills in the width that llama.cpp assumes anyway";
 

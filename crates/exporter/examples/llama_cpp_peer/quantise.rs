@@ -5,6 +5,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 
 use formats::BlockType;
+use formats::gguf::Reader;
 use formats::imatrix::ImportanceMatrix;
 use llama_cpp_sys_2 as sys;
 
@@ -17,6 +18,7 @@ pub fn quantise(
     matrix: Option<&Path>,
     types: &[(&str, BlockType)],
 ) {
+    let lacks_rank = lacks_rank(input);
     let path = |path: &Path| c_string(path.to_str().expect("a UTF-8 path"));
     let (input, output) = (path(input), path(output));
     // SAFETY: `quiet` lives as long as the program and does not use its arguments.
@@ -30,8 +32,11 @@ pub fn quantise(
     let matrix = matrix.map(Matrix::read);
     if let Some(matrix) = &matrix {
         params.imatrix = matrix.data.as_ptr();
-        params.kv_overrides = matrix.keys.as_ptr();
     }
+    let mut keys = matrix.as_ref().map_or_else(Vec::new, |matrix| matrix.keys.clone());
+    keys.extend(lacks_rank.then(|| number_key(RANK, 0)));
+    keys.push(number_key("", 0));
+    params.kv_overrides = keys.as_ptr();
     let patterns: Vec<CString> = types.iter().map(|(pattern, _)| c_string(pattern)).collect();
     let ids = types.iter().map(|(_, ty)| ty.id().expect("a type of files"));
     let overrides = patterns.iter().map(|pattern| pattern.as_ptr()).zip(ids).chain([(std::ptr::null(), 0)]);
@@ -46,13 +51,21 @@ pub fn quantise(
     assert_eq!(code, 0, "llama_model_quantize failed");
 }
 
+/// What llama.cpp asks of a DeepSeek-V2 of other than 26 or 27 layers, and its converter does not write.
+const RANK: &str = "deepseek2.attention.q_lora_rank";
+
+fn lacks_rank(input: &Path) -> bool {
+    let reader = Reader::open(input).expect("a GGUF");
+    let metadata = reader.metadata();
+    metadata.get_str("general.architecture") == Some("deepseek2") && metadata.get(RANK).is_none()
+}
+
 /// What `llama-quantize` makes of a matrix: an entry for each tensor, and the keys that say where they are from.
 struct Matrix {
     /// Points into the two below; the last has no name.
     data: Vec<sys::llama_model_imatrix_data>,
     _names: Vec<CString>,
     _means: Vec<Vec<f32>>,
-    /// The last has an empty key.
     keys: Vec<sys::llama_model_kv_override>,
 }
 
@@ -73,7 +86,6 @@ impl Matrix {
         if matrix.n_chunks > 0 {
             keys.push(number_key("quantize.imatrix.chunks_count", i64::from(matrix.n_chunks)));
         }
-        keys.push(number_key("", 0));
         Matrix { data: data.collect(), _names: names, _means: means, keys }
     }
 }

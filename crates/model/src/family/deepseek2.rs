@@ -188,6 +188,7 @@ fn read_gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
 
 fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
     let (Some(latent), Some(experts)) = (config.latent, config.experts) else { return };
+    values.size("expert_count", experts.routing.n_experts);
     values.size("expert_used_count", experts.routing.n_used);
     values.push("expert_gating_func", Value::U32(SOFTMAX));
     values.size("leading_dense_block_count", experts.n_dense_layers);
@@ -201,7 +202,6 @@ fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
     values.size("attention.key_length_mla", config.head_dim);
     values.size("attention.value_length_mla", latent.value_dim);
     values.size("expert_feed_forward_length", experts.width);
-    values.size("expert_count", experts.routing.n_experts);
     values.size("expert_shared_count", experts.n_shared);
     values.push("expert_weights_scale", Value::F32(experts.routing.scale));
     values.size("rope.dimension_count", config.rope.dim);
