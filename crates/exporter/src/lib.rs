@@ -32,6 +32,7 @@ mod receipt;
 mod request;
 mod running;
 mod sequences;
+mod tiles;
 mod types;
 mod write;
 

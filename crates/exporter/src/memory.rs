@@ -6,7 +6,7 @@ use model::memory::streamed_bytes;
 
 use crate::merged::Merged;
 use crate::sequences::LONGEST_PIECE;
-use crate::write::tile_bytes;
+use crate::tiles::tile_bytes;
 use crate::{Error, ImportanceSource, Request, Result};
 
 /// Bytes of a number in the engine's cache of keys and values.

@@ -8,7 +8,7 @@ use formats::gguf::{Planned, Reader};
 use sha2::Digest;
 
 use crate::plan::{Plan, PlannedTensor};
-use crate::write::check_range;
+use crate::tiles::check_range;
 use crate::{Error, Result};
 
 /// How far, relative to its root mean square, a decoded row may be from its weights: a row from elsewhere is about

@@ -1,8 +1,6 @@
-//! Writing the planned tensors of one or several files: each is read, merged, quantised and written tile by tile.
-//!
-//! A tile is shared out over the threads in pieces of a few rows; each piece goes from the base's 16 bits to the blocks of
-//! every file without leaving a core's cache, so that the base is read once however many files are made of it. In memory
-//! are two tiles of blocks a file and one piece a thread, whatever the size of the tensor.
+//! Writing the planned tensors of one or several files: each is read, merged, quantised and written tile by tile, so that the
+//! base is read once however many files are made of it. In memory are two tiles of blocks a file and one piece a thread,
+//! whatever the size of the tensor.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,24 +9,15 @@ use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
+use formats::Observer;
 use formats::gguf::Writer;
-use formats::{BlockType, Observer};
-use rayon::prelude::*;
 
 use crate::journal::Journal;
-use crate::merged::{Merged, Tensor};
+use crate::merged::Merged;
 use crate::pending::Pending;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::Plan;
+use crate::tiles::{Making, Tile, make, tiles};
 use crate::{Error, Event, Result};
-
-/// Weights of a tile: large enough for long sequential writes.
-const TILE_WEIGHTS: usize = 8 << 20;
-
-/// Weights of a piece: in f32 they fit a core's second-level cache beside the adapter's A.
-const PIECE_WEIGHTS: usize = 64 << 10;
-
-/// The largest half-precision number. Scales of every block format are halves, and no sound weight is near it.
-pub(crate) const HALF_MAX: f32 = 65504.0;
 
 /// A file that is to be written, and where.
 pub(crate) struct Target<'a> {
@@ -90,15 +79,6 @@ fn write_tiles(merged: &Merged, files: &mut [Writing<'_>], observer: &mut dyn Ob
 struct Writing<'a> {
     next: Making<'a>,
     ready: Putting<'a>,
-}
-
-/// The half of it in which a tile is made.
-struct Making<'a> {
-    plan: &'a Plan<'a>,
-    blocks: Vec<u8>,
-    /// Tensors that stood complete at the beginning.
-    n_kept: usize,
-    failure: Option<Error>,
 }
 
 /// The half of it from which a tile is written.
@@ -270,32 +250,6 @@ impl<'scope> Syncing<'scope> {
     }
 }
 
-/// Some rows of a tensor.
-#[derive(Clone, Copy)]
-struct Tile {
-    /// The tensor's number.
-    tensor: usize,
-    first_row: usize,
-    n_rows: usize,
-}
-
-/// The most that tiles of one file take: in 32 bits, one being written and one being made.
-pub(crate) fn tile_bytes(merged: &Merged) -> u64 {
-    let weights = tiles(merged).map(|tile| tile.n_rows * merged.tensors[tile.tensor].cols).max();
-    2 * 4 * weights.unwrap_or(0) as u64
-}
-
-/// All of a file, in its order.
-fn tiles(merged: &Merged) -> impl Iterator<Item = Tile> + '_ {
-    merged.tensors.iter().enumerate().flat_map(|(index, tensor)| {
-        let at_once = tile_rows(tensor);
-        (0..tensor.rows).step_by(at_once).map(move |first_row| {
-            let n_rows = at_once.min(tensor.rows - first_row);
-            Tile { tensor: index, first_row, n_rows }
-        })
-    })
-}
-
 /// How far the files are, all of them together.
 struct Progress<'a> {
     merged: &'a Merged,
@@ -326,121 +280,6 @@ impl<'a> Progress<'a> {
             });
         }
     }
-}
-
-/// The blocks of a tile, for each file in its order; a file for which they cannot be made says why.
-///
-/// # Errors
-/// What reading meets.
-fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
-    let wants = |file: &&mut &mut Making<'_>| tile.tensor >= file.n_kept && file.failure.is_none();
-    let mut made: Vec<&mut Making<'_>> = Vec::new();
-    for file in files.iter_mut().filter(wants) {
-        let planned = &file.plan.tensors[tile.tensor];
-        match planned.row_bytes() {
-            Ok(row_bytes) => file.blocks.resize(tile.n_rows * row_bytes, 0),
-            Err(error) => {
-                file.failure = Some(error);
-                continue;
-            }
-        }
-        match planned.stored {
-            Some(stored) => {
-                let row_bytes = file.blocks.len() / tile.n_rows;
-                let rows = tile.first_row * row_bytes..(tile.first_row + tile.n_rows) * row_bytes;
-                file.blocks.copy_from_slice(&stored[rows]);
-            }
-            None => made.push(file),
-        }
-    }
-    encode(merged, tile, &mut made)?;
-    for file in made {
-        let planned = &file.plan.tensors[tile.tensor];
-        if planned.tensor.spec().is_some_and(|spec| spec.permute.is_some()) {
-            put_in_order(planned, tile, &mut file.blocks);
-        }
-    }
-    Ok(())
-}
-
-/// Fills the blocks of each file with the tile's rows in the order of the base.
-fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
-    let tensor = &merged.tensors[tile.tensor];
-    let piece_rows = (PIECE_WEIGHTS / tensor.cols).max(1);
-    let n_pieces = tile.n_rows.div_ceil(piece_rows);
-    // Of each piece, the blocks of each file.
-    let mut pieces: Vec<Vec<(&PlannedTensor<'_>, &mut [u8])>> = (0..n_pieces).map(|_| Vec::new()).collect();
-    if files.is_empty() {
-        return Ok(());
-    }
-    for file in files.iter_mut() {
-        let planned = &file.plan.tensors[tile.tensor];
-        let row_bytes = file.blocks.len() / tile.n_rows;
-        let of_file = file.blocks.chunks_mut((piece_rows * row_bytes).max(1));
-        pieces.iter_mut().zip(of_file).for_each(|(piece, blocks)| piece.push((planned, blocks)));
-    }
-    let failures = pieces.into_par_iter().enumerate().map_init(Vec::new, |weights, (piece, blocks)| {
-        let first = piece * piece_rows;
-        let first_row = tile.first_row + first;
-        merged.read_rows(tensor, first_row, piece_rows.min(tile.n_rows - first), weights)?;
-        let encoded = blocks.into_iter().map(|(planned, blocks)| {
-            check_range(planned, first_row, weights)?;
-            planned.encode(first_row, weights, blocks)
-        });
-        Ok(encoded.map(Result::err).collect::<Vec<_>>())
-    });
-    for of_piece in failures.collect::<Result<Vec<_>>>()? {
-        for (file, failure) in files.iter_mut().zip(of_piece) {
-            file.failure = file.failure.take().or(failure);
-        }
-    }
-    Ok(())
-}
-
-/// Brings a tile's rows into the order of the file.
-fn put_in_order(planned: &PlannedTensor<'_>, tile: Tile, blocks: &mut Vec<u8>) {
-    let row_bytes = blocks.len() / tile.n_rows;
-    let in_order = std::mem::take(blocks);
-    blocks.reserve(in_order.len());
-    for row in tile.first_row..tile.first_row + tile.n_rows {
-        let at = (planned.source_row(row) - tile.first_row) * row_bytes;
-        blocks.extend_from_slice(&in_order[at..at + row_bytes]);
-    }
-}
-
-/// Rows of a tile: whole heads where rows move within a head.
-fn tile_rows(tensor: &Tensor) -> usize {
-    let rows = (TILE_WEIGHTS / tensor.cols).max(1);
-    match tensor.spec().and_then(|spec| spec.permute) {
-        Some(n_heads) => {
-            let head_rows = tensor.rows / n_heads;
-            (rows / head_rows).max(1) * head_rows
-        }
-        None => rows,
-    }
-}
-
-/// Whether the type can hold the weights.
-pub(crate) fn check_range(planned: &PlannedTensor<'_>, first_row: usize, weights: &[f32]) -> Result<()> {
-    let limit = match planned.ty {
-        BlockType::F32 | BlockType::BF16 => f32::MAX,
-        _ => HALF_MAX,
-    };
-    // A comparison with NaN is false, so NaN does not fit either. The fold has no early exit and vectorises.
-    let fits = |weight: f32| weight.abs() <= limit;
-    if weights.iter().fold(true, |all, &weight| all & fits(weight)) {
-        return Ok(());
-    }
-    let at = weights.iter().position(|&weight| !fits(weight)).expect("a weight did not fit above");
-    let Tensor { name, cols, .. } = planned.tensor;
-    Err(Error::OutOfRange {
-        tensor: name.clone(),
-        row: first_row + at / cols,
-        column: at % cols,
-        value: weights[at],
-        type_name: planned.ty.name(),
-        limit,
-    })
 }
 
 /// Passes bytes on, hashes and counts them.

@@ -161,7 +161,7 @@ fn write_tensor(
 ) -> Result<()> {
     let (rows, cols) = formats::source::rows_and_cols(shape);
     let (at_once, mut values) = ((PART_VALUES / cols.max(1)).max(1), Vec::new());
-    let limit = if ty == BlockType::F16 { crate::write::HALF_MAX } else { f32::MAX };
+    let limit = if ty == BlockType::F16 { crate::tiles::HALF_MAX } else { f32::MAX };
     for first in (0..rows).step_by(at_once) {
         source.read_rows(name, first..(first + at_once).min(rows), &mut values)?;
         if let Some(at) = values.iter().position(|value| !matches!(value.abs(), size if size <= limit)) {
