@@ -41,7 +41,7 @@ pub(crate) struct Language {
 }
 
 impl Base {
-    /// Opens a base and checks names, shapes and types of its tensors; nothing large is read.
+    /// Opens a base and checks names, shapes and types of its tensors; nothing large is read, see [`Base::read_through`].
     pub(crate) fn open(path: &Path) -> Result<Base> {
         let (config, weights) = if path.is_file() {
             let reader = Reader::open(path)?;
@@ -55,8 +55,14 @@ impl Base {
         base.refuse_part()?;
         family::check(&base.config, base.source())?;
         family::check_types(&base.config, base.source())?;
-        family::check_tied_head(&base.config, base.source())?;
         Ok(base)
+    }
+
+    /// Hashes the weights, which the base remembers, and checks what cannot be told without reading them.
+    pub(crate) fn read_through(&self) -> Result<()> {
+        family::check_tied_head(&self.config, self.source())?;
+        self.source().content_hash()?;
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {

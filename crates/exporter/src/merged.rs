@@ -51,9 +51,10 @@ impl Merged {
         let base = Base::open(&request.base)?;
         check_context(request, &base.config)?;
         check_requantising(request, &base)?;
-        // The hash, which the base remembers, takes as long as the tokenizer.
-        let (language, _) = rayon::join(|| base.language(request), || base.source().content_hash());
+        // Reading the base takes as long as the tokenizer.
+        let (language, read) = rayon::join(|| base.language(request), || base.read_through());
         let Language { tokenizer, template, vocabulary } = language?;
+        read?;
         let adapter = adapter::read(&request.adapters, &base)?;
         adapter.check_language(&base, &request.tokenizer, template.as_ref())?;
         Ok(Merged {

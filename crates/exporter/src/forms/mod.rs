@@ -73,6 +73,7 @@ impl Inputs {
     fn open(request: &FormRequest) -> Result<Inputs> {
         check_name(&request.name)?;
         let base = Base::open(&request.base)?;
+        base.read_through()?;
         let adapter = adapter::read(&request.adapters, &base)?;
         Ok(Inputs { base, adapter })
     }

@@ -275,3 +275,31 @@ fn failure(error: &exporter::Error, source: &Path) -> Failure {
         None => failure,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{adapter, gguf_name};
+    use std::path::Path;
+
+    #[test]
+    fn a_gguf_is_called_by_its_model() {
+        let name = |file: &str| gguf_name(Path::new(file));
+        assert_eq!(name("models/Qwen3-0.6B-BF16.gguf"), "Qwen3-0.6B");
+        assert_eq!(name("tiny.Q4_K_M.gguf"), "tiny");
+        assert_eq!(name("Qwen3-0.6B.gguf"), "Qwen3-0.6B");
+        assert_eq!(name("f16.gguf"), "f16");
+    }
+
+    #[test]
+    fn an_adapter_has_a_weight_where_one_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("a=b");
+        std::fs::create_dir_all(run.join("adapter")).unwrap();
+        std::fs::write(run.join("adapter/adapter_config.json"), "{}").unwrap();
+        let read = |text: String| adapter(&text).map(|found| (found.dir, found.weight)).ok();
+        let shown = run.display();
+        assert_eq!(read(format!("{shown}")), Some((run.join("adapter"), 1.0)));
+        assert_eq!(read(format!("{shown}/adapter=-0.5")), Some((run.join("adapter"), -0.5)));
+        assert_eq!(read(format!("{shown}/nothing")), None);
+    }
+}
