@@ -40,14 +40,15 @@ pub fn check_room(path: &Path, need_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reserves `bytes` for `file`, whose path is only for the error.
+/// Reserves `bytes` for `file`, whose path is only for the error; what it has already counts.
 ///
 /// The file then has that length. Where the file system cannot reserve, the free room is only compared.
 ///
 /// # Errors
 /// [`Error::DiskFull`] naming need and have; [`Error::Io`].
 pub fn reserve(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    check_room(path, bytes)?;
+    let there = file.metadata().map_or(0, |metadata| metadata.len());
+    check_room(path, bytes.saturating_sub(there))?;
     match system::allocate(file, bytes) {
         Ok(()) => Ok(()),
         Err(source) if source.kind() == io::ErrorKind::Unsupported => Ok(()),
