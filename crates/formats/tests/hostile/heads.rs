@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use formats::gguf::{Metadata, Reader, Writer};
+use formats::gguf::{Metadata, Reader, Texts, Writer};
 use formats::safetensors::SafetensorsFile;
 
 use crate::counting::peak_of;
@@ -24,6 +24,17 @@ fn an_array_of_bytes_costs_its_own_size() {
     let (_dir, path) = on_disk(&file);
     let ((), peak) = peak_of(|| drop(Reader::open(&path).unwrap()));
     assert!(peak < 65 * MIB, "{peak} bytes for a file of {}", file.len());
+}
+
+/// As strings of their own they would take seven times the file.
+#[test]
+fn an_array_of_short_texts_costs_its_own_size() {
+    let mut metadata = Metadata::new();
+    metadata.insert("texts", Texts::from(vec!["x"; 2 * MIB]));
+    let file = Writer::begin(Vec::new(), &metadata, &[]).unwrap().finish().unwrap();
+    let (_dir, path) = on_disk(&file);
+    let ((), peak) = peak_of(|| drop(Reader::open(&path).unwrap()));
+    assert!(peak < file.len() + MIB, "{peak} bytes for a file of {}", file.len());
 }
 
 #[test]
