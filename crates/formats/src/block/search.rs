@@ -272,15 +272,15 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
         let stretched = trials.first + trials.delta * f32::from(trial) + f32::from(levels);
         let (min, (lowest, highest)) = (in_memory(&mut best).min, best.range);
         let factor = V::splat(stretched) / (highest - min);
-        // Rounding is monotonic: what lies between has no larger a number.
-        let is_small = V::both(
-            (factor * (lowest - min)).abs().below(V::splat(SMALL)),
-            (factor * (highest - min)).abs().below(V::splat(SMALL)),
-        );
-        let sums = if V::all(is_small) {
-            trial_sums::<C, V, N, true>(x, importance, &mut codes, (factor, min), levels)
+        // Rounding is monotonic: what lies between the ends has a number between theirs.
+        let ends = (factor * (lowest - min), factor * (highest - min));
+        let group = (x, importance, &mut codes);
+        let sums = if are_levels(ends, levels) {
+            trial_sums::<Levels, C, V, N>(group, (factor, min), levels)
+        } else if are_small(ends) {
+            trial_sums::<Small, C, V, N>(group, (factor, min), levels)
         } else {
-            trial_sums::<C, V, N, false>(x, importance, &mut codes, (factor, min), levels)
+            trial_sums::<Any, C, V, N>(group, (factor, min), levels)
         };
         let (this_scale, this_min, is_solved) = solve(in_memory(&mut best).sums, sums);
         let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
@@ -328,20 +328,65 @@ struct Best<V: Lanes> {
 /// Numbers of less magnitude have their nearest whole number in a float, with room to spare.
 const SMALL: f32 = (1 << 21) as f32;
 
-/// The codes of a trial, and Σwl, Σwl² and Σwxl of them; no closure gives the codes, see [`super::rows`].
+/// Whether all that lies between two numbers rounds to a level, so that nothing need be limited.
 #[inline(always)]
-fn trial_sums<C: Trial, V: Lanes, const N: usize, const IS_SMALL: bool>(
-    x: &[V; N],
-    importance: &[V; N],
-    codes: &mut [V; N],
+fn are_levels<V: Lanes>((lowest, highest): (V, V), levels: u8) -> bool {
+    let is_in = highest.below(V::splat(f32::from(levels) + 0.5));
+    V::all(V::except(is_in, lowest.below(V::splat(-0.5))))
+}
+
+#[inline(always)]
+fn are_small<V: Lanes>((lowest, highest): (V, V)) -> bool {
+    let small = V::splat(SMALL);
+    V::all(V::both(lowest.abs().below(small), highest.abs().below(small)))
+}
+
+/// What is known of the numbers that become codes. A type and no closure, see [`super::rows`].
+trait Known {
+    fn code<C: Trial, V: Lanes>(scaled: V, levels: u8, most: V) -> V;
+}
+
+/// Each rounds to a level; to -0 where it rounds to that, which no sum tells from 0.
+struct Levels;
+
+/// They are less than [`SMALL`].
+struct Small;
+
+/// Nothing.
+struct Any;
+
+impl Known for Levels {
+    #[inline(always)]
+    fn code<C: Trial, V: Lanes>(scaled: V, _levels: u8, _most: V) -> V {
+        scaled.rounded()
+    }
+}
+
+impl Known for Small {
+    #[inline(always)]
+    fn code<C: Trial, V: Lanes>(scaled: V, _levels: u8, most: V) -> V {
+        C::small_code(scaled, most)
+    }
+}
+
+impl Known for Any {
+    #[inline(always)]
+    fn code<C: Trial, V: Lanes>(scaled: V, levels: u8, _most: V) -> V {
+        C::code(scaled, levels)
+    }
+}
+
+/// The codes of a trial for the weights of a group and what each counts, and Σwl, Σwl² and Σwxl of them.
+#[inline(always)]
+fn trial_sums<K: Known, C: Trial, V: Lanes, const N: usize>(
+    (x, importance, codes): (&[V; N], &[V; N], &mut [V; N]),
     (factor, min): (V, V),
     levels: u8,
 ) -> (V, V, V) {
     let (zero, most) = (V::splat(0.0), V::splat(f32::from(levels)));
     let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
     for ((x, w), l) in x.iter().zip(importance).zip(codes) {
-        let scaled = factor * (*x - min);
-        *l = if IS_SMALL { C::small_code(scaled, most) } else { C::code(scaled, levels) };
+        *l = K::code::<C, V>(factor * (*x - min), levels, most);
         let wl = *w * *l;
         sum_l = sum_l + wl;
         sum_ll = sum_ll + wl * *l;
