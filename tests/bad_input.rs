@@ -266,18 +266,18 @@ fn exports() {
     check(
         &["export", &folder.text("nothing"), "--out", &out],
         expect![[r#"
-        error    DIR/nothing is neither a run nor a model's folder
-        hint     a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME
-        exit 1
-    "#]],
+            error    DIR/nothing is neither a run nor a model's folder
+            hint     a run has recipe.toml and adapter/, a model's folder has config.json, a GGUF ends in .gguf, a model of the hub is hf.co/OWNER/NAME
+            exit 1
+        "#]],
     );
     check(
         &["export", "datasets", "--out", &out],
         expect![[r#"
-        error    datasets is neither a run nor a model's folder
-        hint     a run has recipe.toml and adapter/, a model's folder has config.json, a model of the hub is hf.co/OWNER/NAME
-        exit 1
-    "#]],
+            error    datasets is neither a run nor a model's folder
+            hint     a run has recipe.toml and adapter/, a model's folder has config.json, a GGUF ends in .gguf, a model of the hub is hf.co/OWNER/NAME
+            exit 1
+        "#]],
     );
 }
 

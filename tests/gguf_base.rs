@@ -84,7 +84,11 @@ fn what_a_gguf_base_cannot_do_is_said() {
     train(&folder, &gguf, "from-gguf", None);
     let output = tune(&["export", &folder.text("from-gguf"), "--quant", "q4_k_m"]).output().expect("tune");
     let shown = folder.shown(&output);
-    assert!(shown.contains("trained on a GGUF") && shown.ends_with("exit 1\n"), "{shown}");
+    assert!(shown.contains("is quantised already") && shown.contains("--allow-requantize"), "{shown}");
+    assert!(shown.ends_with("exit 1\n"), "{shown}");
+    let allowed = ["export", &folder.text("from-gguf"), "--quant", "q8_0", "--allow-requantize"];
+    let shown = folder.shown(&tune(&allowed).output().expect("tune"));
+    assert!(shown.contains("merged · ") && shown.ends_with("exit 0\n"), "{shown}");
 
     let text = recipe(&[("base", "base = \"ollama:nothing-here\"")]);
     let recipe_path = folder.write("ollama.toml", text);

@@ -19,7 +19,7 @@ use model::policy::Quant;
 use ungated::NoEngine;
 
 /// Keys that differ by intention, and why.
-const KNOWN: [(&str, &str); 13] = [
+const KNOWN: [(&str, &str); 14] = [
     ("general.name", "ours is the expert's name, the converter's is made from the directory's name"),
     ("general.basename", "guessed by the converter from the directory's name"),
     ("general.finetune", "guessed by the converter from the directory's name"),
@@ -30,6 +30,10 @@ const KNOWN: [(&str, &str); 13] = [
     (
         "tokenizer.ggml.scores",
         "the converter scores all tokens of a tokenizer.json alike; ours are the order of its merges",
+    ),
+    (
+        "tokenizer.ggml.add_space_prefix",
+        "ours where only the very first text gets a space: llama.cpp's default would put one behind each control token",
     ),
     ("deepseek2.rope.scaling.yarn_beta_fast", YARN_BETA),
     ("deepseek2.rope.scaling.yarn_beta_slow", YARN_BETA),
