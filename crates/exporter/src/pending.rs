@@ -106,7 +106,8 @@ impl Drop for Pending {
     }
 }
 
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+/// The error of what could not be done with a file.
+pub(crate) fn failed(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { path, action, source }
 }

@@ -54,25 +54,25 @@ pub(crate) struct Making<'a> {
     pub(crate) failure: Option<Error>,
 }
 
+impl Making<'_> {
+    /// Whether a tile is to be made for it.
+    pub(crate) fn wants(&self, tile: Tile) -> bool {
+        self.failure.is_none() && tile.tensor >= self.n_kept
+    }
+}
+
 /// The blocks of a tile, for each file in its order; a file for which they cannot be made says why.
 ///
 /// # Errors
 /// What reading meets.
 pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
-    let wants = |file: &&mut &mut Making<'_>| tile.tensor >= file.n_kept && file.failure.is_none();
     let mut made: Vec<&mut Making<'_>> = Vec::new();
-    for file in files.iter_mut().filter(wants) {
+    for file in files.iter_mut().filter(|file| file.wants(tile)) {
         let planned = &file.plan.tensors[tile.tensor];
-        match planned.row_bytes() {
-            Ok(row_bytes) => file.blocks.resize(tile.n_rows * row_bytes, 0),
-            Err(error) => {
-                file.failure = Some(error);
-                continue;
-            }
-        }
+        let row_bytes = planned.row_bytes()?;
+        file.blocks.resize(tile.n_rows * row_bytes, 0);
         match planned.stored {
             Some(stored) => {
-                let row_bytes = file.blocks.len() / tile.n_rows;
                 let rows = tile.first_row * row_bytes..(tile.first_row + tile.n_rows) * row_bytes;
                 file.blocks.copy_from_slice(&stored[rows]);
             }
@@ -91,14 +91,14 @@ pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -
 
 /// Fills the blocks of each file with the tile's rows in the order of the base.
 fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
     let tensor = &merged.tensors[tile.tensor];
     let piece_rows = (PIECE_WEIGHTS / tensor.cols).max(1);
     let n_pieces = tile.n_rows.div_ceil(piece_rows);
     // Of each piece, the blocks of each file.
     let mut pieces: Vec<Vec<(&PlannedTensor<'_>, &mut [u8])>> = (0..n_pieces).map(|_| Vec::new()).collect();
-    if files.is_empty() {
-        return Ok(());
-    }
     for file in files.iter_mut() {
         let planned = &file.plan.tensors[tile.tensor];
         let row_bytes = file.blocks.len() / tile.n_rows;

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
@@ -14,7 +14,7 @@ use formats::gguf::Writer;
 
 use crate::journal::Journal;
 use crate::merged::Merged;
-use crate::pending::Pending;
+use crate::pending::{Pending, failed};
 use crate::plan::Plan;
 use crate::tiles::{Making, Tile, make, tiles};
 use crate::{Error, Event, Result};
@@ -116,7 +116,7 @@ impl<'a> Writing<'a> {
     }
 
     fn wants(&self, tile: Tile) -> bool {
-        !self.has_failed() && tile.tensor >= self.next.n_kept
+        self.ready.failure.is_none() && self.next.wants(tile)
     }
 
     fn halves(&mut self) -> (&mut Putting<'a>, &mut Making<'a>) {
@@ -205,11 +205,6 @@ impl<'a> Out<'a> {
         }
         Ok(hasher.finalize().to_hex().to_string())
     }
-}
-
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { path, action, source }
 }
 
 /// Bytes after which the disk is asked to begin.

@@ -73,8 +73,8 @@ impl Inputs {
     fn open(request: &FormRequest) -> Result<Inputs> {
         check_name(&request.name)?;
         let base = Base::open(&request.base)?;
-        base.read_through()?;
         let adapter = adapter::read(&request.adapters, &base)?;
+        base.read_through()?;
         Ok(Inputs { base, adapter })
     }
 
