@@ -2,7 +2,7 @@
 
 use model::config::Window;
 use model::{ModelConfig, Quant};
-use text::Message;
+use text::Conversation;
 
 use crate::base::Base;
 use crate::modelfile;
@@ -49,9 +49,9 @@ fn check_system(system: Option<&str>) -> Result<()> {
 }
 
 /// Each row must end with the answer that is expected, and ask for it before.
-fn check_evaluation(rows: &[Vec<Message>]) -> Result<()> {
-    for (row, messages) in rows.iter().enumerate() {
-        let reason = match messages.split_last() {
+fn check_evaluation(rows: &[Conversation]) -> Result<()> {
+    for (row, conversation) in rows.iter().enumerate() {
+        let reason = match conversation.messages.split_last() {
             None => "it is empty",
             Some((last, _)) if last.role != "assistant" => "its last message is not the assistant's",
             Some((_, [])) => "nothing stands before the assistant's message",

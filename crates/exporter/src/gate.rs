@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use formats::Observer;
-use text::{ChatTemplate, Message, TrainOn};
+use text::{Chat, ChatTemplate, Conversation, Message, TrainOn};
 
 use crate::fidelity::{Divergence, Yardstick};
 use crate::merged::Merged;
@@ -40,7 +40,7 @@ pub trait LoadedModel {
     ///
     /// # Errors
     /// When the engine fails.
-    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError>;
+    fn prompt_ids(&mut self, chat: Chat<'_>) -> Result<Vec<u32>, EngineError>;
 
     /// Continues `prompt` greedily until a token that ends generation or `max_new_tokens`.
     ///
@@ -132,22 +132,28 @@ impl Gate<'_> {
     ) -> Result<()> {
         self.figures.end_of_turn = Some(text::end_of_turn(&self.merged.tokenizer, template)?);
         if request.evaluation.is_empty() {
-            self.prompt(template, &[Message::new("user", "Hello! What is 2 + 3?")])?;
+            self.prompt(template, Chat::from(&[Message::new("user", "Hello! What is 2 + 3?")]))?;
             return self.plain_text();
         }
-        for (index, messages) in request.evaluation.iter().enumerate() {
+        for (index, conversation) in request.evaluation.iter().enumerate() {
             let n_rows = request.evaluation.len();
-            let (is_exact, stopped) = self.row(template, index, messages)?;
+            let (is_exact, stopped) = self.row(template, index, conversation)?;
             observer.observe(Event::GateRow { index, n_rows, is_exact, stopped });
         }
         Ok(())
     }
 
     /// Answers one row and scores the expected answer.
-    fn row(&mut self, template: &ChatTemplate, index: usize, messages: &[Message]) -> Result<(bool, bool)> {
-        let (answer, question) = messages.split_last().expect("the plan refuses empty rows");
-        let prompt = self.prompt(template, question)?;
-        let encoded = text::encode_conversation(&self.merged.tokenizer, template, messages, TrainOn::Last)?;
+    fn row(
+        &mut self,
+        template: &ChatTemplate,
+        index: usize,
+        conversation: &Conversation,
+    ) -> Result<(bool, bool)> {
+        let (answer, before) = conversation.messages.split_last().expect("the plan refuses empty rows");
+        let prompt = self.prompt(template, conversation.first(before.len()))?;
+        let encoded =
+            text::encode_conversation(&self.merged.tokenizer, template, conversation, TrainOn::Last)?;
         let n_targets = encoded.is_target.iter().filter(|&&is_target| is_target).count();
         let room = self.num_ctx.saturating_sub(prompt.len().max(encoded.ids.len()));
         if room == 0 {
@@ -167,9 +173,9 @@ impl Gate<'_> {
     }
 
     /// The ids of a prompt; the engine's must be the same.
-    fn prompt(&mut self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
-        let expected = text::encode_prompt(&self.merged.tokenizer, template, messages)?;
-        let found = self.model.prompt_ids(messages).map_err(engine("render and tokenise with"))?;
+    fn prompt(&mut self, template: &ChatTemplate, chat: Chat<'_>) -> Result<Vec<u32>> {
+        let expected = text::encode_prompt(&self.merged.tokenizer, template, chat)?;
+        let found = self.model.prompt_ids(chat).map_err(engine("render and tokenise with"))?;
         if found == expected {
             return Ok(expected);
         }

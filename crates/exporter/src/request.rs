@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use formats::BlockType;
 use model::policy::Quant;
 use serde::{Deserialize, Serialize};
-use text::Message;
+use text::Conversation;
 
 /// One export: one base, adapters to merge, one quantisation.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct Request {
     /// The system prompt that the Modelfile sets.
     pub system: Option<String>,
     /// Held-out conversations. The last message of each is the assistant's and holds the expected answer.
-    pub evaluation: Vec<Vec<Message>>,
+    pub evaluation: Vec<Conversation>,
     /// Tokens of held-out rows, and as many of a general text, on which the file's predictions are compared with those of
     /// the merged model; 0 leaves that out.
     pub comparison_tokens: usize,
@@ -116,7 +116,7 @@ pub struct Calibration {
     /// What the texts are called.
     pub dataset: String,
     /// Conversations, by the chat template.
-    pub conversations: Vec<Vec<Message>>,
+    pub conversations: Vec<Conversation>,
     /// Plain texts.
     pub texts: Vec<String>,
     /// Tokens of them at most; the general text is not counted.

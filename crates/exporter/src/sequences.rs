@@ -1,6 +1,6 @@
 //! Token sequences that a model is run over to be measured: conversations, and a general text that comes with the program.
 
-use text::{ChatTemplate, Message, Tokenizer, TrainOn};
+use text::{ChatTemplate, Conversation, Tokenizer, TrainOn};
 
 use crate::Result;
 
@@ -55,13 +55,13 @@ pub(crate) fn text(tokenizer: &Tokenizer, text: &str, longest: usize, most: usiz
 pub(crate) fn conversations(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    rows: &[Vec<Message>],
+    rows: &[Conversation],
     longest: usize,
     most: usize,
 ) -> Result<Vec<Sequence>> {
     let (mut found, mut n_tokens) = (Vec::new(), 0);
-    for messages in rows {
-        let encoded = text::encode_conversation(tokenizer, template, messages, TrainOn::Last)?;
+    for conversation in rows {
+        let encoded = text::encode_conversation(tokenizer, template, conversation, TrainOn::Last)?;
         if encoded.ids.len() > longest {
             continue;
         }

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::{ChatTemplate, Error, GenerationPrompt, Message, Result, Tokenizer};
+use crate::{Chat, ChatTemplate, Conversation, Error, GenerationPrompt, Message, Result, Tokenizer};
 
 /// Characters that occur neither in a conversation nor in its template.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,12 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    pub fn unused_in(messages: &[Message], template: &ChatTemplate) -> Result<Marks> {
-        let used = |mark: char| template.source().contains(mark) || messages.iter().any(|m| holds(m, mark));
+    pub fn unused_in(chat: Chat<'_>, template: &ChatTemplate) -> Result<Marks> {
+        let used = |mark: char| {
+            template.source().contains(mark)
+                || chat.messages.iter().any(|message| holds(message, mark))
+                || chat.tools.is_some_and(|tools| value_holds(tools, mark))
+        };
         let mut unused = ('\u{E000}'..='\u{F8FF}').filter(|mark| !used(*mark));
         match (unused.next(), unused.next(), unused.next()) {
             (Some(guard), Some(open), Some(close)) => Ok(Marks { guard, open, close }),
@@ -58,15 +62,18 @@ pub(crate) struct Rendered {
 pub(crate) fn render(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    messages: &[Message],
+    chat: Chat<'_>,
     prompt: GenerationPrompt,
     guard: char,
 ) -> Result<Rendered> {
-    let text = template.render(messages, prompt)?;
+    let text = template.render(chat, prompt)?;
     for edges in [true, false] {
-        let guarded: Vec<Message> =
-            messages.iter().map(|message| guarded(tokenizer, message, guard, edges)).collect();
-        if guarded == messages {
+        let messages =
+            chat.messages.iter().map(|message| guarded(tokenizer, message, guard, edges)).collect();
+        let mut tools = chat.tools.cloned();
+        tools.iter_mut().for_each(|tools| guard_value(tokenizer, tools, guard));
+        let guarded = Conversation { messages, tools };
+        if guarded.messages == chat.messages && guarded.tools.as_ref() == chat.tools {
             return Ok(Rendered { guarded: text.clone(), text });
         }
         // A template may look at how content begins or ends, and take another way for a guard there.

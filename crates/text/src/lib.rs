@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod chat;
 mod conversation;
 mod error;
 mod files;
@@ -16,7 +17,8 @@ mod template;
 mod tokenizer;
 mod turns;
 
-pub use conversation::{Encoded, TrainOn, encode_conversation, encode_prompt, end_of_turn};
+pub use chat::{Chat, Conversation};
+pub use conversation::{Encoded, TrainOn, Turn, encode_conversation, encode_prompt, end_of_turn};
 pub use error::{Error, Result};
 pub use files::files_blake3;
 pub use message::Message;

@@ -8,50 +8,58 @@
 use std::ops::Range;
 
 use crate::guard::{Marks, around, positions, without};
-use crate::{ChatTemplate, Error, GenerationPrompt, Message, Result};
+use crate::{Chat, ChatTemplate, Conversation, Error, GenerationPrompt, Result};
 
 const ASSISTANT: &str = "assistant";
 const END_OF_THOUGHTS: &str = "</think>";
 
 /// What an assistant says, in bytes of the rendered text, the token that closes the turn included.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Turn {
+pub(crate) struct Spoken {
     pub range: Range<usize>,
-    pub end_token: u32,
+    /// The token that closes it; a turn of another's may have none.
+    pub end_token: Option<u32>,
+    /// Whose turn it is, where the template leaves no doubt.
+    pub message: Option<usize>,
 }
 
 /// A rendered conversation with what was found in it.
-pub(crate) struct Conversation<'a> {
+pub(crate) struct Rendering<'a> {
     pub template: &'a ChatTemplate,
-    pub messages: &'a [Message],
+    pub chat: Chat<'a>,
     pub text: &'a str,
     /// The template's control tokens.
     pub controls: &'a [(u32, Range<usize>)],
     pub marks: Marks,
 }
 
-/// Whether all turns are wanted, or the last alone.
+/// Which of the assistant's turns are wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     All,
     Last,
+    /// Those from this message on.
+    From(usize),
 }
 
-impl Conversation<'_> {
+impl Rendering<'_> {
     /// The assistant's turns.
-    pub fn turns(&self, which: Which) -> Result<Vec<Turn>> {
-        let mut assistants = self.assistants();
+    pub fn turns(&self, which: Which) -> Result<Vec<Spoken>> {
+        let mut assistants = self.said_by(|role| role == ASSISTANT);
         let Some(&last) = assistants.last() else {
             return Err(Error::NoTarget { reason: "no message is an assistant's".to_owned() });
         };
+        let first = match which {
+            Which::All => 0,
+            Which::Last => last,
+            Which::From(first) => first.min(last),
+        };
         if self.template.marks_generation() {
-            return self.generated(which, last);
+            return self.generated(first, &assistants);
         }
         let contents = self.contents(&assistants);
-        if which == Which::Last {
-            assistants = vec![last];
-        }
-        let mut turns: Vec<Turn> = Vec::with_capacity(assistants.len());
+        assistants.retain(|&index| index >= first);
+        let mut turns: Vec<Spoken> = Vec::with_capacity(assistants.len());
         for index in assistants {
             let turn = self.turn(index, contents.as_ref().and_then(|contents| contents[index].clone()))?;
             if turns.last().is_some_and(|before| before.range.end > turn.range.start) {
@@ -62,19 +70,38 @@ impl Conversation<'_> {
         Ok(turns)
     }
 
-    fn assistants(&self) -> Vec<usize> {
-        (0..self.messages.len()).filter(|&index| self.messages[index].role == ASSISTANT).collect()
+    /// What messages of other roles say, each with the control token that stands right behind it.
+    pub fn others(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Spoken>> {
+        let speakers = self.said_by(|role| role != ASSISTANT && is_wanted(role));
+        let Some(&first) = speakers.first() else { return Ok(Vec::new()) };
+        let contents = self.contents(&speakers);
+        let contents =
+            contents.ok_or_else(|| self.error(first, "its content cannot be found in the rendered text"))?;
+        let spoken = |index: usize| {
+            let Content { start, end } = contents[index].clone()?;
+            let closing = self.controls.iter().find(|(_, place)| place.start >= end);
+            let closing = closing.filter(|(_, place)| self.text[end..place.start].trim().is_empty());
+            let range = start.unwrap_or(end)..closing.map_or(end, |(_, place)| place.end);
+            Some(Spoken { range, end_token: closing.map(|(token, _)| *token), message: Some(index) })
+        };
+        Ok(speakers.into_iter().filter_map(spoken).collect())
+    }
+
+    fn said_by(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<usize> {
+        let messages = self.chat.messages.iter().enumerate();
+        messages.filter(|(_, message)| is_wanted(&message.role)).map(|(index, _)| index).collect()
     }
 
     fn error(&self, index: usize, reason: &str) -> Error {
-        let role = self.messages[index].role.clone();
+        let role = self.chat.messages[index].role.clone();
         Error::Turn { index, role, reason: reason.to_owned() }
     }
 
     /// What the template's own `{% generation %}` blocks hold.
-    fn generated(&self, which: Which, last: usize) -> Result<Vec<Turn>> {
+    fn generated(&self, first: usize, assistants: &[usize]) -> Result<Vec<Spoken>> {
+        let last = assistants[assistants.len() - 1];
         let Marks { open, close, .. } = self.marks;
-        let marked = self.template.render_marked(self.messages, open, close)?;
+        let marked = self.template.render_marked(self.chat, open, close)?;
         if without(&marked, &[open, close]) != self.text {
             return Err(self.error(last, "the template renders it differently each time"));
         }
@@ -87,10 +114,14 @@ impl Conversation<'_> {
                 _ => return Err(self.error(last, "the template's generation blocks lie within each other")),
             }
         }
-        if which == Which::Last {
-            let before = self.prefix(last, GenerationPrompt::Omit).map_or(0, |text| text.len());
+        if turns.len() == assistants.len() {
+            turns.iter_mut().zip(assistants).for_each(|(turn, &index)| turn.message = Some(index));
+        }
+        if first > 0 {
+            let before = self.prefix(first, GenerationPrompt::Omit).map_or(0, |text| text.len());
+            let wanted = assistants.iter().filter(|&&index| index >= first).count();
             let from = turns.iter().position(|turn| turn.range.start >= before && before > 0);
-            turns.drain(..from.unwrap_or(turns.len().saturating_sub(1)));
+            turns.drain(..from.unwrap_or(turns.len().saturating_sub(wanted)));
         }
         match turns.is_empty() {
             true => Err(self.error(last, "the template marks no generated text that a control token closes")),
@@ -99,7 +130,7 @@ impl Conversation<'_> {
     }
 
     /// A marked stretch, with the control token that closes it, within or right behind it.
-    fn closed(&self, range: Range<usize>) -> Option<Turn> {
+    fn closed(&self, range: Range<usize>) -> Option<Spoken> {
         let spoken = range.start + self.text[range.clone()].trim_end().len();
         let within = self
             .controls
@@ -112,19 +143,22 @@ impl Conversation<'_> {
             self.text[spoken..next.1.start].trim().is_empty().then_some(next)
         };
         let (end_token, place) = within.or_else(behind)?;
-        Some(Turn { range: range.start..place.end.max(range.end.min(place.end)), end_token: *end_token })
+        let range = range.start..place.end.max(range.end.min(place.end));
+        Some(Spoken { range, end_token: Some(*end_token), message: None })
     }
 
-    /// Where the content of each assistant's message stands; `None` where the template does more with content
-    /// than to put it somewhere once.
-    fn contents(&self, assistants: &[usize]) -> Option<Vec<Option<Content>>> {
+    /// Where the content of each of these messages stands; `None` where the template does more with content than to
+    /// put it somewhere once.
+    fn contents(&self, speakers: &[usize]) -> Option<Vec<Option<Content>>> {
         let Marks { open, close, .. } = self.marks;
-        let speaks = |index: &usize| !self.messages[*index].content.trim().is_empty();
-        let speakers: Vec<usize> = assistants.iter().copied().filter(speaks).collect();
+        let messages = self.chat.messages;
+        let speaks = |index: &usize| !messages[*index].content.trim().is_empty();
+        let speakers: Vec<usize> = speakers.iter().copied().filter(speaks).collect();
         for opening in [Opening::Front, Opening::BehindThoughts, Opening::Nowhere] {
-            let mut marked = self.messages.to_vec();
+            let mut marked = Conversation { messages: messages.to_vec(), tools: self.chat.tools.cloned() };
             for &index in &speakers {
-                marked[index].content = opening.marked(&marked[index].content, self.marks);
+                let content = &mut marked.messages[index].content;
+                *content = opening.marked(content, self.marks);
             }
             let Ok(rendered) = self.template.render(&marked, GenerationPrompt::Omit) else { continue };
             if without(&rendered, &[open, close]) != self.text {
@@ -139,7 +173,7 @@ impl Conversation<'_> {
             if !in_order || found.len() != per_speaker * speakers.len() {
                 continue;
             }
-            let mut contents = vec![None; self.messages.len()];
+            let mut contents = vec![None; messages.len()];
             for (&index, places) in speakers.iter().zip(found.chunks(per_speaker)) {
                 let start = places.first().filter(|(mark, _)| *mark == open).map(|(_, at)| *at);
                 contents[index] = places.last().map(|(_, end)| Content { start, end: *end });
@@ -149,10 +183,10 @@ impl Conversation<'_> {
         None
     }
 
-    fn turn(&self, index: usize, content: Option<Content>) -> Result<Turn> {
+    fn turn(&self, index: usize, content: Option<Content>) -> Result<Spoken> {
         let whole = self.prefix(index + 1, GenerationPrompt::Omit).map(|text| text.len());
         let start = self.start(index, content.as_ref(), whole)?;
-        let calls = self.messages[index].extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        let calls = self.chat.messages[index].extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
         let within = |place: &Range<usize>| place.start >= start && whole.is_none_or(|end| place.start < end);
         let closing = match (content, whole) {
             (Some(content), _) if !calls => {
@@ -168,13 +202,13 @@ impl Conversation<'_> {
                 "the template puts no control token behind it, so that a model could not learn to stop",
             )
         })?;
-        Ok(Turn { range: start..place.end, end_token: *end_token })
+        Ok(Spoken { range: start..place.end, end_token: Some(*end_token), message: Some(index) })
     }
 
     /// Where the assistant begins to speak: behind the generation prompt, or else with the content.
     fn start(&self, index: usize, content: Option<&Content>, whole: Option<usize>) -> Result<usize> {
         let prompt = self.prefix(index, GenerationPrompt::Add);
-        let without_prompt = self.template.render(&self.messages[..index], GenerationPrompt::Omit).ok();
+        let without_prompt = self.template.render(self.chat.first(index), GenerationPrompt::Omit).ok();
         if let Some(prompt) = prompt.as_ref().filter(|prompt| without_prompt.as_ref() != Some(*prompt)) {
             return Ok(prompt.len());
         }
@@ -193,7 +227,7 @@ impl Conversation<'_> {
 
     /// The rendering of the first messages, if the whole conversation's begins with it.
     fn prefix(&self, n_messages: usize, prompt: GenerationPrompt) -> Option<String> {
-        let rendered = self.template.render(&self.messages[..n_messages], prompt).ok()?;
+        let rendered = self.template.render(self.chat.first(n_messages), prompt).ok()?;
         self.text.starts_with(&rendered).then_some(rendered)
     }
 }

@@ -206,7 +206,11 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Row { .. } => {
-                "a row is one JSON object with `messages` (a list of `role` and `content`) or `text`".into()
+                "a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and \
+                 `completion`, `chosen` and `rejected`, or `text`; other names are told by `fields`, as in \
+                 train = { path = \"x.jsonl\", fields = { prompt = \"question\", completion = \"answer\" } }; \
+                 `data.max_bad_rows` lets some rows pass"
+                    .into()
             }
             Self::NoAssistantTurn { .. } => "add the answer that is to be learned, or remove the row".into(),
             Self::RowTooLong { .. } => {

@@ -10,9 +10,10 @@ use model::generate::{Capacity, Generator, Progress, Request, SamplerOptions};
 use model::{Adapter, Base, Batch, Device, LossSum, TrainStep};
 use text::Tokenizer;
 
-use crate::data::batches::{Packed, cut};
+use crate::data::batches::cut;
 use crate::data::corpus::Corpus;
 use crate::data::dataset::Question;
+use crate::data::packed::Packed;
 use crate::error::Result;
 use crate::event::{Event, ExactMatch, Weights};
 use crate::memory_use::Growth;
@@ -33,7 +34,7 @@ pub fn validation_loss<D: Device>(
     packed: &mut Packed,
 ) -> Result<f64> {
     let mut sum = LossSum::default();
-    for group in cut(rows, usize::MAX, max_tokens, corpus) {
+    for group in cut(rows, corpus.rows_per_example(), max_tokens, corpus) {
         packed.fill(group, corpus);
         sum += step.evaluate(adapter, &packed.batch())?;
     }

@@ -143,6 +143,15 @@ pub struct DataSummary {
     pub dropped_rows: usize,
     /// Rows cut for their length.
     pub truncated_rows: usize,
+    /// Rows left out because something was wrong with them.
+    #[serde(default)]
+    pub bad_rows: u64,
+    /// What is wrong with the first of them.
+    #[serde(default)]
+    pub named_bad_rows: Vec<String>,
+    /// Rows that say what a row before them says.
+    #[serde(default)]
+    pub duplicate_rows: usize,
     /// Tokens of the training rows.
     pub train_tokens: u64,
     /// Tokens among these that are learned.

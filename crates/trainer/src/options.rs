@@ -1,5 +1,7 @@
 //! What a run is asked to do: plain values, already parsed, with the defaults people expect.
 
+mod data;
+
 use std::path::PathBuf;
 
 use model::device::Precision;
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base_cache::CacheOptions;
 use crate::error::{Error, Result};
+pub use data::{DataOptions, Format, OnTooLong, Source, TrainOn, Weight};
 
 /// Everything that decides a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -150,66 +153,6 @@ impl Default for AdapterOptions {
             alphas: Vec::new(),
         }
     }
-}
-
-/// Where rows come from and what becomes of them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DataOptions {
-    /// Training files, JSONL or JSON arrays.
-    pub train: Vec<PathBuf>,
-    /// Rows for the validation loss; without it, [`DataOptions::val_split`] of the training rows.
-    pub validation: Option<PathBuf>,
-    /// Rows for exact match, never trained on; without it, validation rows are used.
-    pub test: Option<PathBuf>,
-    /// Share of the training rows set aside for validation, 0 to 0.5.
-    pub val_split: f32,
-    /// Longest row in tokens.
-    pub max_seq_len: usize,
-    /// What becomes of a longer one.
-    pub on_too_long: OnTooLong,
-    /// Which turns are learned.
-    pub train_on: TrainOn,
-}
-
-impl Default for DataOptions {
-    fn default() -> Self {
-        Self {
-            train: Vec::new(),
-            validation: None,
-            test: None,
-            val_split: 0.05,
-            max_seq_len: 2048,
-            on_too_long: OnTooLong::Error,
-            train_on: TrainOn::Assistant,
-        }
-    }
-}
-
-/// What becomes of a row over [`DataOptions::max_seq_len`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnTooLong {
-    /// The run is refused, naming the row.
-    #[default]
-    Error,
-    /// The row is left out and counted.
-    Drop,
-    /// The row's end is cut off and counted.
-    Truncate,
-}
-
-/// Which turns of a conversation are learned.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TrainOn {
-    /// Every assistant turn with its end-of-turn token.
-    #[default]
-    Assistant,
-    /// The last assistant turn alone.
-    Last,
-    /// Every token.
-    All,
 }
 
 /// Steps, batches, rates.
@@ -355,9 +298,7 @@ impl Options {
             "must be \"default\" with `adapter.dora`: the result could not be written as an adapter of the published base",
         )?;
         refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
-        refuse(data.train.is_empty(), "data.train", "names no file")?;
-        refuse(!share(data.val_split, 0.5), "data.val_split", "must lie between 0 and 0.5")?;
-        refuse(data.max_seq_len < 2, "data.max_seq_len", "must be at least 2")?;
+        data.validate()?;
         refuse(train.batch_size == 0, "train.batch_size", "must be at least 1")?;
         refuse(
             train.gradient_accumulation_steps == 0,

@@ -59,7 +59,7 @@ impl Plan {
         growth: &Growth,
         chosen: Option<Chosen>,
     ) -> Result<Self> {
-        let mut batches = Batches::new(dataset.train_rows.clone(), &options.train);
+        let mut batches = Batches::new(&dataset.corpus, &dataset.train_rows, options);
         let total_steps = batches.total_steps(options.train.length);
         let whole = batches.largest_micro_batch(total_steps, &dataset.corpus).max(dataset.longest_row());
         let host_bytes = chosen.map_or_else(|| growth.sample().unwrap_or(0), |chosen| chosen.host_bytes);

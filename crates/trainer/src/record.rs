@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use crate::error::{Change, Error, Result};
 use crate::event::Outcome;
-use crate::options::Options;
+use crate::options::{Options, Source};
 use crate::run_dir::RunDir;
 
 /// Version of the layout of `run.json` and `state.json`.
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Keys that may differ when a run is resumed: places, whose contents are hashed, and what leaves the result alone.
-const FREE_KEYS: [&str; 13] = [
+const FREE_KEYS: [&str; 14] = [
     "run_dir",
     "model.base",
     "model.hub.asked",
@@ -25,6 +25,7 @@ const FREE_KEYS: [&str; 13] = [
     "data.train",
     "data.validation",
     "data.test",
+    "data.chat_template",
     "train.checkpoint_every",
     "train.keep",
     "eval.samples",
@@ -116,9 +117,20 @@ impl RunRecord {
 /// Differences between options, key by key.
 pub fn option_changes(was: &Options, is: &Options) -> Vec<Change> {
     let (mut before, mut now) = (Vec::new(), Vec::new());
-    flatten("", &to_json(was), &mut before);
-    flatten("", &to_json(is), &mut now);
+    flatten_options(was, &mut before);
+    flatten_options(is, &mut now);
     differences(before, now)
+}
+
+/// The options under their keys, and under one of its own how files are read that are not read as they come.
+fn flatten_options(options: &Options, leaves: &mut Vec<(String, String)>) {
+    flatten("", &to_json(options), leaves);
+    let reading = |source: &Source| Source { path: Default::default(), ..source.clone() };
+    let sources = options.data.train.iter().chain(&options.data.validation).chain(&options.data.test);
+    let sources: Vec<Source> = sources.map(reading).collect();
+    if sources.iter().any(|source| *source != Source::default()) {
+        leaves.push(("data.train (weight, format, fields)".into(), to_json(&sources).to_string()));
+    }
 }
 
 fn input_changes(was: &Inputs, is: &Inputs) -> Vec<Change> {
@@ -134,7 +146,7 @@ fn input_changes(was: &Inputs, is: &Inputs) -> Vec<Change> {
 /// Hash of the options that decide the result.
 pub fn recipe_blake3(options: &Options) -> String {
     let mut keys = Vec::new();
-    flatten("", &to_json(options), &mut keys);
+    flatten_options(options, &mut keys);
     keys.retain(|(key, _)| !FREE_KEYS.contains(&key.as_str()));
     let lines: String = keys.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
     formats::hash::blake3_bytes(lines.as_bytes())

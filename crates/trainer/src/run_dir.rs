@@ -3,6 +3,7 @@
 //! ```text
 //! runs/x/lock                   held while a process writes the run; names that process
 //!        run.json               options, hashes of the inputs, figures
+//!        chat_template.jinja    the template, where it is another than the base's
 //!        metrics.jsonl          one object a step or validation
 //!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
 //!        init/                  A and B at step 0 and what the base is held without, where a method made them
@@ -49,6 +50,11 @@ impl RunDir {
         let record =
             RunRecord::read(self)?.ok_or_else(|| Error::NothingToResume { run_dir: self.0.clone() })?;
         Ok(record.outcome)
+    }
+
+    /// The chat template, where it is another than the base's.
+    pub fn chat_template(&self) -> PathBuf {
+        self.0.join("chat_template.jinja")
     }
 
     /// One object a step or validation.

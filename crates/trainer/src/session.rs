@@ -13,8 +13,9 @@ use crate::adapter_files::to_files;
 use crate::base_files::BaseFiles;
 use crate::beginning::Beginning;
 use crate::checkpoint::{self, Contents, Saved, State};
-use crate::data::batches::{Batches, Packed};
+use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
+use crate::data::packed::Packed;
 use crate::error::{Error, Result};
 use crate::evaluate::validation_loss;
 use crate::event::{Event, StepReport};
@@ -118,7 +119,7 @@ impl<'a, D: Device> Session<'a, D> {
                 (saved.state, Some(step))
             }
         };
-        let mut batches = Batches::new(setting.dataset.train_rows.clone(), &options.train);
+        let mut batches = Batches::new(&setting.dataset.corpus, &setting.dataset.train_rows, options);
         batches.limit_tokens(setting.plan.chosen.micro_batch_tokens);
         let metrics = MetricsLog::open(&setting.run_dir.metrics(), saved_step)?;
         Ok(Self {
@@ -195,12 +196,13 @@ impl<'a, D: Device> Session<'a, D> {
     /// Forward and backward of all micro-batches of a step, then one update.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<Update> {
         let corpus = &self.setting.dataset.corpus;
-        let rows = self.batches.step(step).rows;
-        let target_tokens: usize = rows.iter().map(|&row| corpus.n_targets(row)).sum();
-        let loss_scale = 1.0 / target_tokens as f32;
+        let units = self.batches.step(step).units;
+        let target_tokens: usize = units.rows.iter().map(|&row| corpus.n_targets(row)).sum();
+        let target_weight: f64 = units.rows.iter().map(|&row| corpus.target_weight(row)).sum();
+        let loss_scale = 1.0 / target_weight as f32;
         let (mut sum, mut tokens) = (LossSum::default(), 0);
         self.gradients.zero()?;
-        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(&rows, corpus)) {
+        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(&units, corpus)) {
             let seed = self.setting.options.train.seed;
             self.step.seed_dropout(Dropout::seed_of(seed, step, micro_step));
             self.packed.fill(micro_batch, corpus);
@@ -257,9 +259,10 @@ impl<'a, D: Device> Session<'a, D> {
         let step = self.state.step;
         // A base that is held without what the adapter began with is itself only with the adapter.
         let adapter = (step > 0 || self.beginning.is_some()).then_some(&self.adapter);
-        let (corpus, rows) = (dataset.validation_corpus(), &dataset.validation_rows);
+        let corpus = dataset.validation_corpus();
+        let rows = corpus.rows_of(&dataset.validation_rows);
         let max_tokens = self.setting.plan.step.max_tokens;
-        let loss = validation_loss(&mut self.step, adapter, corpus, rows, max_tokens, &mut self.packed)?;
+        let loss = validation_loss(&mut self.step, adapter, corpus, &rows, max_tokens, &mut self.packed)?;
         let is_best = loss.is_finite() && self.state.best.is_none_or(|(best, _)| loss < best);
         self.state.validation_loss = Some(loss);
         if step == 0 {

@@ -42,7 +42,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         return Ok(outcome);
     }
 
-    let base_files = BaseFiles::open(&options.model)?;
+    let base_files = BaseFiles::open(&options.model, &options.data)?;
     let lora = lora_options(&options.adapter, &base_files.config)?;
     beginning::check(options, &base_files)?;
     let dataset = Dataset::read(options, &base_files)?;
@@ -71,6 +71,9 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     };
     let record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
     record.write(&run_dir)?;
+    if let Some(template) = base_files.template.as_ref().filter(|_| base_files.has_own_template) {
+        formats::atomic::write_bytes(&run_dir.chat_template(), template.source().as_bytes())?;
+    }
     let setting = Setting {
         options,
         run_dir: &run_dir,

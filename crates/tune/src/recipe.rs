@@ -7,7 +7,9 @@ use crate::toml_file::{self, Aliases};
 use model::device::Precision;
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
-use trainer::options::{AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, TrainOptions};
+use trainer::options::{
+    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Source, TrainOptions,
+};
 use trainer::{CacheOptions, Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 
 /// The whole recipe, one field a table.
@@ -84,7 +86,7 @@ pub enum Targets {
 #[serde(deny_unknown_fields)]
 pub struct DataTable {
     pub train: OneOrMore,
-    pub validation: Option<PathBuf>,
+    pub validation: Option<Source>,
     #[serde(default = "val_split")]
     pub val_split: f32,
     #[serde(default = "max_seq_len")]
@@ -93,14 +95,25 @@ pub struct DataTable {
     pub on_too_long: OnTooLong,
     #[serde(default)]
     pub train_on: TrainOn,
+    #[serde(default)]
+    pub packing: bool,
+    /// What the chat template is told of thinking.
+    pub thinking: Option<bool>,
+    /// A file with a chat template in place of the base's.
+    pub chat_template: Option<PathBuf>,
+    #[serde(default)]
+    pub max_bad_rows: u64,
 }
 
-/// One path or a list of them.
+/// One source or a list of them: a path, or `{ path, weight, format, fields }`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a path, a list of paths, or tables of `path`, `weight`, `format`, `fields`"
+)]
 pub enum OneOrMore {
-    One(PathBuf),
-    More(Vec<PathBuf>),
+    One(Source),
+    More(Vec<Source>),
 }
 
 /// `[train]`: the optimiser's road.
@@ -128,7 +141,7 @@ pub struct TrainTable {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalTable {
-    pub test: Option<PathBuf>,
+    pub test: Option<Source>,
     pub rows: usize,
     pub max_new_tokens: usize,
 }
@@ -311,6 +324,12 @@ const ALIASES: Aliases = &[
     ("train_on_inputs", "data.train_on (with the opposite meaning)"),
     ("train_on_prompt", "data.train_on (with the opposite meaning)"),
     ("mask_prompt", "data.train_on"),
+    ("roles_to_train", "data.train_on (a list of roles)"),
+    ("sample_packing", "data.packing"),
+    ("packed", "data.packing"),
+    ("enable_thinking", "data.thinking"),
+    ("template", "data.chat_template"),
+    ("prompt_template", "data.chat_template"),
     ("lora_r", "adapter.rank"),
     ("lora_rank", "adapter.rank"),
     ("r", "adapter.rank"),
@@ -416,22 +435,26 @@ impl AdapterTable {
 
 impl DataTable {
     /// The training files.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub fn sources(&self) -> Vec<Source> {
         match &self.train {
-            OneOrMore::One(path) => vec![path.clone()],
-            OneOrMore::More(paths) => paths.clone(),
+            OneOrMore::One(source) => vec![source.clone()],
+            OneOrMore::More(sources) => sources.clone(),
         }
     }
 
-    fn options(&self, test: Option<PathBuf>) -> DataOptions {
+    fn options(&self, test: Option<Source>) -> DataOptions {
         DataOptions {
-            train: self.files(),
+            train: self.sources(),
             validation: self.validation.clone(),
             test,
             val_split: self.val_split,
             max_seq_len: self.max_seq_len,
             on_too_long: self.on_too_long,
-            train_on: self.train_on,
+            train_on: self.train_on.clone(),
+            packing: self.packing,
+            chat_template: self.chat_template.clone(),
+            thinking: self.thinking,
+            max_bad_rows: self.max_bad_rows,
         }
     }
 }

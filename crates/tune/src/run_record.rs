@@ -1,11 +1,12 @@
 //! What a training run left for the stages after it.
 
 use crate::failure::Failure;
-use std::path::{Path, PathBuf};
-use text::Message;
+use std::path::Path;
+use text::Conversation;
 use trainer::Outcome;
 use trainer::data::row::Row;
 use trainer::options::HubBase;
+use trainer::options::Source;
 use trainer::record::RunRecord;
 use trainer::run_dir::RunDir;
 
@@ -39,16 +40,21 @@ pub fn hub_base(run_dir: &Path) -> Result<Option<HubBase>, Failure> {
 }
 
 /// The first `limit` held-out conversations of a data file.
-pub fn conversations(path: &Path, limit: usize) -> Result<Vec<Vec<Message>>, Failure> {
-    Ok(trainer::data::conversations(path, limit)?)
+pub fn conversations(source: &Source, limit: usize) -> Result<Vec<Conversation>, Failure> {
+    Ok(trainer::data::conversations(source, limit)?)
 }
 
 /// Conversations and plain texts of rows that are taken at random, but the same ones each time.
-pub fn sample(files: &[PathBuf], limit: usize) -> Result<(Vec<Vec<Message>>, Vec<String>), Failure> {
+pub fn sample(sources: &[Source], limit: usize) -> Result<(Vec<Conversation>, Vec<String>), Failure> {
     let (mut conversations, mut texts) = (Vec::new(), Vec::new());
-    for row in trainer::data::sample(files, limit)? {
+    for row in trainer::data::sample(sources, limit)? {
         match row {
-            Row::Chat(messages) => conversations.push(messages),
+            Row::Chat(chat) => conversations.push(chat.conversation),
+            // The better answer is what the model is to say.
+            Row::Preference(preference) => {
+                let [chosen, _] = preference.both();
+                conversations.push(chosen);
+            }
             Row::Text(text) => texts.push(text),
         }
     }

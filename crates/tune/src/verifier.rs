@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
-use text::{GenerationPrompt, Message};
+use text::{Chat, GenerationPrompt};
 
 /// Verifies with the embedded llama.cpp.
 pub struct EngineVerifier {
@@ -61,10 +61,10 @@ struct EngineModel {
 
 impl LoadedModel for EngineModel {
     /// What serving gives the engine; compared with what llama.cpp's own tokenizer makes of the rendered text.
-    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let ids = self.session.chat_ids(messages)?;
+    fn prompt_ids(&mut self, chat: Chat<'_>) -> Result<Vec<u32>, EngineError> {
+        let ids = self.session.chat_ids(chat)?;
         let Some(template) = self.session.template() else { return Ok(ids) };
-        let rendered = template.render(messages, GenerationPrompt::Add)?;
+        let rendered = template.render(chat, GenerationPrompt::Add)?;
         let own = self.session.engine_tokenize(&rendered, true);
         // A template without the begin-of-text token leaves it to the tokenizer, which adds it to `ids` alone.
         let is_same = own == ids || ids.split_first().is_some_and(|(_, rest)| rest == own);

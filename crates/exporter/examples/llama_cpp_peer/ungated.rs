@@ -9,7 +9,7 @@ use exporter::{
 };
 use formats::gguf::Reader;
 use model::policy::Quant;
-use text::{ChatTemplate, Message, Tokenizer};
+use text::{Chat, ChatTemplate, Tokenizer};
 
 /// The base alone, as it is.
 pub fn request(checkpoint: &Path, quant: Quant, out_dir: &Path, name: &str) -> Request {
@@ -68,9 +68,9 @@ struct NoModel {
 }
 
 impl LoadedModel for NoModel {
-    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    fn prompt_ids(&mut self, chat: Chat<'_>) -> Result<Vec<u32>, EngineError> {
         let template = self.template.as_ref().ok_or("there is no template")?;
-        Ok(text::encode_prompt(&self.tokenizer, template, messages)?)
+        Ok(text::encode_prompt(&self.tokenizer, template, chat)?)
     }
 
     fn generate(&mut self, _prompt: &[u32], _max_new_tokens: usize) -> Result<Generation, EngineError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use exporter::{EngineError, Generation, LoadedModel, Verifier};
 use formats::gguf::Reader;
-use text::{ChatTemplate, Message, Tokenizer};
+use text::{Chat, ChatTemplate, Tokenizer};
 
 use crate::forward;
 
@@ -73,8 +73,8 @@ struct FakeModel {
 }
 
 impl LoadedModel for FakeModel {
-    fn prompt_ids(&mut self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let mut ids = text::encode_prompt(&self.tokenizer, &self.template, messages)?;
+    fn prompt_ids(&mut self, chat: Chat<'_>) -> Result<Vec<u32>, EngineError> {
+        let mut ids = text::encode_prompt(&self.tokenizer, &self.template, chat)?;
         if self.engine.fault == Fault::OtherIds {
             ids[3] += 1;
         }

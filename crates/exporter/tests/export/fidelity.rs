@@ -27,7 +27,8 @@ fn more_bits_come_nearer() {
         tiny.write_adapter(|_| {});
         let (exact, exact_text) = measured(&tiny, Quant::F32);
         for divergence in [&exact, &exact_text] {
-            assert!(divergence.mean_kl.abs() < NOISE && divergence.top1_share > 0.95, "{divergence:?}");
+            // One of eighteen tokens may have two likeliest ones, between which the last bit of a product decides.
+            assert!(divergence.mean_kl.abs() < NOISE && divergence.top1_share > 0.9, "{divergence:?}");
             assert!((divergence.mean_nll - divergence.merged_nll).abs() < 0.01, "{divergence:?}");
         }
         let kl = |quant| measured(&tiny, quant).1.mean_kl;

@@ -27,7 +27,8 @@ use text::Message;
 
 /// A request for the adapter of `tiny` where it has one, with two held-out rows that the sound engine answers.
 fn request(tiny: &Tiny, quant: Quant) -> Request {
-    let row = |question: &str| vec![Message::new("user", question), Message::new("assistant", "{\"n\": 5}")];
+    let row =
+        |question: &str| vec![Message::new("user", question), Message::new("assistant", "{\"n\": 5}")].into();
     let adapter = Figures { n_rows: 2, n_exact: 2 };
     let base = Figures { n_rows: 2, n_exact: 0 };
     Request {

@@ -228,10 +228,10 @@ fn evaluation_rows_and_contexts_that_cannot_be_used() {
         ),
     ];
     for (row, expected) in rows {
-        assert_eq!(message(&tiny, |request| request.evaluation[0] = row), expected);
+        assert_eq!(message(&tiny, |request| request.evaluation[0] = row.into()), expected);
     }
     let long = vec![Message::new("user", "x ".repeat(100)), Message::new("assistant", "y")];
-    let error = message(&tiny, |request| request.evaluation[1] = long);
+    let error = message(&tiny, |request| request.evaluation[1] = long.into());
     assert!(error.starts_with("evaluation row 1: it has 2"), "{error}");
     let error = message(&tiny, |request| request.num_ctx = 512);
     assert_eq!(error, "num_ctx is 512, expected 1 to 256, the positions that the base was made for");

@@ -26,17 +26,28 @@ pub(super) fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate
     Ok(template)
 }
 
+pub(super) fn from_file(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    let missing = || Error::Read { path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() };
+    let source = text(path)?.ok_or_else(missing)?;
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+    ChatTemplate::from_source(&source, text(tokenizer.bos()), text(tokenizer.eos()))
+}
+
 fn source(dir: &Path, config: &Value) -> Result<Option<String>> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(bytes) = read(&path)? {
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-            Error::Read { path, source }
-        })?;
+    if let Some(text) = text(&dir.join("chat_template.jinja"))? {
         return Ok(Some(text));
     }
     let file: Value = read_json(&dir.join("chat_template.json"))?.unwrap_or_default();
     Ok(of_key(&file["chat_template"]).or_else(|| of_key(&config["chat_template"])))
+}
+
+/// What a file says, if there is one.
+fn text(path: &Path) -> Result<Option<String>> {
+    let invalid = |error| Error::Read {
+        path: path.to_owned(),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+    };
+    read(path)?.map(|bytes| String::from_utf8(bytes).map_err(invalid)).transpose()
 }
 
 /// A template, or the one called `default` of several.

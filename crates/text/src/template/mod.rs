@@ -13,7 +13,7 @@ use formats::gguf::Metadata;
 use minijinja::value::{Serde, Value};
 use serde_json::Map;
 
-use crate::{Message, Result, Tokenizer};
+use crate::{Chat, Message, Result, Tokenizer};
 use engine::Engine;
 
 /// Whether the rendering ends with the opening of an assistant turn.
@@ -46,6 +46,14 @@ impl ChatTemplate {
     /// [`crate::Error::NoTemplate`], or what [`ChatTemplate::from_source`] says.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
         find::from_dir(dir, tokenizer)
+    }
+
+    /// A template that stands alone in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read; [`crate::Error::Template`] where it does not compile.
+    pub fn from_file(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        find::from_file(path, tokenizer)
     }
 
     /// The template that a GGUF holds for the tokenizer it holds; `None` where it holds none.
@@ -96,6 +104,18 @@ impl ChatTemplate {
         self
     }
 
+    /// The same template with a variable of its own from now on, whatever it is called with: the source says so in front,
+    /// so that whoever is given it renders the same.
+    ///
+    /// # Errors
+    /// [`crate::Error::Template`] where the result does not compile.
+    pub fn with_fixed(self, name: &str, value: bool) -> Result<ChatTemplate> {
+        let source = format!("{{%- set {name} = {value} -%}}\n{}", self.source);
+        let of = |name: &str| self.variables.get(name).and_then(|text| text.as_str()).unwrap_or_default();
+        let template = ChatTemplate::from_source(&source, of("bos_token"), of("eos_token"))?;
+        Ok(ChatTemplate { variables: self.variables, ..template })
+    }
+
     /// The template as published.
     pub fn source(&self) -> &str {
         &self.source
@@ -106,8 +126,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`crate::Error::Template`] where the template refuses the conversation or fails,
     /// [`crate::Error::OutputTooLong`].
-    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
-        self.engine.render(self.context(messages, prompt))
+    pub fn render<'a>(&self, chat: impl Into<Chat<'a>>, prompt: GenerationPrompt) -> Result<String> {
+        self.engine.render(self.context(chat.into(), prompt))
     }
 
     /// Whether the template itself marks what an assistant generates.
@@ -116,20 +136,21 @@ impl ChatTemplate {
     }
 
     /// Renders with `open` and `close` around what the template marks as generated.
-    pub(crate) fn render_marked(&self, messages: &[Message], open: char, close: char) -> Result<String> {
+    pub(crate) fn render_marked(&self, chat: Chat<'_>, open: char, close: char) -> Result<String> {
         let marks = [(generation::OPEN, open), (generation::CLOSE, close)];
         let marks = marks.map(|(name, mark)| (name, Value::from(mark.to_string())));
-        self.engine.render(self.context(messages, GenerationPrompt::Omit).into_iter().chain(marks))
+        self.engine.render(self.context(chat, GenerationPrompt::Omit).into_iter().chain(marks))
     }
 
-    fn context(&self, messages: &[Message], prompt: GenerationPrompt) -> Vec<(&str, Value)> {
+    fn context(&self, chat: Chat<'_>, prompt: GenerationPrompt) -> Vec<(&str, Value)> {
         let mut context = vec![
             ("tools", Value::from(())),
             ("documents", Value::from(())),
-            ("messages", messages.iter().map(message_value).collect()),
+            ("messages", chat.messages.iter().map(message_value).collect()),
             ("add_generation_prompt", Value::from(prompt == GenerationPrompt::Add)),
         ];
         context.extend(self.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
+        context.extend(chat.tools.map(|tools| ("tools", Value::from(Serde(tools)))));
         context
     }
 }

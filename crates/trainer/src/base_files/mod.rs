@@ -11,7 +11,7 @@ use model::ModelConfig;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::options::ModelOptions;
+use crate::options::{DataOptions, ModelOptions};
 use crate::record::Inputs;
 pub use weights::BaseWeights;
 
@@ -31,17 +31,57 @@ pub struct BaseFiles {
     pub end_of_turn: Option<u32>,
     /// All tokens at which an answer ends.
     pub stop: Vec<u32>,
+    /// Whether the template is another than the base was published with.
+    pub has_own_template: bool,
 }
+
+/// The variable by which templates are told whether the model is to think aloud.
+const THINKING: &str = "enable_thinking";
 
 impl BaseFiles {
     /// Opens a base, a folder in Hugging Face layout or a GGUF, and checks that its parts belong together.
     ///
     /// # Errors
     /// A file that is missing or broken; a tensor that is missing, surplus or of another shape;
-    /// [`Error::TokenizerMismatch`]; [`Error::Option`] for a `model.quant` that a GGUF's blocks do not have.
-    pub fn open(options: &ModelOptions) -> Result<Self> {
+    /// [`Error::TokenizerMismatch`]; [`Error::Option`] for a `model.quant` that a GGUF's blocks do not have, or a
+    /// `data.chat_template` that is none.
+    pub fn open(options: &ModelOptions, data: &DataOptions) -> Result<Self> {
         let path = &options.base;
-        if path.is_file() { gguf::open(path, options.quant.as_deref()) } else { folder::open(path, options) }
+        let mut files = match path.is_file() {
+            true => gguf::open(path, options.quant.as_deref())?,
+            false => folder::open(path, options)?,
+        };
+        if data.chat_template.is_some() || data.thinking.is_some() {
+            files.replace_template(data)?;
+        }
+        Ok(files)
+    }
+
+    /// Takes the template that the recipe names, and fixes what it says about thinking.
+    fn replace_template(&mut self, data: &DataOptions) -> Result<()> {
+        let of = |key: &'static str, reason: String| Error::Option { key, reason };
+        if let Some(path) = &data.chat_template {
+            let template = ChatTemplate::from_file(path, &self.tokenizer)
+                .map_err(|error| of("data.chat_template", format!("names {}: {error}", path.display())))?;
+            self.template = Some(template);
+        }
+        if let Some(thinking) = data.thinking {
+            let template = self.template.take();
+            let template = template
+                .ok_or_else(|| of("data.thinking", "is set, but the base has no chat template".into()))?;
+            if !template.source().contains(THINKING) {
+                let reason = format!("is set, but the chat template knows no `{THINKING}`");
+                return Err(of("data.thinking", reason));
+            }
+            self.template = Some(template.with_fixed(THINKING, thinking)?);
+        }
+        let (tokenizer, template) = (&self.tokenizer, self.template.as_ref());
+        self.end_of_turn = template.map(|template| text::end_of_turn(tokenizer, template)).transpose()?;
+        self.stop.extend(self.end_of_turn);
+        self.stop.sort_unstable();
+        self.stop.dedup();
+        self.has_own_template = true;
+        Ok(())
     }
 
     /// Hashes everything of the base, weights as the index remembers them; the other fields are left empty.
@@ -74,6 +114,7 @@ impl BaseFiles {
         let mut stop: Vec<u32> = end_of_turn.into_iter().chain(tokenizer.eos()).chain(stop).collect();
         stop.sort_unstable();
         stop.dedup();
-        Ok(Self { path: path.into(), config, weights, tokenizer, template, end_of_turn, stop })
+        let path = path.into();
+        Ok(Self { path, config, weights, tokenizer, template, end_of_turn, stop, has_own_template: false })
     }
 }

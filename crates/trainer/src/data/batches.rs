@@ -1,21 +1,23 @@
 //! Which rows make up each optimiser step and each micro-batch: pure functions of seed and step.
 
-use model::step::IGNORE;
-
 use super::corpus::Corpus;
-use super::order::epoch_order;
-use crate::options::{Length, TrainOptions};
+use super::epoch::{Epochs, Order};
+use crate::options::{Length, Options};
 
 /// Cuts the epochs into steps and the steps into micro-batches.
 #[derive(Debug)]
 pub struct Batches {
-    rows: Vec<usize>,
-    seed: u64,
-    micro_batch_rows: usize,
-    rows_per_step: usize,
-    /// Largest micro-batch in tokens; rows beyond it open another one within the same step.
+    epochs: Epochs,
+    /// Units (examples, or packs of them) of a micro-batch and of a step.
+    units_per_micro_batch: usize,
+    units_per_step: usize,
+    /// Largest micro-batch in tokens; what goes beyond it opens another one within the same step.
     micro_batch_tokens: usize,
-    order: (u64, Vec<usize>),
+    /// Whether the sequences of a unit have to stay together.
+    is_indivisible: bool,
+    /// Step before the first of each epoch that is known yet, and of the one after.
+    steps_before: Vec<u64>,
+    order: (u64, Order),
 }
 
 /// The rows of one optimiser step.
@@ -23,24 +25,31 @@ pub struct Batches {
 pub struct StepRows {
     /// The pass over the data, from 0.
     pub epoch: u64,
-    /// Rows of this epoch that come before this step.
+    /// Units of this epoch that come before this step.
     pub cursor: usize,
-    /// The step's rows, in order.
-    pub rows: Vec<usize>,
+    /// The step's units, in order.
+    pub units: Order,
 }
 
 impl Batches {
-    /// Batches over the given rows of a corpus, with no limit on a micro-batch's tokens.
-    pub fn new(rows: Vec<usize>, options: &TrainOptions) -> Self {
-        let order = (0, epoch_order(&rows, options.seed, 0));
-        Self {
-            rows,
-            seed: options.seed,
-            micro_batch_rows: options.batch_size,
-            rows_per_step: options.batch_size.saturating_mul(options.gradient_accumulation_steps),
+    /// Batches over some examples of a corpus, with no limit on a micro-batch's tokens.
+    pub fn new(corpus: &Corpus, examples: &[usize], options: &Options) -> Self {
+        let epochs = Epochs::new(corpus, examples, options);
+        let order = (0, epochs.order(0));
+        let mut batches = Self {
+            epochs,
+            units_per_micro_batch: options.train.batch_size,
+            units_per_step: options
+                .train
+                .batch_size
+                .saturating_mul(options.train.gradient_accumulation_steps),
             micro_batch_tokens: usize::MAX,
+            is_indivisible: corpus.rows_per_example() > 1,
+            steps_before: vec![0],
             order,
-        }
+        };
+        batches.steps_before.push(batches.steps_of(&batches.order.1));
+        batches
     }
 
     /// Limits the tokens of a micro-batch, which never changes which rows a step has.
@@ -48,61 +57,101 @@ impl Batches {
         self.micro_batch_tokens = micro_batch_tokens;
     }
 
-    /// Rows of an optimiser step; the last one of an epoch may have fewer.
+    /// Units of an optimiser step; the last one of an epoch may have fewer.
     pub fn rows_per_step(&self) -> usize {
-        self.rows_per_step.min(self.rows.len())
+        self.units_per_step.min(self.order.1.ends.len())
     }
 
-    /// Optimiser steps of an epoch.
+    /// Optimiser steps of the first epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.rows.len().div_ceil(self.rows_per_step) as u64
+        self.steps_before[1]
     }
 
     /// Optimiser steps of a run.
-    pub fn total_steps(&self, length: Length) -> u64 {
+    pub fn total_steps(&mut self, length: Length) -> u64 {
         match length {
-            Length::Epochs(epochs) => self.steps_per_epoch() * u64::from(epochs),
+            Length::Epochs(epochs) => self.steps_before(u64::from(epochs)),
             Length::MaxSteps(steps) => steps,
+        }
+    }
+
+    /// How full the packs of the first epoch are; `None` where nothing is put together.
+    pub fn fill(&self) -> Option<f64> {
+        self.epochs.fill(&self.epochs.order(0))
+    }
+
+    fn steps_of(&self, order: &Order) -> u64 {
+        order.ends.len().div_ceil(self.units_per_step) as u64
+    }
+
+    /// Steps before an epoch.
+    fn steps_before(&mut self, epoch: u64) -> u64 {
+        while self.steps_before.len() as u64 <= epoch {
+            let next = self.steps_before.len() as u64 - 1;
+            self.go_to(next);
+            let steps = self.steps_before[next as usize] + self.steps_of(&self.order.1);
+            self.steps_before.push(steps);
+        }
+        self.steps_before[epoch as usize]
+    }
+
+    fn go_to(&mut self, epoch: u64) {
+        if self.order.0 != epoch {
+            self.order = (epoch, self.epochs.order(epoch));
         }
     }
 
     /// The rows of a step, counted from 1.
     pub fn step(&mut self, step: u64) -> StepRows {
-        let (epoch, index) = ((step - 1) / self.steps_per_epoch(), (step - 1) % self.steps_per_epoch());
-        if self.order.0 != epoch {
-            self.order = (epoch, epoch_order(&self.rows, self.seed, epoch));
+        let mut epoch = self.order.0;
+        if step <= self.steps_before[epoch as usize] {
+            epoch = 0;
         }
-        let cursor = index as usize * self.rows_per_step;
-        let end = (cursor + self.rows_per_step).min(self.rows.len());
-        StepRows { epoch, cursor, rows: self.order.1[cursor..end].to_vec() }
+        while step > self.steps_before(epoch + 1) {
+            epoch += 1;
+        }
+        self.go_to(epoch);
+        let index = (step - 1 - self.steps_before[epoch as usize]) as usize;
+        let (order, cursor) = (&self.order.1, index * self.units_per_step);
+        let end = (cursor + self.units_per_step).min(order.ends.len());
+        StepRows { epoch, cursor, units: order.part(cursor, end) }
     }
 
-    /// Cuts rows into micro-batches.
-    pub fn micro_batches<'a>(&self, rows: &'a [usize], corpus: &Corpus) -> Vec<&'a [usize]> {
-        cut(rows, self.micro_batch_rows, self.micro_batch_tokens, corpus)
+    /// Cuts the units of a step into micro-batches.
+    pub fn micro_batches<'a>(&self, units: &'a Order, corpus: &Corpus) -> Vec<&'a [usize]> {
+        let mut groups = Vec::new();
+        let mut start = 0;
+        for ends in units.ends.chunks(self.units_per_micro_batch) {
+            let end = ends[ends.len() - 1];
+            let unit = if self.is_indivisible { corpus.rows_per_example() } else { 1 };
+            groups.extend(cut(&units.rows[start..end], unit, self.micro_batch_tokens, corpus));
+            start = end;
+        }
+        groups
     }
 
     /// Tokens of the largest micro-batch of a run.
     pub fn largest_micro_batch(&mut self, total_steps: u64, corpus: &Corpus) -> usize {
         (1..=total_steps)
             .flat_map(|step| {
-                let rows = self.step(step).rows;
+                let units = self.step(step).units;
                 let tokens = |micro: &&[usize]| micro.iter().map(|&row| corpus.n_inputs(row)).sum::<usize>();
-                self.micro_batches(&rows, corpus).iter().map(tokens).max()
+                self.micro_batches(&units, corpus).iter().map(tokens).max()
             })
             .max()
             .unwrap_or(0)
     }
 }
 
-/// Cuts rows, in order, into groups of at most so many rows and tokens; a single longer row is a group of its own.
-pub fn cut<'a>(rows: &'a [usize], most_rows: usize, most_tokens: usize, corpus: &Corpus) -> Vec<&'a [usize]> {
-    let (mut groups, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (index, &row) in rows.iter().enumerate() {
-        let next = corpus.n_inputs(row);
-        if index > start && (index - start == most_rows || tokens + next > most_tokens) {
-            groups.push(&rows[start..index]);
-            (start, tokens) = (index, 0);
+/// Cuts rows, in order, into groups of at most so many tokens; `together` rows stay together, and what is longer alone is a
+/// group of its own.
+pub fn cut<'a>(rows: &'a [usize], together: usize, most_tokens: usize, corpus: &Corpus) -> Vec<&'a [usize]> {
+    let (mut groups, mut start, mut tokens) = (Vec::new(), 0, 0_usize);
+    for (index, unit) in rows.chunks(together).enumerate() {
+        let (at, next) = (index * together, unit.iter().map(|&row| corpus.n_inputs(row)).sum::<usize>());
+        if at > start && tokens.saturating_add(next) > most_tokens {
+            groups.push(&rows[start..at]);
+            (start, tokens) = (at, 0);
         }
         tokens += next;
     }
@@ -110,40 +159,6 @@ pub fn cut<'a>(rows: &'a [usize], most_rows: usize, most_tokens: usize, corpus: 
         groups.push(&rows[start..]);
     }
     groups
-}
-
-/// The buffers of one packed batch, reused from step to step.
-#[derive(Debug, Default)]
-pub struct Packed {
-    /// Token ids of all rows, one after another, without the last of each.
-    pub tokens: Vec<u32>,
-    /// What is to be predicted at each position, or [`IGNORE`].
-    pub targets: Vec<u32>,
-    /// Position of each token in its own row.
-    pub positions: Vec<u32>,
-    /// Index of each row's first token.
-    pub sequence_starts: Vec<usize>,
-    /// Positions that have a target.
-    pub n_targets: usize,
-}
-
-impl Packed {
-    /// Packs rows block-diagonally: no padding, positions reset at each row.
-    pub fn fill(&mut self, rows: &[usize], corpus: &Corpus) {
-        self.tokens.clear();
-        self.targets.clear();
-        self.positions.clear();
-        self.sequence_starts.clear();
-        for &row in rows {
-            let (ids, is_target) = (corpus.ids(row), corpus.is_target(row));
-            self.sequence_starts.push(self.tokens.len());
-            self.tokens.extend_from_slice(&ids[..ids.len() - 1]);
-            self.positions.extend(0..ids.len() as u32 - 1);
-            let next = ids[1..].iter().zip(&is_target[1..]);
-            self.targets.extend(next.map(|(&id, &is_target)| if is_target { id } else { IGNORE }));
-        }
-        self.n_targets = self.targets.iter().filter(|&&target| target != IGNORE).count();
-    }
 }
 
 #[cfg(test)]
@@ -157,9 +172,10 @@ mod tests {
     }
 
     fn batches(n_rows: usize, batch_size: usize, accumulation: usize) -> Batches {
-        let options =
-            TrainOptions { batch_size, gradient_accumulation_steps: accumulation, ..TrainOptions::default() };
-        Batches::new((0..n_rows).collect(), &options)
+        let mut options = Options::default();
+        options.train.batch_size = batch_size;
+        options.train.gradient_accumulation_steps = accumulation;
+        Batches::new(&corpus(n_rows as u32), &(0..n_rows).collect::<Vec<_>>(), &options)
     }
 
     #[test]
@@ -167,7 +183,7 @@ mod tests {
         let mut batches = batches(10, 2, 2);
         assert_eq!((batches.steps_per_epoch(), batches.total_steps(Length::Epochs(3))), (3, 9));
         let mut epoch = |first: u64| -> Vec<usize> {
-            (first..first + 3).flat_map(|step| batches.step(step).rows).collect()
+            (first..first + 3).flat_map(|step| batches.step(step).units.rows).collect()
         };
         let (one, two) = (epoch(1), epoch(4));
         assert_ne!(one, two);
@@ -185,7 +201,7 @@ mod tests {
         let found: Vec<_> =
             (1..=4).map(|step| (batches.step(step).epoch, batches.step(step).cursor)).collect();
         assert_eq!(found, [(0, 0), (0, 4), (0, 8), (1, 0)]);
-        assert_eq!(batches.step(3).rows.len(), 2);
+        assert_eq!(batches.step(3).units.rows.len(), 2);
     }
 
     #[test]
@@ -193,10 +209,18 @@ mod tests {
         let corpus = corpus(6);
         let rows: Vec<usize> = (0..6).collect();
         // Inputs of the rows: 2 3 4 5 6 7.
-        assert_eq!(cut(&rows, 4, usize::MAX, &corpus), [&rows[0..4], &rows[4..6]]);
-        assert_eq!(cut(&rows, 4, 9, &corpus), [&rows[0..3], &rows[3..4], &rows[4..5], &rows[5..6]]);
-        assert_eq!(cut(&rows, 2, 1, &corpus).len(), 6);
-        assert_eq!(cut(&[], 2, 1, &corpus).len(), 0);
+        assert_eq!(cut(&rows, 1, 9, &corpus), [&rows[0..3], &rows[3..4], &rows[4..5], &rows[5..6]]);
+        assert_eq!(cut(&rows, 2, 14, &corpus), [&rows[0..4], &rows[4..6]]);
+        assert_eq!(cut(&rows, 1, 1, &corpus).len(), 6);
+        assert_eq!(cut(&[], 1, 1, &corpus).len(), 0);
+        let mut batches = batches(6, 4, 2);
+        let units = batches.step(1).units;
+        assert_eq!(batches.micro_batches(&units, &corpus), [&units.rows[0..4], &units.rows[4..6]]);
+        batches.limit_tokens(7);
+        let limited = batches.micro_batches(&units, &corpus);
+        assert_eq!(limited.concat(), units.rows);
+        let tokens = |rows: &&[usize]| rows.iter().map(|&row| corpus.n_inputs(row)).sum::<usize>();
+        assert!(limited.iter().all(|rows| rows.len() == 1 || tokens(rows) <= 7), "{limited:?}");
     }
 
     #[test]
@@ -205,20 +229,8 @@ mod tests {
         let mut batches = batches(6, 2, 1);
         let largest = batches.largest_micro_batch(30, &corpus);
         assert!((7 + 2..=7 + 6).contains(&largest), "{largest}");
-        let rows = |step| batches.step(step).rows;
+        let rows = |step| batches.step(step).units.rows;
         let all = (1..=30).map(rows).map(|rows| rows.iter().map(|&row| corpus.n_inputs(row)).sum::<usize>());
         assert_eq!(all.max(), Some(largest));
-    }
-
-    #[test]
-    fn packing_shifts_targets_and_resets_positions() {
-        let corpus = Corpus::of_rows(&[(vec![1, 2, 3, 4], 2), (vec![5, 6], 1)]);
-        let mut packed = Packed::default();
-        packed.fill(&[1, 0], &corpus);
-        assert_eq!(packed.tokens, [5, 1, 2, 3]);
-        assert_eq!(packed.targets, [6, IGNORE, 3, 4]);
-        assert_eq!(packed.positions, [0, 0, 1, 2]);
-        assert_eq!(packed.sequence_starts, [0, 1]);
-        assert_eq!((packed.n_targets, corpus.n_targets(0), corpus.n_targets(1)), (3, 2, 1));
     }
 }

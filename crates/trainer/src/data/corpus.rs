@@ -1,56 +1,77 @@
 //! The rows of one or more data files as token ids, with the place each came from.
 
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
-use text::Encoded;
 
-use super::encoder::{Fate, RowEncoder, has_target};
-use super::reader::{Place, RowReader, read_again};
+use super::encoder::{Encoded, Fate, RowEncoder};
+use super::reader::{Place, RowReader, rows_again};
 use super::row::Row;
 use crate::error::{Error, Result};
+use crate::options::Source;
 
 /// Rows that are parsed and encoded together, on all processors.
 const CHUNK_ROWS: usize = 512;
 
-/// Token ids and masks of all rows, one after another.
+/// How many of the rows that are left out for being wrong are named.
+const NAMED_BAD_ROWS: usize = 5;
+
+/// Token ids and masks of all sequences, one after another.
 ///
-/// A row ends at its last target, since nothing after that is ever learned from.
+/// A sequence ends at its last target, since nothing after that is ever learned from. An example, which is what is split,
+/// shuffled and counted, is one sequence, or of preferences two: the better answer, then the worse.
 #[derive(Debug, Default)]
 pub struct Corpus {
-    files: Vec<PathBuf>,
+    sources: Vec<Source>,
     ids: Vec<u32>,
     is_target: Vec<bool>,
     starts: Vec<usize>,
+    /// Of the sequences whose targets do not count alike, the weight of each token.
+    weights: HashMap<usize, Box<[f32]>>,
     places: Vec<(u32, Place)>,
     /// BLAKE3 of the files' hashes.
     pub blake3: String,
-    /// What the files hold: `messages` or `text`.
+    /// What the files hold: `messages`, `text` or `preference`.
     pub kind: &'static str,
     /// Rows left out for their length.
     pub dropped_rows: usize,
     /// Rows cut for their length.
     pub truncated_rows: usize,
+    /// Rows left out because something was wrong with them.
+    pub bad_rows: u64,
+    /// What was wrong with the first of them.
+    pub named_bad_rows: Vec<String>,
+    /// Rows that say what a row before them says.
+    pub duplicate_rows: usize,
     /// Whether some row has the end-of-turn token among its targets.
     pub has_end_of_turn: bool,
+    seen: HashSet<u128>,
 }
 
 impl Corpus {
     /// Reads, parses and encodes all rows of the files, in order.
     ///
     /// # Errors
-    /// [`Error::NoRows`] for an empty file or when no row was short enough; whatever is wrong with a row.
-    pub fn read(files: &[PathBuf], encoder: &RowEncoder<'_>, end_of_turn: Option<u32>) -> Result<Self> {
-        let mut corpus = Self { files: files.to_vec(), starts: vec![0], ..Self::default() };
+    /// [`Error::NoRows`] for an empty file or when no row was short enough; whatever is wrong with a row, when that is one
+    /// more than the recipe lets pass.
+    pub fn read(sources: &[Source], encoder: &RowEncoder<'_>, end_of_turn: Option<u32>) -> Result<Self> {
+        let mut corpus = Self { sources: sources.to_vec(), starts: vec![0], ..Self::default() };
         let mut hashes = String::new();
-        for (index, path) in files.iter().enumerate() {
-            corpus.read_file(index as u32, path, encoder, end_of_turn)?;
-            hashes += &formats::hash::blake3_file(path)?;
+        for (index, source) in sources.iter().enumerate() {
+            corpus.read_file(index as u32, source, encoder, end_of_turn)?;
+            hashes += &formats::hash::blake3_file(&source.path)?;
         }
         corpus.blake3 = formats::hash::blake3_bytes(hashes.as_bytes());
-        if corpus.n_rows() == 0 {
-            let path = files.first().cloned().unwrap_or_default();
-            let reason = format!("all {} rows are longer than `data.max_seq_len`", corpus.dropped_rows);
+        corpus.seen = HashSet::new();
+        if corpus.n_examples() == 0 {
+            let path = sources.first().map(|source| source.path.clone()).unwrap_or_default();
+            let dropped = corpus.dropped_rows;
+            let reason = match corpus.bad_rows {
+                0 => format!("all {dropped} rows are longer than `data.max_seq_len`"),
+                bad => format!(
+                    "{dropped} rows are longer than `data.max_seq_len`, and the other {bad} are broken"
+                ),
+            };
             return Err(Error::NoRows { path, reason });
         }
         Ok(corpus)
@@ -59,11 +80,11 @@ impl Corpus {
     fn read_file(
         &mut self,
         file: u32,
-        path: &Path,
+        source: &Source,
         encoder: &RowEncoder<'_>,
         end_of_turn: Option<u32>,
     ) -> Result<()> {
-        let mut reader = RowReader::open(path)?;
+        let mut reader = RowReader::open(&source.path)?;
         let mut n_rows = 0;
         loop {
             let chunk = read_chunk(&mut reader)?;
@@ -72,105 +93,189 @@ impl Corpus {
             }
             n_rows += chunk.len();
             let rows: Vec<_> =
-                chunk.par_iter().map(|(place, bytes)| encode_row(path, *place, bytes, encoder)).collect();
+                chunk.par_iter().map(|(place, bytes)| encode_row(source, *place, bytes, encoder)).collect();
             for ((place, _), row) in chunk.iter().zip(rows) {
-                let (kind, fate) = row?;
-                self.check_kind(kind, path, *place)?;
-                let fate =
-                    fate.map_err(|reason| Error::Row { path: path.into(), line: place.line, reason })?;
-                self.push(file, path, *place, fate, encoder, end_of_turn)?;
+                let row = row.and_then(|(kind, fate)| self.check_kind(kind, source, *place).map(|()| fate));
+                match row {
+                    Ok(fate) => self.push((file, *place), fate, encoder, end_of_turn)?,
+                    Err(error) => self.skip(error, encoder.options().max_bad_rows)?,
+                }
             }
         }
         match n_rows {
-            0 => Err(Error::NoRows { path: path.into(), reason: "the data file has no rows".into() }),
+            0 => Err(Error::NoRows { path: source.path.clone(), reason: "the data file has no rows".into() }),
             _ => Ok(()),
         }
     }
 
+    /// Leaves a broken row out, if the recipe lets one more pass.
+    fn skip(&mut self, error: Error, most: u64) -> Result<()> {
+        if self.bad_rows >= most {
+            return Err(error);
+        }
+        self.bad_rows += 1;
+        if self.named_bad_rows.len() < NAMED_BAD_ROWS {
+            self.named_bad_rows.push(error.to_string());
+        }
+        Ok(())
+    }
+
     /// All rows are of one kind, so that nothing is guessed wrong silently.
-    fn check_kind(&mut self, kind: &'static str, path: &Path, place: Place) -> Result<()> {
+    fn check_kind(&mut self, kind: &'static str, source: &Source, place: Place) -> Result<()> {
         if self.kind.is_empty() {
             self.kind = kind;
         }
         if self.kind == kind {
             return Ok(());
         }
-        let reason = format!("the row has `{kind}`, the rows before it `{}`", self.kind);
-        Err(Error::Row { path: path.into(), line: place.line, reason })
+        let reason = format!("the row is of kind `{kind}`, the rows before it are `{}`", self.kind);
+        Err(Error::Row { path: source.path.clone(), line: place.line, reason })
     }
 
     fn push(
         &mut self,
-        file: u32,
-        path: &Path,
-        place: Place,
+        place: (u32, Place),
         fate: Fate,
         encoder: &RowEncoder<'_>,
         end_of_turn: Option<u32>,
     ) -> Result<()> {
-        let encoded = match fate {
-            Fate::Kept(encoded) => encoded,
-            Fate::Truncated(encoded) => {
+        let sequences = match fate {
+            Fate::Kept(sequences) => sequences,
+            Fate::Truncated(sequences) => {
                 self.truncated_rows += 1;
-                encoded
+                sequences
             }
             Fate::Dropped => {
                 self.dropped_rows += 1;
                 return Ok(());
             }
             Fate::TooLong { tokens } => {
-                let limit = encoder.max_seq_len();
-                return Err(Error::RowTooLong { path: path.into(), line: place.line, tokens, limit });
+                let path = self.sources[place.0 as usize].path.clone();
+                let limit = encoder.options().max_seq_len;
+                return Err(Error::RowTooLong { path, line: place.1.line, tokens, limit });
             }
         };
-        self.has_end_of_turn |= end_of_turn.is_some_and(|token| has_target(&encoded, token));
-        self.push_ids(&encoded);
-        self.places.push((file, place));
+        if !self.seen.insert(fingerprint(&sequences)) {
+            self.duplicate_rows += 1;
+        }
+        for sequence in sequences {
+            self.has_end_of_turn |= end_of_turn.is_some_and(|token| sequence.teaches(token));
+            self.push_sequence(&sequence);
+        }
+        self.places.push(place);
         Ok(())
     }
 
-    fn push_ids(&mut self, encoded: &Encoded) {
+    fn push_sequence(&mut self, encoded: &Encoded) {
         let end = encoded.is_target.iter().rposition(|&is_target| is_target).map_or(0, |last| last + 1);
+        if !encoded.weights.is_empty() {
+            self.weights.insert(self.starts.len() - 1, encoded.weights[..end].into());
+        }
         self.ids.extend_from_slice(&encoded.ids[..end]);
         self.is_target.extend_from_slice(&encoded.is_target[..end]);
         self.starts.push(self.ids.len());
     }
 
-    /// Number of rows.
-    pub fn n_rows(&self) -> usize {
+    /// Number of examples.
+    pub fn n_examples(&self) -> usize {
         self.places.len()
     }
 
-    /// Token ids of a row, the last of which is a target.
+    /// Number of sequences.
+    pub fn n_rows(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Sequences of an example.
+    pub fn rows_per_example(&self) -> usize {
+        if self.kind == "preference" { 2 } else { 1 }
+    }
+
+    /// The sequences of some examples, in order.
+    pub fn rows_of(&self, examples: &[usize]) -> Vec<usize> {
+        let n = self.rows_per_example();
+        examples.iter().flat_map(|&example| n * example..n * (example + 1)).collect()
+    }
+
+    /// Index of the file that an example comes from.
+    pub fn source_index(&self, example: usize) -> usize {
+        self.places[example].0 as usize
+    }
+
+    /// The files.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// File and line of an example.
+    pub fn place(&self, example: usize) -> (&Source, u64) {
+        let (file, place) = &self.places[example];
+        (&self.sources[*file as usize], place.line)
+    }
+
+    /// Token ids of a sequence, the last of which is a target.
     pub fn ids(&self, row: usize) -> &[u32] {
         &self.ids[self.starts[row]..self.starts[row + 1]]
     }
 
-    /// Whether each token of a row is a target.
+    /// Whether each token of a sequence is a target.
     pub fn is_target(&self, row: usize) -> &[bool] {
         &self.is_target[self.starts[row]..self.starts[row + 1]]
     }
 
-    /// Tokens that a row puts into the model: all but the last, which is only predicted.
+    /// How much each token of a sequence counts as a target; `None` where all count alike.
+    pub fn weights(&self, row: usize) -> Option<&[f32]> {
+        self.weights.get(&row).map(|weights| &**weights)
+    }
+
+    /// Tokens that a sequence puts into the model: all but the last, which is only predicted.
     pub fn n_inputs(&self, row: usize) -> usize {
         self.ids(row).len() - 1
     }
 
-    /// Tokens of a row that are learned.
+    /// Tokens of a sequence that are learned.
     pub fn n_targets(&self, row: usize) -> usize {
         // The first token of a row has nothing before it to be predicted from.
         self.is_target(row)[1..].iter().filter(|&&is_target| is_target).count()
     }
 
-    /// Reads a row's text again.
+    /// What the targets of a sequence count together: their number, where all count alike.
+    pub fn target_weight(&self, row: usize) -> f64 {
+        let Some(weights) = self.weights(row) else { return self.n_targets(row) as f64 };
+        let counted = self.is_target(row)[1..].iter().zip(&weights[1..]);
+        counted.filter(|(is_target, _)| **is_target).map(|(_, &weight)| f64::from(weight)).sum()
+    }
+
+    /// Reads the text of some examples again.
     ///
     /// # Errors
     /// The file is gone, or has changed since it was read.
-    pub fn row(&self, row: usize) -> Result<Row> {
-        let (file, place) = self.places[row];
-        let path = &self.files[file as usize];
-        Row::parse(path, place, &read_again(path, place)?)
+    pub fn read_again(&self, examples: &[usize]) -> Result<Vec<Row>> {
+        let mut rows = vec![None; examples.len()];
+        for (file, source) in (0..).zip(&self.sources) {
+            let here: Vec<usize> =
+                (0..examples.len()).filter(|&at| self.places[examples[at]].0 == file).collect();
+            let places: Vec<Place> = here.iter().map(|&at| self.places[examples[at]].1).collect();
+            for ((at, place), bytes) in here.iter().zip(&places).zip(rows_again(&source.path, &places)?) {
+                rows[*at] = Some(Row::parse(source, *place, &bytes)?);
+            }
+        }
+        Ok(rows.into_iter().flatten().collect())
     }
+}
+
+/// Sequences that say the same have the same.
+fn fingerprint(sequences: &[Encoded]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    for sequence in sequences {
+        hasher.update(&(sequence.ids.len() as u64).to_le_bytes());
+        for id in &sequence.ids {
+            hasher.update(&id.to_le_bytes());
+        }
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(bytes)
 }
 
 fn read_chunk(reader: &mut RowReader) -> Result<Vec<(Place, Vec<u8>)>> {
@@ -182,12 +287,17 @@ fn read_chunk(reader: &mut RowReader) -> Result<Vec<(Place, Vec<u8>)>> {
     Ok(chunk)
 }
 
-/// A row's kind, and what became of it or what is wrong with it.
-type EncodedRow = (&'static str, std::result::Result<Fate, String>);
-
-fn encode_row(path: &Path, place: Place, bytes: &[u8], encoder: &RowEncoder<'_>) -> Result<EncodedRow> {
-    let row = Row::parse(path, place, bytes)?;
-    Ok((row.kind(), encoder.encode(&row)))
+/// A row's kind, and what became of it.
+fn encode_row(
+    source: &Source,
+    place: Place,
+    bytes: &[u8],
+    encoder: &RowEncoder<'_>,
+) -> Result<(&'static str, Fate)> {
+    let row = Row::parse(source, place, bytes)?;
+    let fate = encoder.encode(&row);
+    let fate = fate.map_err(|reason| Error::Row { path: source.path.clone(), line: place.line, reason })?;
+    Ok((row.kind(), fate))
 }
 
 #[cfg(test)]
@@ -197,9 +307,25 @@ impl Corpus {
         let mut corpus = Self { starts: vec![0], ..Self::default() };
         for (ids, first_target) in rows {
             let is_target = (0..ids.len()).map(|index| index >= *first_target).collect();
-            corpus.push_ids(&Encoded { ids: ids.clone(), is_target });
+            corpus.push_sequence(&Encoded { ids: ids.clone(), is_target, weights: Vec::new() });
             corpus.places.push((0, Place { line: 1, offset: 0, bytes: 0 }));
         }
         corpus
+    }
+
+    /// A corpus of rows that differ, so many from each source.
+    pub fn of_sources(n_rows: &[usize]) -> Self {
+        let rows: Vec<(Vec<u32>, usize)> =
+            (0..n_rows.iter().sum()).map(|row| (vec![row as u32; 4], 1)).collect();
+        let mut corpus = Self::of_rows(&rows);
+        let files = n_rows.iter().enumerate().flat_map(|(file, &n)| std::iter::repeat_n(file as u32, n));
+        corpus.places.iter_mut().zip(files).for_each(|(place, file)| place.0 = file);
+        corpus.sources = vec![Source::new("made up"); n_rows.len()];
+        corpus
+    }
+
+    /// The files, to be weighed otherwise.
+    pub fn sources_mut(&mut self) -> &mut [Source] {
+        &mut self.sources
     }
 }

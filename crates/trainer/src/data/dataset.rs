@@ -1,6 +1,6 @@
 //! All rows of a run: those trained on, those for the validation loss, those whose answers are compared.
 
-use text::Message;
+use text::Conversation;
 
 use super::corpus::Corpus;
 use super::encoder::RowEncoder;
@@ -28,11 +28,11 @@ pub struct Question {
 pub struct Dataset {
     /// The training files; holds the validation rows too, unless they have a file of their own.
     pub corpus: Corpus,
-    /// Rows of `corpus` that are trained on.
+    /// Examples of `corpus` that are trained on.
     pub train_rows: Vec<usize>,
     /// The validation file, where there is one.
     pub validation: Option<Corpus>,
-    /// Rows of the validation loss, in `validation` or else in `corpus`.
+    /// Examples of the validation loss, in `validation` or else in `corpus`.
     pub validation_rows: Vec<usize>,
     /// Rows whose answers are compared; the first ones are shown.
     pub questions: Vec<Question>,
@@ -50,12 +50,12 @@ impl Dataset {
         let corpus = Corpus::read(&options.data.train, &encoder, base.end_of_turn)?;
         check_end_of_turn(&corpus, base)?;
         let validation = match &options.data.validation {
-            Some(path) => Some(Corpus::read(std::slice::from_ref(path), &encoder, base.end_of_turn)?),
+            Some(source) => Some(Corpus::read(std::slice::from_ref(source), &encoder, base.end_of_turn)?),
             None => None,
         };
         let (train_rows, validation_rows) = match &validation {
-            Some(validation) => ((0..corpus.n_rows()).collect(), (0..validation.n_rows()).collect()),
-            None => split(corpus.n_rows(), options.data.val_split, options.train.seed),
+            Some(validation) => ((0..corpus.n_examples()).collect(), (0..validation.n_examples()).collect()),
+            None => split(corpus.n_examples(), options.data.val_split, options.train.seed),
         };
         let mut dataset =
             Self { corpus, train_rows, validation, validation_rows, questions: Vec::new(), n_exact_match: 0 };
@@ -71,14 +71,13 @@ impl Dataset {
 
     /// Tokens of the longest row that enters the model.
     pub fn longest_row(&self) -> usize {
-        let train = (0..self.corpus.n_rows()).map(|row| self.corpus.n_inputs(row)).max();
-        let validation = self.validation_rows.iter().map(|&row| self.validation_corpus().n_inputs(row)).max();
-        train.max(validation).unwrap_or(0)
+        let longest = |corpus: &Corpus| (0..corpus.n_rows()).map(|row| corpus.n_inputs(row)).max();
+        longest(&self.corpus).max(self.validation.as_ref().and_then(longest)).unwrap_or(0)
     }
 
     /// Figures for the user.
     pub fn summary(&self) -> DataSummary {
-        let tokens = |row: &usize| self.corpus.ids(*row).len() as u64;
+        let rows = self.corpus.rows_of(&self.train_rows);
         let validation = self.validation.as_ref();
         DataSummary {
             train_rows: self.train_rows.len(),
@@ -86,8 +85,14 @@ impl Dataset {
             test_rows: self.n_exact_match,
             dropped_rows: self.corpus.dropped_rows + validation.map_or(0, |corpus| corpus.dropped_rows),
             truncated_rows: self.corpus.truncated_rows + validation.map_or(0, |corpus| corpus.truncated_rows),
-            train_tokens: self.train_rows.iter().map(tokens).sum(),
-            target_tokens: self.train_rows.iter().map(|&row| self.corpus.n_targets(row) as u64).sum(),
+            bad_rows: self.corpus.bad_rows + validation.map_or(0, |corpus| corpus.bad_rows),
+            named_bad_rows: {
+                let corpora = std::iter::once(&self.corpus).chain(validation);
+                corpora.flat_map(|corpus| corpus.named_bad_rows.iter().cloned()).collect()
+            },
+            duplicate_rows: self.corpus.duplicate_rows,
+            train_tokens: rows.iter().map(|&row| self.corpus.ids(row).len() as u64).sum(),
+            target_tokens: rows.iter().map(|&row| self.corpus.n_targets(row) as u64).sum(),
             longest_row_tokens: self.longest_row() + 1,
         }
     }
@@ -99,8 +104,8 @@ impl Dataset {
     pub fn hash_into(&self, inputs: &mut Inputs, options: &Options) -> Result<()> {
         inputs.dataset = self.corpus.blake3.clone();
         inputs.validation = self.validation.as_ref().map(|corpus| corpus.blake3.clone()).unwrap_or_default();
-        if let Some(path) = &options.data.test {
-            inputs.test = formats::hash::blake3_file(path)?;
+        if let Some(source) = &options.data.test {
+            inputs.test = formats::hash::blake3_file(&source.path)?;
         }
         Ok(())
     }
@@ -117,32 +122,33 @@ impl Dataset {
     fn read_questions(&mut self, options: &Options, base: &BaseFiles) -> Result<()> {
         let wanted = options.eval.exact_match_rows.max(options.eval.samples);
         let rows = match &options.data.test {
-            Some(path) => conversations(path, wanted)?,
+            Some(source) => conversations(source, wanted)?,
             None => self.held_out_conversations(wanted)?,
         };
-        for messages in rows {
-            self.questions.extend(question(base, &messages)?);
+        for conversation in rows {
+            self.questions.extend(question(base, &conversation)?);
         }
         self.n_exact_match = options.eval.exact_match_rows.min(self.questions.len());
         Ok(())
     }
 
-    fn held_out_conversations(&self, wanted: usize) -> Result<Vec<Vec<Message>>> {
-        let mut found = Vec::new();
-        for &row in self.validation_rows.iter().take(wanted) {
-            if let Row::Chat(messages) = self.validation_corpus().row(row)? {
-                found.push(up_to_last_answer(messages));
-            }
-        }
-        Ok(found)
+    fn held_out_conversations(&self, wanted: usize) -> Result<Vec<Conversation>> {
+        let first = &self.validation_rows[..wanted.min(self.validation_rows.len())];
+        let rows = self.validation_corpus().read_again(first)?.into_iter();
+        let conversation = |row| match row {
+            Row::Chat(chat) => Some(up_to_last_answer(chat.conversation)),
+            Row::Text(_) | Row::Preference(_) => None,
+        };
+        Ok(rows.filter_map(conversation).collect())
     }
 }
 
-fn question(base: &BaseFiles, messages: &[Message]) -> Result<Option<Question>> {
-    let (Some(template), Some((answer, before))) = (&base.template, messages.split_last()) else {
+fn question(base: &BaseFiles, conversation: &Conversation) -> Result<Option<Question>> {
+    let (Some(template), Some((answer, before))) = (&base.template, conversation.messages.split_last())
+    else {
         return Ok(None);
     };
-    let prompt = text::encode_prompt(&base.tokenizer, template, before)?;
+    let prompt = text::encode_prompt(&base.tokenizer, template, conversation.first(before.len()))?;
     let asked = before.last().map(|message| message.content.clone()).unwrap_or_default();
     let (tokens, max_positions) = (prompt.len() + 1, base.config.max_positions);
     if tokens > max_positions {
@@ -154,7 +160,7 @@ fn question(base: &BaseFiles, messages: &[Message]) -> Result<Option<Question>> 
 /// A model that never sees the end of a turn never learns to stop.
 fn check_end_of_turn(corpus: &Corpus, base: &BaseFiles) -> Result<()> {
     match base.end_of_turn {
-        Some(token) if corpus.kind == "messages" && !corpus.has_end_of_turn => {
+        Some(token) if corpus.kind != "text" && !corpus.has_end_of_turn => {
             Err(Error::NeverStops { token: base.tokenizer.decode_with_special(&[token]) })
         }
         _ => Ok(()),

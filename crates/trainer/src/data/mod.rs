@@ -4,32 +4,33 @@ pub(crate) mod batches;
 pub(crate) mod corpus;
 pub(crate) mod dataset;
 pub(crate) mod encoder;
+pub(crate) mod epoch;
 pub(crate) mod order;
+pub(crate) mod packed;
 pub mod reader;
 pub mod row;
 
-use std::path::{Path, PathBuf};
-
-use text::Message;
+use text::Conversation;
 
 use crate::error::Result;
+use crate::options::Source;
 use order::{Random, shuffle};
 use reader::{Place, RowReader};
 use row::Row;
 
 /// The first `limit` conversations of a data file, each cut after its last assistant turn.
 ///
-/// These are the rows whose last message is the reference of an exact match; rows of plain text are passed over.
+/// These are the rows whose last message is the reference of an exact match; rows of other kinds are passed over.
 ///
 /// # Errors
 /// As [`Row::parse`].
-pub fn conversations(path: &Path, limit: usize) -> Result<Vec<Vec<Message>>> {
-    let mut reader = RowReader::open(path)?;
+pub fn conversations(source: &Source, limit: usize) -> Result<Vec<Conversation>> {
+    let mut reader = RowReader::open(&source.path)?;
     let mut found = Vec::new();
     while found.len() < limit {
         let Some((place, bytes)) = reader.next_row()? else { break };
-        if let Row::Chat(messages) = Row::parse(path, place, bytes)? {
-            found.push(up_to_last_answer(messages));
+        if let Row::Chat(chat) = Row::parse(source, place, bytes)? {
+            found.push(up_to_last_answer(chat.conversation));
         }
     }
     Ok(found)
@@ -39,11 +40,11 @@ pub fn conversations(path: &Path, limit: usize) -> Result<Vec<Vec<Message>>> {
 ///
 /// # Errors
 /// As [`Row::parse`].
-pub fn sample(files: &[PathBuf], limit: usize) -> Result<Vec<Row>> {
+pub fn sample(sources: &[Source], limit: usize) -> Result<Vec<Row>> {
     let mut random = Random::new(0, "sample", 0);
     let (mut kept, mut n_seen): (Vec<(usize, Place, Vec<u8>)>, u64) = (Vec::new(), 0);
-    for (file, path) in files.iter().enumerate() {
-        let mut reader = RowReader::open(path)?;
+    for (file, source) in sources.iter().enumerate() {
+        let mut reader = RowReader::open(&source.path)?;
         while let Some((place, bytes)) = reader.next_row()? {
             n_seen += 1;
             // Vitter 1985, algorithm R.
@@ -56,15 +57,16 @@ pub fn sample(files: &[PathBuf], limit: usize) -> Result<Vec<Row>> {
         }
     }
     shuffle(&mut kept, &mut random);
-    let parse = |(file, place, bytes): &(usize, Place, Vec<u8>)| Row::parse(&files[*file], *place, bytes);
+    let parse = |(file, place, bytes): &(usize, Place, Vec<u8>)| Row::parse(&sources[*file], *place, bytes);
     kept.iter().map(parse).collect()
 }
 
 /// Cuts what follows the last assistant turn; a row without one has been refused before.
-pub(crate) fn up_to_last_answer(mut messages: Vec<Message>) -> Vec<Message> {
+pub(crate) fn up_to_last_answer(mut conversation: Conversation) -> Conversation {
+    let messages = &mut conversation.messages;
     let end = messages.iter().rposition(|message| message.role == "assistant").map_or(0, |index| index + 1);
     messages.truncate(end);
-    messages
+    conversation
 }
 
 #[cfg(test)]
@@ -74,13 +76,13 @@ mod tests {
     #[test]
     fn a_sample_is_spread_over_all_files_and_the_same_each_time() {
         let dir = tempfile::tempdir().unwrap();
-        let files: Vec<PathBuf> = (0..2)
+        let files: Vec<Source> = (0..2)
             .map(|file| {
                 let path = dir.path().join(format!("{file}.jsonl"));
                 let rows: Vec<String> =
                     (0..500).map(|row| format!("{{\"text\": \"{}\"}}", 500 * file + row)).collect();
                 std::fs::write(&path, rows.join("\n")).unwrap();
-                path
+                Source::new(path)
             })
             .collect();
         let numbers = |limit| -> Vec<usize> {

@@ -1,6 +1,4 @@
-//! Which rows are held out and in which order the others come: pure functions of seed and epoch.
-//!
-//! Nothing of an order is ever stored, so a resumed run cannot disagree with itself.
+//! Random numbers and the validation split: pure functions of the seed.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): 64 bits of state, every seed is good.
 #[derive(Debug, Clone)]
@@ -59,13 +57,6 @@ pub fn split(n_rows: usize, share: f32, seed: u64) -> (Vec<usize>, Vec<usize>) {
     (training, rows)
 }
 
-/// The training rows in the order of one epoch.
-pub fn epoch_order(rows: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
-    let mut order = rows.to_vec();
-    shuffle(&mut order, &mut Random::new(seed, "epoch order", epoch));
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,19 +74,6 @@ mod tests {
         assert_eq!(split(100, 0.05, 7).1.len(), 5);
         assert_eq!(split(1, 0.5, 7), (vec![0], vec![]));
         assert_ne!(split(1999, 0.05, 7), split(1999, 0.05, 8));
-    }
-
-    #[test]
-    fn epochs_differ_and_repeat() {
-        let rows: Vec<usize> = (0..50).collect();
-        let first = epoch_order(&rows, 1, 0);
-        assert_eq!(first, epoch_order(&rows, 1, 0));
-        assert_ne!(first, epoch_order(&rows, 1, 1));
-        let mut sorted = first.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, rows);
-        // A changed order would make old runs impossible to resume.
-        assert_eq!(epoch_order(&[0, 1, 2, 3, 4, 5], 42, 0), epoch_order(&[0, 1, 2, 3, 4, 5], 42, 0));
     }
 
     #[test]

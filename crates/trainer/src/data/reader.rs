@@ -1,10 +1,12 @@
-//! Streams the rows of a data file, JSONL or one JSON array, with the place of each row.
+//! Streams the rows of a data file, JSONL or one JSON array, gzipped or not, with the place of each row.
 //!
 //! Files are hostile: a row is at most [`MAX_ROW_BYTES`], and nothing but the current row is held in memory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
 
@@ -16,7 +18,7 @@ pub const MAX_ROW_BYTES: usize = 16 << 20;
 pub struct Place {
     /// Line of its first byte, from 1.
     pub line: u64,
-    /// Its first byte.
+    /// Its first byte, counted in what is left when the file is unpacked.
     pub offset: u64,
     /// Its length.
     pub bytes: u32,
@@ -31,7 +33,7 @@ enum Layout {
 /// Rows of one data file, in order.
 pub struct RowReader {
     path: PathBuf,
-    input: BufReader<File>,
+    input: Box<dyn BufRead>,
     layout: Layout,
     line: u64,
     offset: u64,
@@ -53,7 +55,7 @@ impl RowReader {
         }
         let mut reader = Self {
             path: path.into(),
-            input: BufReader::with_capacity(1 << 16, file),
+            input: unpacked(file).map_err(failed)?,
             layout: Layout::Lines,
             line: 1,
             offset: 0,
@@ -201,17 +203,73 @@ impl RowReader {
     }
 }
 
-/// Reads one row again by its place.
+/// The file's bytes, unpacked where they are gzipped.
+fn unpacked(file: File) -> std::io::Result<Box<dyn BufRead>> {
+    const GZIP: [u8; 2] = [0x1F, 0x8B];
+    let mut packed = BufReader::with_capacity(BUFFER_BYTES, file);
+    Ok(match packed.fill_buf()?.starts_with(&GZIP) {
+        true => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(packed))),
+        false => Box::new(packed),
+    })
+}
+
+const BUFFER_BYTES: usize = 1 << 16;
+
+/// Reads some rows again by their places; a gzipped file is gone through once.
 ///
 /// # Errors
 /// [`Error::Io`], also when the file has become shorter.
-pub fn read_again(path: &Path, place: Place) -> Result<Vec<u8>> {
+pub fn rows_again(path: &Path, places: &[Place]) -> Result<Vec<Vec<u8>>> {
     let failed = |source| Error::Io { path: path.into(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    file.seek(SeekFrom::Start(place.offset)).map_err(failed)?;
-    let mut row = vec![0; place.bytes as usize];
-    file.read_exact(&mut row).map_err(failed)?;
-    Ok(row)
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let file = File::open(path).map_err(failed)?;
+    let mut in_order: Vec<usize> = (0..places.len()).collect();
+    in_order.sort_by_key(|&at| places[at].offset);
+    let mut rows = vec![Vec::new(); places.len()];
+    let mut input = Again::open(file).map_err(failed)?;
+    for at in in_order {
+        rows[at] = input.read(places[at]).map_err(failed)?;
+    }
+    Ok(rows)
+}
+
+/// A file that is read at places that ascend.
+enum Again {
+    Plain(File),
+    Packed { input: Box<dyn BufRead>, offset: u64, last: Vec<u8> },
+}
+
+impl Again {
+    fn open(mut file: File) -> std::io::Result<Self> {
+        let mut first = [0; 2];
+        let is_packed = file.read_exact(&mut first).is_ok() && first == [0x1F, 0x8B];
+        file.rewind()?;
+        Ok(match is_packed {
+            true => Self::Packed { input: unpacked(file)?, offset: 0, last: Vec::new() },
+            false => Self::Plain(file),
+        })
+    }
+
+    fn read(&mut self, place: Place) -> std::io::Result<Vec<u8>> {
+        let mut row = vec![0; place.bytes as usize];
+        match self {
+            Self::Plain(file) => {
+                file.seek(SeekFrom::Start(place.offset))?;
+                file.read_exact(&mut row)?;
+            }
+            // The same row once more.
+            Self::Packed { offset, last, .. } if *offset > place.offset => row.clone_from(last),
+            Self::Packed { input, offset, last } => {
+                std::io::copy(&mut input.by_ref().take(place.offset - *offset), &mut std::io::sink())?;
+                input.read_exact(&mut row)?;
+                *offset = place.offset + u64::from(place.bytes);
+                last.clone_from(&row);
+            }
+        }
+        Ok(row)
+    }
 }
 
 fn check_bytes(path: &Path, line: u64, length: usize, next: &[u8]) -> Result<()> {
@@ -254,8 +312,10 @@ mod tests {
                 }
             },
         }
+        let (all, rows): (Vec<Place>, Vec<Vec<u8>>) = places.iter().cloned().rev().unzip();
+        assert_eq!(rows_again(file.path(), &all).unwrap(), rows);
         for (place, row) in places {
-            assert_eq!(read_again(file.path(), place).unwrap(), row);
+            assert_eq!(rows_again(file.path(), &[place]).unwrap(), [row]);
         }
         text.replace(&file.path().display().to_string(), "FILE")
     }
@@ -273,6 +333,27 @@ mod tests {
                 3 {"a":[2,"]"]}
             "#]],
         );
+    }
+
+    #[test]
+    fn a_gzipped_file_reads_as_the_unpacked_one() {
+        let pack = |text: &[u8]| {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packer.write_all(text).unwrap();
+            packer.finish().unwrap()
+        };
+        // Two members, as `cat a.gz b.gz` makes.
+        let packed = [pack(b"{\"a\":1}\n\n"), pack(b"{\"a\":2}")].concat();
+        check(
+            &packed,
+            expect![[r#"
+            1 {"a":1}
+            3 {"a":2}
+        "#]],
+        );
+        let whole = pack(&b"{\"a\":1}\n".repeat(1000));
+        let found = rows(&whole[..whole.len() - 9]);
+        assert!(found.ends_with("FILE: unexpected end of file\n"), "{}", &found[found.len() - 60..]);
     }
 
     #[test]

@@ -200,6 +200,14 @@ impl View<'_> {
                 self.terminal.warning(format!("{rows} rows are {what}: longer than data.max_seq_len"));
             }
         }
+        if data.bad_rows > 0 {
+            self.terminal.warning(format!("{} rows are left out, the first being", data.bad_rows));
+            data.named_bad_rows.iter().for_each(|row| self.terminal.more(row));
+        }
+        if data.duplicate_rows > 0 {
+            let rows = show::count(data.duplicate_rows as u64);
+            self.terminal.warning(format!("{rows} rows say what a row before them says"));
+        }
     }
 
     fn plan(&mut self, plan: &PlanTable) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use formats::gguf;
-use text::{ChatTemplate, Message, Tokenizer};
+use text::{Chat, ChatTemplate, Tokenizer};
 
 use super::ffi::{self, Context, Model, Outputs};
 use super::{sampler, size};
@@ -112,12 +112,12 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Text`], or [`Error::Card`] if the file has no template.
-    pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    pub fn chat_ids<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or_else(|| Error::Card {
             expert: self.name.clone(),
             reason: "its file has no chat template, so it can only continue a text".to_owned(),
         })?;
-        let ids = text::encode_prompt(&self.tokenizer, template, messages);
+        let ids = text::encode_prompt(&self.tokenizer, template, chat);
         ids.map_err(|source| Error::Text { expert: self.name.clone(), source })
     }
 

@@ -19,6 +19,8 @@ use formats::BlockType;
 use model::policy::Quant;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use trainer::options::Source;
+use trainer::run_dir::RunDir;
 
 /// The context of an expert whose recipe states none.
 const DEFAULT_NUM_CTX: usize = 4096;
@@ -107,7 +109,7 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     let name = recipe.expert.name.clone().unwrap_or_else(|| folder_name(run_dir));
     let output = arguments.out.clone().unwrap_or_else(|| run_dir.join("export"));
     let evaluation = match &recipe.eval.test {
-        Some(path) => run_record::conversations(path, recipe.eval.rows)?,
+        Some(source) => run_record::conversations(source, recipe.eval.rows)?,
         None => Vec::new(),
     };
     let figures =
@@ -123,11 +125,11 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         types: types(arguments, &recipe.export.types)?,
         importance: importance(
             arguments.imatrix.as_deref().or(recipe.export.imatrix.as_deref()),
-            Some((&recipe.data.files(), recipe.export.imatrix_tokens)),
+            Some((&recipe.data.sources(), recipe.export.imatrix_tokens)),
         )?,
         name,
         tokenizer: base.clone(),
-        template: Template::FromTokenizer,
+        template: trained_template(run_dir)?,
         num_ctx: recipe.expert.num_ctx.map_or_else(|| default_num_ctx(&base), |n| n as usize),
         system: recipe.expert.system.clone(),
         evaluation,
@@ -145,12 +147,21 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
         provenance: Provenance {
             base_name: Some(recipe.model.base.display().to_string()),
             recipe_blake3: Some(formats::hash::blake3_file(&recipe_path)?),
-            dataset_name: recipe.data.files().first().map(|path| path.display().to_string()),
+            dataset_name: recipe.data.sources().first().map(|source| source.path.display().to_string()),
             steps: Some(outcome.steps),
             ..Provenance::default()
         },
         base,
     })
+}
+
+/// The template that a run was trained with: its own, where it has one, or else the base's.
+fn trained_template(run_dir: &Path) -> Result<Template, Failure> {
+    let path = RunDir::new(run_dir).chat_template();
+    match path.is_file() {
+        true => Ok(Template::Source(std::fs::read_to_string(path)?)),
+        false => Ok(Template::FromTokenizer),
+    }
 }
 
 fn base_request(arguments: &Export, base: PathBuf, name: String) -> Result<Request, Failure> {
@@ -202,14 +213,15 @@ const CALIBRATION_ROWS: usize = 2048;
 
 /// Where the importance matrix comes from, by the word that asks for it; `data` are a run's training files, and how many
 /// of their tokens are measured.
-fn importance(asked: Option<&Path>, data: Option<(&[PathBuf], usize)>) -> Result<ImportanceSource, Failure> {
+fn importance(asked: Option<&Path>, data: Option<(&[Source], usize)>) -> Result<ImportanceSource, Failure> {
     let Some(asked) = asked else { return Ok(ImportanceSource::None) };
     match (asked.to_str(), data) {
         (Some("off"), _) => Ok(ImportanceSource::None),
         (Some("general"), _) => Ok(ImportanceSource::Measured(Calibration::default())),
-        (Some("train"), Some((files, most_tokens))) => {
-            let (conversations, texts) = run_record::sample(files, CALIBRATION_ROWS)?;
-            let dataset = files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        (Some("train"), Some((sources, most_tokens))) => {
+            let (conversations, texts) = run_record::sample(sources, CALIBRATION_ROWS)?;
+            let dataset =
+                sources.iter().map(|source| source.path.display().to_string()).collect::<Vec<_>>().join(", ");
             Ok(ImportanceSource::Measured(Calibration { dataset, conversations, texts, most_tokens }))
         }
         (Some("train"), None) => Err(Failure::new("a base has no training data to measure importance on")
