@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::budget::{Place, Remedy, Share, size};
+
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -11,6 +13,9 @@ pub enum Error {
     /// A file of another layer is missing or broken.
     #[error(transparent)]
     Format(#[from] formats::Error),
+    /// A configuration is of no family that is known.
+    #[error(transparent)]
+    Model(#[from] model::Error),
     /// Tokenizer or chat template refused.
     #[error("expert `{expert}`: {source}")]
     Text {
@@ -63,19 +68,26 @@ pub enum Error {
     },
     /// The expert does not fit into the memory that is free.
     #[error(
-        "expert `{expert}` needs {need_bytes} bytes (weights {weights_bytes}, context {context_bytes}), {free_bytes} are free"
+        "expert `{expert}` needs {} {} (weights {}, context {}, compute {}, overhead {}), {} are free",
+        size(share.total_bytes()),
+        match place { Place::Card => "on the graphics card", Place::Main => "of memory" },
+        size(share.weights_bytes),
+        size(share.context_bytes),
+        size(share.compute_bytes),
+        size(share.overhead_bytes),
+        size(*free_bytes)
     )]
     DoesNotFit {
         /// The expert's name.
         expert: String,
-        /// Weights, context and compute buffer.
-        need_bytes: u64,
-        /// Weights alone.
-        weights_bytes: u64,
-        /// Key-value cache alone.
-        context_bytes: u64,
-        /// What is free now.
+        /// The memory that is too small.
+        place: Place,
+        /// What it takes there.
+        share: Share,
+        /// What is free there now.
         free_bytes: u64,
+        /// What would fit.
+        remedies: Vec<Remedy>,
     },
     /// The engine could not load the file.
     #[error("expert `{expert}`: the engine refused {path}: {reason}")]
@@ -173,6 +185,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The way out, where there is one: what would fit in the stead of what does not.
+    pub fn hint(&self) -> Option<String> {
+        let Self::DoesNotFit { remedies, .. } = self else { return None };
+        if remedies.is_empty() {
+            return Some("no shorter context and no smaller quantisation of it would fit either".to_owned());
+        }
+        let listed: Vec<String> = remedies.iter().map(ToString::to_string).collect();
+        Some(format!("what would fit: {}", listed.join(" · ")))
+    }
+
     /// An [`Error::Io`] with its path.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

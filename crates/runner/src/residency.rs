@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use formats::Observer;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::budget::{Available, Budget, Planned};
 use crate::card::ExpertCard;
 use crate::engine::{Engine, ExpertMemory, Loaded};
 use crate::memory::MemoryState;
-use crate::{Error, Result};
 
 /// What happens to the resident expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub enum ResidencyEvent {
         expert: String,
         /// What it is expected to take.
         needs: ExpertMemory,
+        /// The same by place, with what the engine takes beside it.
+        planned: Budget,
         /// Memory before.
         memory: MemoryState,
     },
@@ -85,13 +88,29 @@ impl Residency {
     }
 
     /// The expert, loaded: kept if its file is resident under the same load options, else what is resident is
-    /// unloaded first, free memory measured, and the expert refused if it does not fit. Also how long the load took.
+    /// unloaded first, free memory measured, and the expert refused if it does not fit, with what would. Also how
+    /// long the load took.
     ///
     /// # Errors
     /// [`crate::Error::DoesNotFit`], [`crate::Error::FileChanged`], [`crate::Error::Load`], [`crate::Error::Cancelled`].
     pub fn get(
         &mut self,
         card: &ExpertCard,
+        cancelled: &dyn Fn() -> bool,
+        observer: &mut dyn Observer<ResidencyEvent>,
+    ) -> Result<(&mut dyn Loaded, Duration)> {
+        self.get_or_name(card, None, cancelled, observer)
+    }
+
+    /// As [`Residency::get`]; where the expert does not fit, `fallback`, the expert that its card names for that, is
+    /// among what would.
+    ///
+    /// # Errors
+    /// As [`Residency::get`].
+    pub fn get_or_name(
+        &mut self,
+        card: &ExpertCard,
+        fallback: Option<&ExpertCard>,
         cancelled: &dyn Fn() -> bool,
         observer: &mut dyn Observer<ResidencyEvent>,
     ) -> Result<(&mut dyn Loaded, Duration)> {
@@ -104,10 +123,11 @@ impl Residency {
         }
         self.clear(observer)?;
         card.check_file()?;
-        let needs = self.engine.needs(card)?;
         let memory = self.engine.memory();
-        check_fit(card, needs, &memory)?;
-        observer.observe(ResidencyEvent::Loading { expert: card.name.clone(), needs, memory });
+        let planned = Planned::new(card, self.engine.place(), &Available::now(&memory), fallback)?;
+        planned.check(&card.name)?;
+        let (needs, planned) = (planned.budget.memory(), planned.budget);
+        observer.observe(ResidencyEvent::Loading { expert: card.name.clone(), needs, planned, memory });
         let begun = Instant::now();
         let mut told = 0.0;
         let loaded = self.engine.load(card, &mut |part| {
@@ -147,27 +167,6 @@ impl Residency {
         observer.observe(ResidencyEvent::Unloaded { expert, unload_ms, memory: self.engine.memory() });
         Ok(())
     }
-}
-
-/// Refuses an expert that does not fit: on a graphics card if the engine has one, else in main memory.
-fn check_fit(card: &ExpertCard, needs: ExpertMemory, memory: &MemoryState) -> Result<()> {
-    let on_device = card.load.num_gpu != Some(0) && !memory.devices.is_empty();
-    let free_bytes = if on_device {
-        memory.devices.iter().map(|device| device.free_bytes).sum()
-    } else {
-        memory.free_bytes
-    };
-    // A machine that can't tell its free memory is not held against the expert.
-    if memory.total_bytes == 0 || needs.total_bytes() <= free_bytes {
-        return Ok(());
-    }
-    Err(Error::DoesNotFit {
-        expert: card.name.clone(),
-        need_bytes: needs.total_bytes(),
-        weights_bytes: needs.weights_bytes,
-        context_bytes: needs.context_bytes,
-        free_bytes,
-    })
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -24,6 +24,10 @@ pub enum Command {
     Run(Run),
     /// Serve experts and pipelines: Ollama's API and a web page
     Serve(Serve),
+    /// Show what a pipeline's experts take in memory, or a recipe's training, before anything is loaded
+    Plan(Plan),
+    /// Suggest a base, a quantisation and a context for a role and so much memory
+    Suggest(Suggest),
     /// Download a model of the Hugging Face hub into its cache
     Pull(Pull),
     /// Show what is in a GGUF, a checkpoint, an adapter, a run or a receipt
@@ -121,6 +125,41 @@ pub struct Serve {
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Plan {
+    /// A pipeline, such as recipes/pipeline.toml, or a recipe
+    pub file: PathBuf,
+    /// For a graphics card of that size, such as 8GB, instead of this machine
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub memory: Option<u64>,
+    /// What desktop and other programs take of that memory
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse, default_value = "800MB")]
+    pub reserve: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Suggest {
+    /// What the expert is for
+    #[arg(long, value_enum)]
+    pub role: Role,
+    /// For a graphics card of that size, such as 8GB, instead of this machine
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub memory: Option<u64>,
+    /// What desktop and other programs take of that memory
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse, default_value = "800MB")]
+    pub reserve: u64,
+}
+
+/// What an expert is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    Coding,
+    Reasoning,
+    Chat,
+    Routing,
+    Embedding,
 }
 
 #[derive(Debug, clap::Args)]

@@ -41,6 +41,15 @@ impl Failure {
     }
 }
 
+/// An error of the runner, with the way out that it knows.
+pub fn of_runner(error: &runner::Error) -> Failure {
+    let failure = Failure::new(error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
 /// Lets `?` turn a library's error into a failure without a hint of its own.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Failure {

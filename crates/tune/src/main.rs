@@ -13,6 +13,7 @@ mod hub_access;
 mod interrupt;
 mod pipeline_file;
 mod recipe;
+mod room;
 mod run_record;
 mod show;
 mod terminal;

@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 use text::Message;
 
+use crate::budget::Place;
 use crate::card::{ExpertCard, Sampling};
 use crate::memory::MemoryState;
 use crate::{Error, Result};
@@ -30,11 +31,8 @@ pub trait Engine: Send {
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Box<dyn Loaded>>;
 
-    /// What an expert will take, before it is loaded.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if the file can't be read.
-    fn needs(&self, card: &ExpertCard) -> Result<ExpertMemory>;
+    /// Where this engine's experts live.
+    fn place(&self) -> Place;
 
     /// Memory where this engine's experts live, measured now.
     fn memory(&self) -> MemoryState;

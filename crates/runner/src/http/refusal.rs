@@ -58,8 +58,10 @@ impl From<Error> for Refusal {
             | Error::Card { .. }
             | Error::Pipeline { .. } => StatusCode::BAD_REQUEST,
             Error::Resume { .. } => StatusCode::NOT_FOUND,
+            Error::DoesNotFit { .. } => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.to_string())
+        let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+        Self::new(status, format!("{error}{hint}"))
     }
 }

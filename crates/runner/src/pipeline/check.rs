@@ -26,6 +26,7 @@ pub struct Pipeline {
     spec: PipelineSpec,
     hash: String,
     pub(super) experts: BTreeMap<String, ExpertCard>,
+    pub(super) fallbacks: BTreeMap<String, ExpertCard>,
     pub(super) steps: Vec<Step>,
 }
 
@@ -104,6 +105,12 @@ impl PipelineSpec {
         for (expert, spec) in &self.experts {
             experts.insert(expert.clone(), checker.expert(expert, spec)?);
         }
+        let mut fallbacks = BTreeMap::new();
+        for (name, card) in &experts {
+            if let Some(fallback) = checker.fallback(card, &experts)? {
+                fallbacks.insert(name.clone(), fallback);
+            }
+        }
         let mut steps: Vec<Step> = Vec::new();
         for spec in &self.steps {
             let step = checker.step(spec, &steps, &experts)?;
@@ -111,7 +118,7 @@ impl PipelineSpec {
         }
         checker.every_expert_is_used()?;
         let hash = hash_of(&self, &experts, &steps);
-        Ok(Pipeline { name, spec: self, hash, experts, steps })
+        Ok(Pipeline { name, spec: self, hash, experts, fallbacks, steps })
     }
 }
 
@@ -129,6 +136,19 @@ impl Pipeline {
     /// The cards of its experts, by the names it gives them.
     pub fn experts(&self) -> &BTreeMap<String, ExpertCard> {
         &self.experts
+    }
+
+    /// The expert that an expert's card names in its stead, where it names one.
+    pub fn fallback(&self, expert: &str) -> Option<&ExpertCard> {
+        self.fallbacks.get(expert)
+    }
+
+    /// Its steps in order: each with the expert that it asks, if it asks one.
+    pub fn steps(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.steps.iter().map(|step| match &step.work {
+            Work::Generate(generate) => (step.name.as_str(), Some(generate.expert.as_str())),
+            Work::Check(_) => (step.name.as_str(), None),
+        })
     }
 
     /// BLAKE3 of everything its outputs depend on but the input: steps, schemas, experts' files and settings.
@@ -193,6 +213,9 @@ impl Checker<'_> {
         load.num_gpu = spec.num_gpu.or(load.num_gpu);
         load.kv_type_k = spec.kv_type.unwrap_or(load.kv_type_k);
         load.kv_type_v = spec.kv_type.unwrap_or(load.kv_type_v);
+        load.flash_attention = spec.flash_attention.unwrap_or(load.flash_attention);
+        load.check().map_err(|reason| self.wrong(place(""), reason))?;
+        card.fallback = spec.fallback.clone().or(card.fallback);
         card.sampling.temperature = spec.temperature.unwrap_or(card.sampling.temperature);
         card.sampling.check().map_err(|reason| self.wrong(place(""), reason))?;
         card.system = spec.system.clone().or(card.system);
@@ -395,8 +418,33 @@ impl Checker<'_> {
         })
     }
 
+    /// The expert that another's card names in its stead: one of the pipeline, or a registered one.
+    fn fallback(
+        &self,
+        card: &ExpertCard,
+        experts: &BTreeMap<String, ExpertCard>,
+    ) -> Result<Option<ExpertCard>> {
+        let Some(fallback) = &card.fallback else { return Ok(None) };
+        let wrong = |reason: String| self.wrong(format!("experts.{}.fallback", card.name), reason);
+        if *fallback == card.name {
+            return Err(wrong("an expert can't stand in for itself".to_owned()));
+        }
+        if let Some(card) = experts.get(fallback) {
+            return Ok(Some(card.clone()));
+        }
+        let known: Vec<&str> = experts.keys().map(String::as_str).collect();
+        let other = self.registry.card(fallback).map_err(|error| {
+            wrong(format!("it is not among the experts of the pipeline ({}), and {error}", known.join(", ")))
+        })?;
+        other.check_file()?;
+        Ok(Some(other))
+    }
+
     fn every_expert_is_used(&self) -> Result<()> {
-        let used = |name: &String| self.spec.steps.iter().any(|step| step.expert.as_ref() == Some(name));
+        let answers = |name: &String| self.spec.steps.iter().any(|step| step.expert.as_ref() == Some(name));
+        let stands_in =
+            |name: &String| self.spec.experts.values().any(|expert| expert.fallback.as_ref() == Some(name));
+        let used = |name: &String| answers(name) || stands_in(name);
         match self.spec.experts.keys().find(|name| !used(name)) {
             Some(name) => Err(self.wrong(format!("experts.{name}"), "no step uses it")),
             None => Ok(()),

@@ -230,8 +230,10 @@ impl Run<'_> {
             Work::Generate(generate) => {
                 let card = &pipeline.experts[&generate.expert];
                 let observer = &mut *self.observer;
-                let (expert, _) = residency
-                    .get(card, self.cancelled, &mut |event| observer.observe(Event::Residency(event)))?;
+                let fallback = pipeline.fallback(&generate.expert);
+                let (expert, _) = residency.get_or_name(card, fallback, self.cancelled, &mut |event| {
+                    observer.observe(Event::Residency(event));
+                })?;
                 let begun = Instant::now();
                 let result = self.ask(index, item, generate, expert)?;
                 *busy_ms += milliseconds(begun);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::card::KvType;
+use crate::card::{FlashAttention, KvType};
 
 /// A pipeline file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,12 @@ pub struct ExpertSpec {
     /// Type of the key-value cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
+    /// Flash attention: `auto`, `on`, `off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash_attention: Option<FlashAttention>,
+    /// The expert of this pipeline to take where this one does not fit: it is named when it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Temperature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,

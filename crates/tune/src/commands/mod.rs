@@ -3,9 +3,11 @@
 mod doctor;
 mod export;
 mod inspect;
+mod plan;
 mod pull;
 mod run;
 mod serve;
+mod suggest;
 mod train;
 
 use crate::cli::Command;
@@ -19,6 +21,8 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Export(arguments) => export::run(&arguments, terminal),
         Command::Run(arguments) => run::run(&arguments, terminal),
         Command::Serve(arguments) => serve::run(&arguments, terminal),
+        Command::Plan(arguments) => plan::run(&arguments, terminal),
+        Command::Suggest(arguments) => suggest::run(&arguments, terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, terminal),
         Command::Pull(arguments) => pull::run(&arguments, terminal),
         Command::Doctor => doctor::run(terminal),

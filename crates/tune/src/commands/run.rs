@@ -2,7 +2,7 @@
 
 use crate::bytes;
 use crate::cli::Run;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::interrupt;
 use crate::pipeline_file;
 use crate::show;
@@ -49,6 +49,8 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
         Err(runner::Error::Cancelled) => {
             Err(resumable(Failure::interrupted("stopped; what was done is kept"), arguments, run_id))
         }
+        // What would fit is a better hint than to try the same again.
+        Err(error @ runner::Error::DoesNotFit { .. }) => Err(failure::of_runner(&error)),
         Err(error) => Err(resumable(Failure::new(error), arguments, run_id)),
     }
 }

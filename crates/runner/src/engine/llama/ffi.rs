@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use llama_cpp_sys_2 as sys;
 
 use super::log;
-use crate::card::{KvType, LoadOptions};
+use crate::card::{FlashAttention, KvType, LoadOptions};
 
 /// Starts llama.cpp once for the process.
 pub(super) fn start() {
@@ -45,6 +45,8 @@ pub(super) enum Part {
     AllChecked,
     /// Vocabulary and architecture alone.
     Vocabulary,
+    /// Everything but the data: what would be allocated is only added up.
+    Simulated,
 }
 
 impl Model {
@@ -69,6 +71,11 @@ impl Model {
         }
         params.vocab_only = part == Part::Vocabulary;
         params.check_tensors = part == Part::AllChecked;
+        if part == Part::Simulated {
+            params.no_alloc = true;
+            // A mapped file is not counted.
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        }
         params.progress_callback = Some(on_progress);
         params.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
         // SAFETY: path and callback data outlive the call.
@@ -213,9 +220,15 @@ impl Context {
         params.n_threads_batch = n_threads;
         params.type_k = ggml_type(load.kv_type_k);
         params.type_v = ggml_type(load.kv_type_v);
-        if load.kv_type_v.is_quantised() {
-            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
-        }
+        params.flash_attn_type = match load.flash_attention {
+            FlashAttention::Auto if load.kv_type_v.is_quantised() => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        // Every generation begins from a hard reset and reads forward, so that a layer with a window never needs what
+        // has left it: Gemma 3 of 4 B then holds 334 MiB instead of 1088 MiB at 8,192 tokens.
+        params.swa_full = false;
         params.no_perf = true;
         // SAFETY: the model is alive, and stays so through the `Arc` kept beside the context.
         let (context, lines) = log::keep(|| unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) });
@@ -236,6 +249,12 @@ impl Context {
     pub(super) fn context_tokens(&self) -> usize {
         // SAFETY: the context is alive.
         unsafe { sys::llama_n_ctx(self.context.as_ptr()) as usize }
+    }
+
+    /// Tokens that the engine computes at once.
+    pub(super) fn piece_tokens(&self) -> u32 {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_n_ubatch(self.context.as_ptr()) }
     }
 
     /// Most tokens of one [`Context::decode`].

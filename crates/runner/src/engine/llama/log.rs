@@ -85,7 +85,9 @@ fn line(level: sys::ggml_log_level, text: &str) {
         _ => Level::Debug,
     };
     LAST.with_borrow_mut(|last| *last = level);
+    // What is only for people who work on the engine is a line for each layer and more: it would crowd out the sizes.
     KEPT.with_borrow_mut(|kept| match kept {
+        _ if level == Level::Debug => {}
         Some(lines) if continues => {
             if let Some((_, line)) = lines.last_mut() {
                 line.push_str(text);

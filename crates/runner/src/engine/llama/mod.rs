@@ -2,17 +2,20 @@
 
 mod ffi;
 pub mod log;
+mod report;
 mod sampler;
 pub mod session;
-mod size;
+mod simulate;
 mod stop;
 mod vocabulary;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+pub use report::Report;
 pub(crate) use sampler::check_schema;
 pub use session::{Session, SessionOptions};
+pub use simulate::simulate;
 use text::{DecodeStream, Message, Tokenizer};
 pub use vocabulary::Vocabulary;
 
@@ -20,6 +23,7 @@ use self::sampler::Chooser;
 use self::stop::{StopTexts, Watched};
 use super::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use crate::Result;
+use crate::budget::Place;
 use crate::card::ExpertCard;
 use crate::memory::{self, MemoryState};
 
@@ -56,9 +60,8 @@ impl Engine for LlamaEngine {
         Ok(Box::new(LoadedLlama { card: card.clone(), session }))
     }
 
-    fn needs(&self, card: &ExpertCard) -> Result<ExpertMemory> {
-        let file = formats::gguf::Reader::open(&card.file)?;
-        Ok(size::needs(&file, &card.load))
+    fn place(&self) -> Place {
+        if devices().is_empty() { Place::Main } else { Place::Card }
     }
 
     fn memory(&self) -> MemoryState {

@@ -10,7 +10,8 @@ use formats::gguf;
 use text::{Chat, ChatTemplate, Tokenizer};
 
 use super::ffi::{self, Context, Model, Outputs};
-use super::{sampler, size};
+use super::report::Report;
+use super::{sampler, simulate};
 use crate::card::LoadOptions;
 use crate::engine::{ExpertMemory, check_room, processor};
 use crate::{Error, Result};
@@ -33,7 +34,7 @@ pub struct Session {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     stop_ids: Vec<u32>,
-    memory: ExpertMemory,
+    report: Report,
 }
 
 impl Session {
@@ -64,22 +65,23 @@ impl Session {
             cancelled |= progress(part).is_break();
             !cancelled
         };
+        simulate::check_card(name, path, &options.load)?;
         let part = if options.check_tensors { ffi::Part::AllChecked } else { ffi::Part::All };
         let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
-        let (model, _) = match loaded {
+        let (model, mut lines) = match loaded {
             Err(_) if cancelled => return Err(Error::Cancelled),
             other => other.map_err(refused)?,
         };
         let model = Arc::new(model);
         let n_ctx = context_size(options.load.num_ctx, model.trained_context_tokens());
         let outputs = if options.all_logits { all_logits_rows(model.vocabulary_rows()) } else { 1 };
-        let (context, lines) =
+        let (context, of_context) =
             Context::new(Arc::clone(&model), n_ctx, &options.load, outputs).map_err(refused)?;
-        let planned = size::needs(&file, &options.load);
-        let memory = size::logged(&lines, model.weights_bytes(), planned);
+        lines.extend(of_context);
+        let report = Report::read(&lines, &model, &context);
         let stop_ids = stop_ids(&model, &tokenizer, template.as_ref());
         let tokenizer = Arc::new(tokenizer);
-        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, memory })
+        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report })
     }
 
     /// The tokenizer, rebuilt from the file's metadata.
@@ -201,7 +203,12 @@ impl Session {
 
     /// What it takes.
     pub fn memory(&self) -> ExpertMemory {
-        self.memory
+        self.report.memory
+    }
+
+    /// What llama.cpp says of the load.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// The tokenizer, to be read while the session decodes.

@@ -1,5 +1,7 @@
 //! An expert's card: the model file and everything that must not drift from one call to the next.
 
+mod load;
+
 use std::path::{Path, PathBuf};
 
 use formats::{gguf, hash};
@@ -8,6 +10,8 @@ use text::Message;
 
 use crate::engine::llama;
 use crate::{Error, Result};
+
+pub use load::{FlashAttention, KvType, LoadOptions};
 
 /// Everything that names an expert and decides how it is loaded and sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,76 +51,12 @@ pub struct ExpertCard {
     /// What a request may override.
     #[serde(default)]
     pub sampling: Sampling,
+    /// The expert to take where this one does not fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Where the file comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
-}
-
-/// What is fixed when an expert is loaded; requests can't change it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoadOptions {
-    /// Tokens of context, prompt and answer together; 0: the smaller of 4096 and what the model was trained on.
-    pub num_ctx: u32,
-    /// Tokens decoded at once while a prompt is read.
-    pub num_batch: u32,
-    /// Threads; 0: one a processor.
-    pub num_thread: u32,
-    /// Layers on the graphics card; absent: all, where the engine was built for one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub num_gpu: Option<u32>,
-    /// Type of the cached keys.
-    pub kv_type_k: KvType,
-    /// Type of the cached values; a quantised one needs flash attention, which is then on.
-    pub kv_type_v: KvType,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self {
-            num_ctx: 0,
-            num_batch: 512,
-            num_thread: 0,
-            num_gpu: None,
-            kv_type_k: KvType::F16,
-            kv_type_v: KvType::F16,
-        }
-    }
-}
-
-/// Types a key-value cache can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvType {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// 8.5 bits a value.
-    #[serde(rename = "q8_0")]
-    Q8_0,
-    /// 4.5 bits a value.
-    #[serde(rename = "q4_0")]
-    Q4_0,
-}
-
-impl KvType {
-    /// Bytes of `n` values, `n` a multiple of 32 for the quantised types.
-    pub fn bytes(self, n: u64) -> u64 {
-        match self {
-            Self::F32 => n * 4,
-            Self::F16 | Self::Bf16 => n * 2,
-            Self::Q8_0 => n / 32 * 34,
-            Self::Q4_0 => n / 32 * 18,
-        }
-    }
-
-    /// Whether it needs flash attention for the values.
-    pub fn is_quantised(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0)
-    }
 }
 
 /// How the next token is chosen.
@@ -204,6 +144,8 @@ pub struct CardOptions {
     pub load: LoadOptions,
     /// Sampling defaults.
     pub sampling: Sampling,
+    /// The expert to take where this one does not fit.
+    pub fallback: Option<String>,
 }
 
 /// How thoroughly a file is hashed for its card.
@@ -225,6 +167,7 @@ impl ExpertCard {
         check_name(name)?;
         let wrong = |reason: String| Error::Card { expert: name.to_owned(), reason };
         options.sampling.check().map_err(wrong)?;
+        options.load.check().map_err(wrong)?;
         let path = std::path::absolute(file).map_err(Error::io(file))?;
         let (file_bytes, file_modified) = stamp(&path)?;
         let reader = gguf::Reader::open(&path)?;
@@ -249,6 +192,7 @@ impl ExpertCard {
             stop: options.stop.clone(),
             load: options.load.clone(),
             sampling: options.sampling.clone(),
+            fallback: options.fallback.clone(),
             provenance: provenance(&path)?,
             file: path,
         })
