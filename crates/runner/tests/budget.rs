@@ -88,8 +88,7 @@ fn by_hand() -> [(String, ModelConfig); 2] {
         max_positions: 16_384,
         ..ModelConfig::plain(Family::StarCoder2, 128)
     };
-    let mixer =
-        StateSpace { n_heads: 32, head_dim: 64, state: 128, n_groups: 1, kernel: 4, ..StateSpace::default() };
+    let mixer = StateSpace { n_heads: 32, head_dim: 64, state: 128, n_groups: 1, kernel: 4 };
     let mamba = ModelConfig {
         vocab_size: 50_288,
         hidden: 1024,

@@ -35,67 +35,70 @@ struct Shape {
     window: usize,
 }
 
-#[rustfmt::skip]
 const fn shape(
-    family: Family, vocab: usize, hidden: usize, intermediate: usize, layers: usize, heads: (usize, usize, usize),
-    tied: bool, context: usize,
+    family: Family,
+    vocab: usize,
+    (hidden, intermediate): (usize, usize),
+    layers: usize,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    tied: bool,
+    context: usize,
 ) -> Shape {
-    let (heads, kv_heads, head_dim) = heads;
     Shape { family, vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, tied, context, window: 0 }
 }
 
 const TIED: bool = true;
 const OWN_HEAD: bool = false;
 
-/// Widths (hidden, MLP), layers, heads (of queries, of keys and values, width of one), context.
+/// Vocabulary, widths (hidden, MLP), layers, heads (of queries, of keys and values, width of one), context.
 #[rustfmt::skip]
 pub const BASES: [Base; 23] = [
     Base { name: "Qwen/Qwen3-0.6B",                 billions: 0.6,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 1024, 3072, 28, (16, 8, 128), TIED, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (1024, 3072), 28, (16, 8, 128), TIED, 40_960) },
     Base { name: "Qwen/Qwen3-1.7B",                 billions: 1.7,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 2048, 6144, 28, (16, 8, 128), TIED, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (2048, 6144), 28, (16, 8, 128), TIED, 40_960) },
     Base { name: "Qwen/Qwen3-4B",                   billions: 4.0,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 2560, 9728, 36, (32, 8, 128), TIED, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (2560, 9728), 36, (32, 8, 128), TIED, 40_960) },
     Base { name: "Qwen/Qwen3-8B",                   billions: 8.2,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 4096, 12_288, 36, (32, 8, 128), OWN_HEAD, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (4096, 12_288), 36, (32, 8, 128), OWN_HEAD, 40_960) },
     Base { name: "Qwen/Qwen3-14B",                  billions: 14.8, licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 5120, 17_408, 40, (40, 8, 128), OWN_HEAD, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (5120, 17_408), 40, (40, 8, 128), OWN_HEAD, 40_960) },
     Base { name: "Qwen/Qwen3-32B",                  billions: 32.8, licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_936, 5120, 25_600, 64, (64, 8, 128), OWN_HEAD, 40_960) },
+        shape: shape(Family::Qwen3, 151_936, (5120, 25_600), 64, (64, 8, 128), OWN_HEAD, 40_960) },
     Base { name: "Qwen/Qwen3-Embedding-0.6B",       billions: 0.6,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_669, 1024, 3072, 28, (16, 8, 128), TIED, 32_768) },
+        shape: shape(Family::Qwen3, 151_669, (1024, 3072), 28, (16, 8, 128), TIED, 32_768) },
     Base { name: "Qwen/Qwen3-Embedding-4B",         billions: 4.0,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen3, 151_665, 2560, 9728, 36, (32, 8, 128), TIED, 40_960) },
+        shape: shape(Family::Qwen3, 151_665, (2560, 9728), 36, (32, 8, 128), TIED, 40_960) },
     Base { name: "Qwen/Qwen2.5-1.5B-Instruct",      billions: 1.5,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 151_936, 1536, 8960, 28, (12, 2, 128), TIED, 32_768) },
+        shape: shape(Family::Qwen2, 151_936, (1536, 8960), 28, (12, 2, 128), TIED, 32_768) },
     Base { name: "Qwen/Qwen2.5-7B-Instruct",        billions: 7.6,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 152_064, 3584, 18_944, 28, (28, 4, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Qwen2, 152_064, (3584, 18_944), 28, (28, 4, 128), OWN_HEAD, 32_768) },
     Base { name: "Qwen/Qwen2.5-14B-Instruct",       billions: 14.8, licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 152_064, 5120, 13_824, 48, (40, 8, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Qwen2, 152_064, (5120, 13_824), 48, (40, 8, 128), OWN_HEAD, 32_768) },
     Base { name: "Qwen/Qwen2.5-Coder-1.5B-Instruct", billions: 1.5, licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 151_936, 1536, 8960, 28, (12, 2, 128), TIED, 32_768) },
+        shape: shape(Family::Qwen2, 151_936, (1536, 8960), 28, (12, 2, 128), TIED, 32_768) },
     Base { name: "Qwen/Qwen2.5-Coder-7B-Instruct",  billions: 7.6,  licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 152_064, 3584, 18_944, 28, (28, 4, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Qwen2, 152_064, (3584, 18_944), 28, (28, 4, 128), OWN_HEAD, 32_768) },
     Base { name: "Qwen/Qwen2.5-Coder-14B-Instruct", billions: 14.8, licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 152_064, 5120, 13_824, 48, (40, 8, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Qwen2, 152_064, (5120, 13_824), 48, (40, 8, 128), OWN_HEAD, 32_768) },
     Base { name: "Qwen/Qwen2.5-Coder-32B-Instruct", billions: 32.5, licence: "Apache-2.0",
-        shape: shape(Family::Qwen2, 152_064, 5120, 27_648, 64, (40, 8, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Qwen2, 152_064, (5120, 27_648), 64, (40, 8, 128), OWN_HEAD, 32_768) },
     Base { name: "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct", billions: 15.7, licence: "DeepSeek",
-        shape: shape(Family::DeepSeek2, 102_400, 2048, 10_944, 27, (16, 16, 192), OWN_HEAD, 163_840) },
+        shape: shape(Family::DeepSeek2, 102_400, (2048, 10_944), 27, (16, 16, 192), OWN_HEAD, 163_840) },
     Base { name: "meta-llama/Llama-3.2-1B-Instruct", billions: 1.2, licence: "Llama 3.2",
-        shape: shape(Family::Llama, 128_256, 2048, 8192, 16, (32, 8, 64), TIED, 131_072) },
+        shape: shape(Family::Llama, 128_256, (2048, 8192), 16, (32, 8, 64), TIED, 131_072) },
     Base { name: "meta-llama/Llama-3.2-3B-Instruct", billions: 3.2, licence: "Llama 3.2",
-        shape: shape(Family::Llama, 128_256, 3072, 8192, 28, (24, 8, 128), TIED, 131_072) },
+        shape: shape(Family::Llama, 128_256, (3072, 8192), 28, (24, 8, 128), TIED, 131_072) },
     Base { name: "meta-llama/Llama-3.1-8B-Instruct", billions: 8.0, licence: "Llama 3.1",
-        shape: shape(Family::Llama, 128_256, 4096, 14_336, 32, (32, 8, 128), OWN_HEAD, 131_072) },
+        shape: shape(Family::Llama, 128_256, (4096, 14_336), 32, (32, 8, 128), OWN_HEAD, 131_072) },
     Base { name: "mistralai/Mistral-7B-Instruct-v0.3", billions: 7.2, licence: "Apache-2.0",
-        shape: shape(Family::Llama, 32_768, 4096, 14_336, 32, (32, 8, 128), OWN_HEAD, 32_768) },
+        shape: shape(Family::Llama, 32_768, (4096, 14_336), 32, (32, 8, 128), OWN_HEAD, 32_768) },
     Base { name: "microsoft/Phi-4-mini-instruct",   billions: 3.8,  licence: "MIT",
-        shape: shape(Family::Phi3, 200_064, 3072, 8192, 32, (24, 8, 128), TIED, 131_072) },
+        shape: shape(Family::Phi3, 200_064, (3072, 8192), 32, (24, 8, 128), TIED, 131_072) },
     Base { name: "microsoft/Phi-4-mini-reasoning",  billions: 3.8,  licence: "MIT",
-        shape: shape(Family::Phi3, 200_064, 3072, 8192, 32, (24, 8, 128), TIED, 131_072) },
+        shape: shape(Family::Phi3, 200_064, (3072, 8192), 32, (24, 8, 128), TIED, 131_072) },
     Base { name: "google/gemma-3-4b-it",            billions: 4.3,  licence: "Gemma",
-        shape: Shape { window: 1024, ..shape(Family::Gemma3, 262_208, 2560, 10_240, 34, (8, 4, 256), TIED, 131_072) } },
+        shape: Shape { window: 1024, ..shape(Family::Gemma3, 262_208, (2560, 10_240), 34, (8, 4, 256), TIED, 131_072) } },
 ];
 
 impl Base {
