@@ -4,7 +4,8 @@
 #   scripts/check/expert_budget.sh [MODEL_DIR LAYERS]...
 #
 # Without arguments the base that ships with the project. With them checkpoints of that layout are made by
-# synth_checkpoint.py of the folder that SHARED names, with so many layers and random weights. TUNE names the binary.
+# synth_checkpoint.py of the folder that SHARED names, with so many layers and random weights; PEER_PYTHON names a
+# Python with numpy for that, TUNE the binary.
 #
 # Weights and context must be the engine's own figures, the compute buffer at most 2 % (and 0.1 MiB) above. Anonymous
 # memory of the process, sampled while it runs, must stay below what is planned for main memory.
@@ -22,7 +23,7 @@ if [ $# -eq 0 ]; then
 fi
 while [ $# -ge 2 ]; do
     base=$work/$(basename "$1")-$2
-    python3 "${SHARED:?names the folder of tools/synth_checkpoint.py}/tools/synth_checkpoint.py" "$1" "$base" --layers "$2" > /dev/null
+    "${PEER_PYTHON:-python3}" "${SHARED:?names the folder of tools/synth_checkpoint.py}/tools/synth_checkpoint.py" "$1" "$base" --layers "$2" > /dev/null
     bases+=("$base")
     shift 2
 done
