@@ -93,7 +93,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = |i: usize| if i + 1 < n { tokens[i + 1] } else { IGNORE };
     let targets: Vec<u32> = (0..n).map(target).collect();
     let positions: Vec<u32> = (0..n).map(|i| i as u32).collect();
-    let batch = Batch { tokens: &tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+    let batch = Batch {
+        tokens: &tokens,
+        targets: &targets,
+        weights: None,
+        positions: &positions,
+        sequence_starts: &[0],
+    };
 
     // The highest resident memory is counted from here on.
     drop(std::fs::write("/proc/self/clear_refs", "5"));

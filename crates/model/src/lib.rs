@@ -20,6 +20,7 @@ pub mod loss;
 pub mod memory;
 pub mod optimizer;
 pub mod policy;
+pub mod preference;
 mod random;
 pub mod step;
 

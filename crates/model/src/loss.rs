@@ -4,7 +4,7 @@
 //! one tile of the vocabulary after the other, into a running softmax. Where the gradient is wanted, each tile's terms
 //! exp(logit - max) meet the head's weights while they are there, in a sum that shrinks as the maximum grows, as the
 //! output of attention does; the target's part is added at the end, so that p - 1 loses nothing where p is near 1.
-//! No logit is made twice.
+//! No logit is made twice. The weight of a target enters where the gradient of its row is scaled anyway.
 
 use crate::Result;
 use crate::base::Base;
@@ -17,6 +17,10 @@ use crate::step::{Batch, IGNORE, LossSum, LossTiles};
 pub(crate) struct LossHost {
     rows: Vec<u32>,
     targets: Vec<u32>,
+    /// Of each of these rows; empty where all count alike.
+    weights: Vec<f32>,
+    /// -ln p of each target, as far as the tiles have come.
+    nll: Vec<f64>,
     max: Vec<f32>,
     sum: Vec<f32>,
     target_logit: Vec<f32>,
@@ -27,6 +31,8 @@ impl LossHost {
         Self {
             rows: Vec::with_capacity(max_tokens),
             targets: Vec::with_capacity(max_tokens),
+            weights: Vec::with_capacity(max_tokens),
+            nll: Vec::with_capacity(max_tokens),
             max: vec![0.0; tile_tokens],
             sum: vec![0.0; tile_tokens],
             target_logit: vec![0.0; tile_tokens],
@@ -37,11 +43,42 @@ impl LossHost {
     fn select(&mut self, batch: &Batch<'_>) {
         self.rows.clear();
         self.targets.clear();
+        self.weights.clear();
+        self.nll.clear();
         for (row, &target) in batch.targets.iter().enumerate() {
-            if target != IGNORE {
+            let weight = batch.weights.map(|weights| weights[row]);
+            if target != IGNORE && weight != Some(0.0) {
                 self.rows.push(row as u32);
                 self.targets.push(target);
+                self.weights.extend(weight);
             }
+        }
+    }
+
+    /// The weight of a target by its place among them.
+    fn weight(&self, index: usize) -> f32 {
+        self.weights.get(index).copied().unwrap_or(1.0)
+    }
+
+    /// The loss of each sequence of the batch that was run last.
+    pub(crate) fn by_sequence(&self, batch: &Batch<'_>, sums: &mut Vec<LossSum>) {
+        sums.clear();
+        let mut index = 0;
+        for segment in batch.segments() {
+            let end = (segment.first_query + segment.n_queries) as u32;
+            let first = index;
+            index += self.rows[first..].partition_point(|&row| row < end);
+            let weights = (first..index).map(|index| f64::from(self.weight(index)));
+            let sum_nll =
+                weights.clone().zip(&self.nll[first..index]).map(|(weight, nll)| weight * nll).sum();
+            sums.push(LossSum { sum_nll, n_targets: index - first, sum_weights: weights.sum() });
+        }
+    }
+
+    fn sum_weights(&self) -> f64 {
+        match self.weights.is_empty() {
+            true => self.rows.len() as f64,
+            false => self.weights.iter().map(|&weight| f64::from(weight)).sum(),
         }
     }
 }
@@ -78,14 +115,36 @@ impl<D: Device> Loss<'_, D> {
             self.begin(tile, stream)?;
             let Some((scale, d_stream)) = &mut backward else {
                 self.forward(tile)?;
-                sum_nll += self.sum_nll(tile.1)?;
+                sum_nll += self.sum_nll(tile)?;
                 continue;
             };
             self.forward_backward(tile)?;
-            sum_nll += self.sum_nll(tile.1)?;
+            sum_nll += self.sum_nll(tile)?;
             self.finish(tile, *scale, d_stream.reborrow())?;
         }
-        Ok(LossSum { sum_nll, n_targets })
+        Ok(LossSum { sum_nll, n_targets, sum_weights: self.host.sum_weights() })
+    }
+
+    /// Multiplies the gradient of a batch's stream (N, C) by a factor for each sequence, a tile of rows at a time.
+    pub(crate) fn scale_sequences(
+        self,
+        batch: &Batch<'_>,
+        factors: &[f32],
+        mut d_stream: ViewMut<'_, D::Buffer>,
+    ) -> Result<()> {
+        let (device, c) = (&self.base.device, self.base.config.hidden);
+        let (n, tile_tokens) = (batch.tokens.len(), self.tiles.tile_tokens);
+        let lengths = batch.segments().map(|segment| segment.n_queries);
+        let mut of_rows =
+            factors.iter().zip(lengths).flat_map(|(&factor, len)| std::iter::repeat_n(factor, len));
+        for first in (0..n).step_by(tile_tokens) {
+            let m = tile_tokens.min(n - first);
+            self.host.max[..m].iter_mut().zip(&mut of_rows).for_each(|(to, factor)| *to = factor);
+            device.upload(&self.host.max[..m], self.tiles.max.first_mut(m))?;
+            let rows = d_stream.reborrow().part(first * c..(first + m) * c);
+            device.scale_rows(self.tiles.max.first(m), rows)?;
+        }
+        Ok(())
     }
 
     /// The normed rows of `m` targets from the `first`, and a softmax of nothing yet.
@@ -150,15 +209,16 @@ impl<D: Device> Loss<'_, D> {
         device.linear(self.tiles.normed.first(m * c), self.base.head(), row..row + width, Write::Set, logits)
     }
 
-    /// Σ ln Σ exp(logits) - logit of the target, in f64.
-    fn sum_nll(&mut self, m: usize) -> Result<f64> {
+    /// Σ w · (ln Σ exp(logits) - logit of the target), in f64.
+    fn sum_nll(&mut self, (first, m): (usize, usize)) -> Result<f64> {
         let (device, tiles, host) = (&self.base.device, &*self.tiles, &mut *self.host);
         device.download(tiles.max.first(m), &mut host.max[..m])?;
         device.download(tiles.sum.first(m), &mut host.sum[..m])?;
         device.download(tiles.target_logit.first(m), &mut host.target_logit[..m])?;
         let nll =
             |i: usize| f64::from(host.max[i]) + f64::from(host.sum[i]).ln() - f64::from(host.target_logit[i]);
-        Ok((0..m).map(nll).sum())
+        host.nll.extend((0..m).map(nll));
+        Ok((first..first + m).map(|index| f64::from(host.weight(index)) * host.nll[index]).sum())
     }
 
     /// The gradient of the stream at the targets, from what [`Loss::forward_backward`] and [`Loss::sum_nll`] left.
@@ -171,6 +231,7 @@ impl<D: Device> Loss<'_, D> {
         let (device, c) = (&self.base.device, self.base.config.hidden);
         let (tiles, host) = (&mut *self.tiles, &mut *self.host);
         for i in 0..m {
+            let scale = scale * host.weight(first + i);
             let p = (host.target_logit[i] - host.max[i]).exp() / host.sum[i];
             (host.max[i], host.sum[i]) = (scale / host.sum[i], scale * (p - 1.0));
         }

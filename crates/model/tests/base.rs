@@ -87,7 +87,13 @@ fn loss(base: Base<Cpu>) -> LossSum {
     let tokens = hashed::tokens("base", 40, base.config.vocab_size);
     let positions: Vec<u32> = (0..40).collect();
     let targets = [&tokens[1..], &[model::step::IGNORE]].concat();
-    let batch = Batch { tokens: &tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+    let batch = Batch {
+        tokens: &tokens,
+        targets: &targets,
+        weights: None,
+        positions: &positions,
+        sequence_starts: &[0],
+    };
     let plan = StepPlan::new(&base.config, 40);
     TrainStep::new(Arc::new(base), None, plan).unwrap().evaluate(None, &batch).unwrap()
 }

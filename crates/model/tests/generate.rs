@@ -74,8 +74,13 @@ fn the_cache_gives_what_the_training_step_gives() {
         let mut targets = tokens[1..].to_vec();
         targets.push(IGNORE);
         let positions: Vec<u32> = (0..300).collect();
-        let batch =
-            Batch { tokens: &tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+        let batch = Batch {
+            tokens: &tokens,
+            targets: &targets,
+            weights: None,
+            positions: &positions,
+            sequence_starts: &[0],
+        };
         let plan = StepPlan::new(&config, tokens.len());
         let mut step = TrainStep::new(base.clone(), Some(&LoraOptions::default()), plan).unwrap();
         let mut generator = generator(&base, 1, 300);

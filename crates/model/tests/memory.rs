@@ -87,7 +87,7 @@ fn run(residents: &Residents<'_>, quant: Quant, arena: &Arena) -> Result<(), Err
     let mut train = TrainStep::new(base.clone(), Some(lora), step)?;
     let mut generator = Generator::new(base, Some(lora), answers)?;
     let ids: Vec<u32> = (0..24).collect();
-    let batch = Batch { tokens: &ids, targets: &ids, positions: &ids, sequence_starts: &[0] };
+    let batch = Batch { tokens: &ids, targets: &ids, weights: None, positions: &ids, sequence_starts: &[0] };
     train.forward_backward(&adapter, &batch, &mut gradients, 1.0)?;
     optimizer.update(&mut adapter, &mut gradients, 1e-3)?;
     let request = Request { stop: &[], sampler: SamplerOptions::GREEDY, max_new_tokens: 4 };

@@ -99,7 +99,7 @@ impl Packed {
 
     fn batch(&self) -> Batch<'_> {
         let Self { tokens, targets, positions, starts } = self;
-        Batch { tokens, targets, positions, sequence_starts: starts }
+        Batch { tokens, targets, weights: None, positions, sequence_starts: starts }
     }
 
     /// Each sequence as a batch of its own.

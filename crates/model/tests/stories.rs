@@ -106,8 +106,13 @@ fn a_short_lora_run_lowers_the_loss() {
         for story in &stories {
             let targets: Vec<u32> = story[1..].iter().copied().chain([IGNORE]).collect();
             let positions: Vec<u32> = (0..story.len() as u32).collect();
-            let batch =
-                Batch { tokens: story, targets: &targets, positions: &positions, sequence_starts: &[0] };
+            let batch = Batch {
+                tokens: story,
+                targets: &targets,
+                weights: None,
+                positions: &positions,
+                sequence_starts: &[0],
+            };
             sum += step.forward_backward(&adapter, &batch, &mut gradients, 1.0 / n_targets as f32).unwrap();
         }
         optimizer.update(&mut adapter, &mut gradients, 2e-3).unwrap();

@@ -63,7 +63,13 @@ fn logits_are_those_of_the_whole_model() {
             let mut targets = tokens[1..].to_vec();
             targets.push(IGNORE);
             let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-            let batch = Batch { tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+            let batch = Batch {
+                tokens,
+                targets: &targets,
+                weights: None,
+                positions: &positions,
+                sequence_starts: &[0],
+            };
             let expected = step.evaluate(None, &batch).unwrap().sum_nll;
             let error = (sum_nll(&logits, tokens) / expected - 1.0).abs();
             assert!(error < NLL_TOLERANCE, "{:?}: {error}", config.family);
@@ -134,8 +140,13 @@ fn importance_is_that_of_the_whole_model() {
         let (device, targets) = (device(), vec![IGNORE; 64]);
         let base = Arc::new(Base::load(&device, &config, &source, Quant::F32, &mut Silent).unwrap());
         let positions: Vec<u32> = (0..64).collect();
-        let batch =
-            Batch { tokens: &tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+        let batch = Batch {
+            tokens: &tokens,
+            targets: &targets,
+            weights: None,
+            positions: &positions,
+            sequence_starts: &[0],
+        };
         let whole = Importance::new(&device, &config).unwrap();
         let mut step = TrainStep::new(base, None, StepPlan::new(&config, 64)).unwrap();
         step.measure(None, &batch, &whole).unwrap();

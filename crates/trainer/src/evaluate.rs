@@ -47,6 +47,7 @@ impl Packed {
         Batch {
             tokens: &self.tokens,
             targets: &self.targets,
+            weights: None,
             positions: &self.positions,
             sequence_starts: &self.sequence_starts,
         }

@@ -95,7 +95,8 @@ fn check_importance(name: &str, file: &Path, tokens: &[u32], theirs: &BTreeMap<S
     let (plan, n) = (StepPlan::new(&base.config, tokens.len()), tokens.len());
     let mut step = TrainStep::new(base, None, plan).unwrap();
     let (targets, positions): (Vec<u32>, Vec<u32>) = (vec![IGNORE; n], (0..n as u32).collect());
-    let batch = Batch { tokens, targets: &targets, positions: &positions, sequence_starts: &[0] };
+    let batch =
+        Batch { tokens, targets: &targets, weights: None, positions: &positions, sequence_starts: &[0] };
     step.measure(None, &batch, &importance).unwrap();
     let ours = importance.entries().unwrap();
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");

@@ -209,7 +209,7 @@ impl<D: Device> Generator<D> {
     pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
         self.check_prompt(tokens)?;
         self.take_up(adapter)?;
-        let mut sum = LossSum { sum_nll: 0.0, n_targets: tokens.len() - 1 };
+        let mut sum = LossSum::unweighted(0.0, tokens.len() - 1);
         for chunk in self.chunks(tokens.len() - 1) {
             self.read_chunk(adapter, tokens, chunk.clone())?;
             sum.sum_nll += self.workspace.sum_nll(&self.base, &tokens[chunk.start + 1..chunk.end + 1])?;

@@ -14,6 +14,8 @@ pub struct Batch<'a> {
     pub tokens: &'a [u32],
     /// The token each row is to predict, that is its successor, or [`IGNORE`] (N).
     pub targets: &'a [u32],
+    /// What each row's loss counts (N), 1 where there are none; a row of weight 0 is left out as one without a target.
+    pub weights: Option<&'a [f32]>,
     /// Position of each row in its sequence (N); restarts at 0 with each sequence.
     pub positions: &'a [u32],
     /// First row of each sequence, ascending, the first being 0.
@@ -23,16 +25,23 @@ pub struct Batch<'a> {
 /// Negative log-likelihood summed over the target tokens of a batch, in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LossSum {
-    /// Σ -ln p(target)
+    /// Σ w · -ln p(target)
     pub sum_nll: f64,
-    /// How many targets.
+    /// How many targets; those of weight 0 are none.
     pub n_targets: usize,
+    /// Σ w: as many as targets where none is weighted.
+    pub sum_weights: f64,
 }
 
 impl LossSum {
-    /// Nats a target token; NaN without targets.
+    /// Of targets that all count alike.
+    pub fn unweighted(sum_nll: f64, n_targets: usize) -> Self {
+        Self { sum_nll, n_targets, sum_weights: n_targets as f64 }
+    }
+
+    /// Nats a target token, by its weight; NaN without targets.
     pub fn mean(&self) -> f64 {
-        self.sum_nll / self.n_targets as f64
+        self.sum_nll / self.sum_weights
     }
 }
 
@@ -40,6 +49,7 @@ impl std::ops::AddAssign for LossSum {
     fn add_assign(&mut self, other: Self) {
         self.sum_nll += other.sum_nll;
         self.n_targets += other.n_targets;
+        self.sum_weights += other.sum_weights;
     }
 }
 
@@ -55,12 +65,19 @@ impl Batch<'_> {
         if n == 0 || n > max_tokens {
             return invalid("number of tokens", n.to_string(), format!("1 to {max_tokens}"));
         }
-        for (what, len) in
-            [("number of targets", self.targets.len()), ("number of positions", self.positions.len())]
-        {
-            if len != n {
+        let weights = self.weights.unwrap_or_default();
+        let lengths = [
+            ("number of targets", Some(self.targets.len())),
+            ("number of weights", self.weights.map(<[f32]>::len)),
+            ("number of positions", Some(self.positions.len())),
+        ];
+        for (what, len) in lengths {
+            if let Some(len) = len.filter(|&len| len != n) {
                 return invalid(what, len.to_string(), n.to_string());
             }
+        }
+        if let Some(weight) = weights.iter().find(|weight| !weight.is_finite()) {
+            return invalid("weight", weight.to_string(), "a finite number".to_owned());
         }
         if let Some(id) = self.tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return invalid("token id", id.to_string(), format!("below {vocab_size}"));

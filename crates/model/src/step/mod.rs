@@ -12,6 +12,7 @@ mod mixer;
 mod mlp;
 mod pass;
 mod plan;
+mod sequences;
 mod streamed;
 mod streams;
 mod workspace;
@@ -45,6 +46,8 @@ pub struct TrainStep<D: Device> {
     dropout_seed: u64,
     workspace: Workspace<D::Buffer, D::Indices>,
     loss_host: LossHost,
+    sequence_sums: Vec<LossSum>,
+    sequence_factors: Vec<f32>,
     segments: Vec<Segment>,
     spans: Vec<Span>,
     rotary_rows: Vec<u32>,
@@ -87,6 +90,8 @@ impl<D: Device> TrainStep<D> {
             dropout_seed: 0,
             workspace,
             loss_host,
+            sequence_sums: Vec::new(),
+            sequence_factors: Vec::new(),
             segments,
             spans,
             rotary_rows,
@@ -110,8 +115,8 @@ impl<D: Device> TrainStep<D> {
 
     /// The loss of a batch, and loss_scale · d(sum of the loss)/d(adapter) added to `gradients`.
     ///
-    /// With `loss_scale` = 1 / (target tokens of all micro-steps of an update) the accumulated gradient is that of
-    /// the mean loss over the true number of target tokens.
+    /// With `loss_scale` = 1 / (weights of the target tokens of all micro-steps of an update, added up; without weights
+    /// their number) the accumulated gradient is that of the mean loss over the true number of target tokens.
     ///
     /// # Errors
     /// [`Error::InvalidBatch`], [`Error::InvalidAdapter`] for an adapter without room.

@@ -173,7 +173,7 @@ impl<'a, D: Device> Streamed<'a, D> {
         let Packed { tokens, positions, starts, stream } = batch;
         let (n, c) = (tokens.len(), self.step.base.config.hidden);
         let targets = vec![IGNORE; n];
-        let placed = Batch { tokens, targets: &targets, positions, sequence_starts: starts };
+        let placed = Batch { tokens, targets: &targets, weights: None, positions, sequence_starts: starts };
         self.step.place(&placed)?;
         let TrainStep { base, workspace, segments, spans, .. } = &mut self.step;
         let (streams, set) = (&mut workspace.streams, &mut workspace.activations[0]);
