@@ -60,7 +60,7 @@ fn data_that_cannot_be_read() {
         hint: a data file is JSON objects, one a line, or one JSON array of them"#]],
     );
     check(
-        |_, options| options.data.train = vec![options.run_dir.with_file_name("absent.jsonl")],
+        |_, options| options.data.train = vec![options.run_dir.with_file_name("absent.jsonl").into()],
         expect!["absent.jsonl: No such file or directory (os error 2)"],
     );
     check(

@@ -11,7 +11,7 @@ use trainer::{Error, Event, Init, Options, Outcome, Start};
 use crate::tiny_base::{Workplace, train};
 
 /// Trains until `stop` says so of an event.
-fn train_until(
+pub fn train_until(
     options: &Options,
     mut stop: impl FnMut(&Event) -> bool,
 ) -> (trainer::Result<Outcome>, Vec<Event>) {
@@ -24,12 +24,12 @@ fn train_until(
     (outcome, events)
 }
 
-fn resumed(options: &Options) -> Options {
+pub fn resumed(options: &Options) -> Options {
     Options { start: Start::Resume, ..options.clone() }
 }
 
 /// Every file that must be the same whether or not a run was interrupted.
-fn result(options: &Options) -> BTreeMap<String, Vec<u8>> {
+pub fn result(options: &Options) -> BTreeMap<String, Vec<u8>> {
     let run_dir = RunDir::new(&options.run_dir);
     let mut files = BTreeMap::new();
     for (name, dir) in [("adapter", run_dir.adapter()), ("best", run_dir.best())] {
@@ -43,7 +43,7 @@ fn result(options: &Options) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Losses and rates of all steps and validations, without times.
-fn course(options: &Options) -> Vec<String> {
+pub fn course(options: &Options) -> Vec<String> {
     let lines = metrics::read(&RunDir::new(&options.run_dir).metrics()).unwrap();
     let show = |line: &Metric| match line {
         Metric::Step(step) => {
@@ -180,7 +180,7 @@ fn a_finished_run_says_so_and_does_nothing() {
 fn the_base_is_examined_once_a_run() {
     let place = Workplace::new();
     let mut options = place.options("run");
-    options.data.test = Some(place.path("test.jsonl"));
+    options.data.test = Some(place.path("test.jsonl").into());
     options.eval.exact_match_rows = 3;
     train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 1)).0.unwrap();
     let (outcome, events) = train(&resumed(&options));
@@ -217,9 +217,11 @@ fn a_moved_run_with_moved_inputs_goes_on() {
     let options = place.options("run");
     train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 3)).0.unwrap();
     let mut moved = resumed(&options);
-    for (path, name) in
-        [(&mut moved.run_dir, "run-2"), (&mut moved.model.base, "base-2"), (&mut moved.data.train[0], "d")]
-    {
+    for (path, name) in [
+        (&mut moved.run_dir, "run-2"),
+        (&mut moved.model.base, "base-2"),
+        (&mut moved.data.train[0].path, "d"),
+    ] {
         let to = place.path(name);
         std::fs::rename(&*path, &to).unwrap();
         *path = to;

@@ -70,7 +70,7 @@ impl Workplace {
             },
             adapter: AdapterOptions { rank: 4, alpha: 8.0, ..AdapterOptions::default() },
             data: DataOptions {
-                train: vec![self.path("train.jsonl")],
+                train: vec![self.path("train.jsonl").into()],
                 val_split: 0.1,
                 max_seq_len: 256,
                 ..DataOptions::default()
