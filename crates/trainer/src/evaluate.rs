@@ -47,7 +47,7 @@ impl Packed {
         Batch {
             tokens: &self.tokens,
             targets: &self.targets,
-            weights: None,
+            weights: (!self.weights.is_empty()).then_some(&self.weights),
             positions: &self.positions,
             sequence_starts: &self.sequence_starts,
         }

@@ -54,6 +54,13 @@ pub enum Event {
         /// What base and adapter together lack of them now.
         lost_after: f64,
     },
+    /// Answers of preferences are being judged by the base, once a run.
+    Reference {
+        /// Pairs that are done.
+        done: usize,
+        /// Pairs in all.
+        total: usize,
+    },
     /// A checkpoint was found and is continued.
     Resumed {
         /// Its step.
@@ -85,10 +92,13 @@ pub enum Event {
     Validation {
         /// Steps done before it; 0 is the base.
         step: u64,
-        /// Mean negative log-likelihood of a target token.
+        /// Mean negative log-likelihood of a target token, or of preferences the loss that is trained on.
         loss: f64,
         /// Lower than ever before in this run.
         is_best: bool,
+        /// Of preferences.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceFigures>,
     },
     /// Exact match is being measured.
     Answering {
@@ -198,8 +208,11 @@ pub struct StepReport {
     pub total_steps: u64,
     /// The pass over the data that the step belongs to, from 0, with its fraction.
     pub epoch: f64,
-    /// Mean negative log-likelihood of a target token in this step.
+    /// Mean negative log-likelihood of a target token in this step, or of preferences the loss that is trained on.
     pub loss: f64,
+    /// Of preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceFigures>,
     /// The newest validation loss.
     pub validation_loss: Option<f64>,
     /// Learning rate of this step.
@@ -219,6 +232,25 @@ pub struct StepReport {
     pub planned_bytes: u64,
     /// Seconds until the last step.
     pub eta_seconds: f64,
+}
+
+/// How far an adapter prefers the better answers: means over pairs. A reward is what [`model::preference`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PreferenceFigures {
+    /// Share of the pairs whose better answer has the higher reward, 0 to 1.
+    pub accuracy: f64,
+    /// Reward of the better answer less that of the worse.
+    pub margin: f64,
+    /// Reward of the better answer.
+    pub rewards_chosen: f64,
+    /// Reward of the worse answer.
+    pub rewards_rejected: f64,
+    /// Log-likelihood of the better answer: of all its tokens in DPO, of one in ORPO.
+    pub logps_chosen: f64,
+    /// Log-likelihood of the worse answer.
+    pub logps_rejected: f64,
+    /// Mean negative log-likelihood of a token of the better answers.
+    pub nll: f64,
 }
 
 /// Which weights answered.

@@ -21,6 +21,8 @@ mod plan;
 mod adapter_files;
 mod beginning;
 mod evaluate;
+mod preference;
+mod reference;
 mod schedule;
 mod session;
 mod speed;
@@ -33,6 +35,6 @@ pub mod run_dir;
 
 pub use base_cache::CacheOptions;
 pub use error::{Change, Error, Result};
-pub use event::{Event, ExactMatch, Outcome, PlanTable, StepReport, Weights};
-pub use options::{Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+pub use event::{Event, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
+pub use options::{Init, Length, Method, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 pub use train::train;

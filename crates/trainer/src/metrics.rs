@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::event::{ExactMatch, StepReport};
+use crate::event::{ExactMatch, PreferenceFigures, StepReport};
 
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,8 +26,11 @@ pub enum Metric {
     Validation {
         /// Steps done before it.
         step: u64,
-        /// Mean negative log-likelihood of a target token.
+        /// Mean negative log-likelihood of a target token, or of preferences the loss that is trained on.
         loss: f64,
+        /// Of preferences.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceFigures>,
     },
     /// Exact match after a step.
     ExactMatch {
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     fn validation(step: u64) -> Metric {
-        Metric::Validation { step, loss: 0.5 + step as f64 }
+        Metric::Validation { step, loss: 0.5 + step as f64, preference: None }
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! What a run is asked to do: plain values, already parsed, with the defaults people expect.
 
 mod data;
+mod method;
 
 use std::path::PathBuf;
 
 use model::device::Precision;
-use model::lora::init::Method;
+use model::lora::init;
 use serde::{Deserialize, Serialize};
 
 use crate::base_cache::CacheOptions;
 use crate::error::{Error, Result};
 pub use data::{DataOptions, Format, OnTooLong, Source, TrainOn, Weight};
+pub use method::Method;
 
 /// Everything that decides a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -128,11 +130,11 @@ pub enum Init {
 
 impl AdapterOptions {
     /// The method that takes A and B from the weights, if one does.
-    pub fn method(&self) -> Option<Method> {
+    pub fn method(&self) -> Option<init::Method> {
         match self.init {
             Init::Default => None,
-            Init::Pissa => Some(Method::Pissa),
-            Init::LoftQ => Some(Method::LoftQ { iterations: self.loftq_iterations }),
+            Init::Pissa => Some(init::Method::Pissa),
+            Init::LoftQ => Some(init::Method::LoftQ { iterations: self.loftq_iterations }),
         }
     }
 }
@@ -159,6 +161,18 @@ impl Default for AdapterOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainOptions {
+    /// What is minimised.
+    #[serde(skip_serializing_if = "Method::is_default")]
+    pub method: Method,
+    /// β of a method that learns from preferences; without it 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Share of the pairs that DPO takes to be the wrong way round; without it 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_smoothing: Option<f64>,
+    /// Weight that DPO gives to the better answers' own loss; without it 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpo_alpha: Option<f64>,
     /// How long to train.
     pub length: Length,
     /// Rows in a micro-batch.
@@ -190,6 +204,10 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
+            method: Method::Sft,
+            beta: None,
+            label_smoothing: None,
+            rpo_alpha: None,
             length: Length::Epochs(1),
             batch_size: 8,
             gradient_accumulation_steps: 1,
@@ -299,6 +317,7 @@ impl Options {
         )?;
         refuse(adapter.targets.is_empty(), "adapter.targets", "names no layer")?;
         data.validate()?;
+        train.validate_method()?;
         refuse(train.batch_size == 0, "train.batch_size", "must be at least 1")?;
         refuse(
             train.gradient_accumulation_steps == 0,

@@ -8,6 +8,7 @@ use model::device::Precision;
 use model::generate::Capacity;
 use model::lora::Layout;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
+use model::preference::Preference;
 use model::step::{LayerInputs, StepPlan};
 use model::{Cpu, LoraOptions, ModelConfig};
 
@@ -18,6 +19,7 @@ use crate::event::PlanTable;
 use crate::memory_use::Growth;
 use crate::options::{Init, Options};
 use crate::record::Chosen;
+use crate::reference;
 use crate::run_dir::RunDir;
 
 /// Sizes of a run, fixed before anything is allocated.
@@ -61,9 +63,15 @@ impl Plan {
     ) -> Result<Self> {
         let mut batches = Batches::new(&dataset.corpus, &dataset.train_rows, options);
         let total_steps = batches.total_steps(options.train.length);
-        let whole = batches.largest_micro_batch(total_steps, &dataset.corpus).max(dataset.longest_row());
+        let longest = dataset.longest_example();
+        let whole = batches.largest_micro_batch(total_steps, &dataset.corpus).max(longest);
         let host_bytes = chosen.map_or_else(|| growth.sample().unwrap_or(0), |chosen| chosen.host_bytes);
-        let host = host_rows(host_bytes, shapes.trained_parameters(), options.adapter.init);
+        let mut host = host_rows(host_bytes, shapes.trained_parameters(), options.adapter.init);
+        let reference = options.train.preference().filter(Preference::has_reference);
+        if reference.is_some() {
+            let bytes = reference::bytes_in_memory(dataset);
+            host.push(MemoryRow { name: "likelihoods of the pairs", bytes });
+        }
         let beside_bytes: u64 = host.iter().map(|row| row.bytes).sum();
         let budget =
             options.budget.memory_bytes.map(|bytes| bytes.saturating_sub(options.budget.reserve_bytes));
@@ -73,7 +81,7 @@ impl Plan {
             Some(Chosen { micro_batch_tokens, layer_inputs, .. }) => {
                 StepPlan { layer_inputs, ..StepPlan::new(shapes.config, micro_batch_tokens) }
             }
-            None => shapes.largest_that_fits(dataset.longest_row(), whole, limit)?,
+            None => shapes.largest_that_fits(longest, whole, limit)?,
         };
         let tokens = step.max_tokens;
         if !shapes.fits(&step, limit)? {
@@ -96,7 +104,8 @@ impl Plan {
             precision: shapes.precision,
             kept_layers: step.kept_layers,
             trained_parameters,
-            disk_bytes: disk_bytes(trained_parameters, options),
+            disk_bytes: disk_bytes(trained_parameters, options)
+                + reference.map_or(0, |_| reference::bytes_on_disk(dataset)),
         };
         let (layer_inputs, precision) = (step.layer_inputs, shapes.precision);
         let chosen = Chosen { micro_batch_tokens: tokens, layer_inputs, precision, host_bytes };
@@ -221,10 +230,10 @@ impl Shapes<'_> {
 }
 
 /// What the process takes beside the device's allocator.
-fn host_rows(host_bytes: u64, trained_parameters: u64, init: Init) -> [MemoryRow; 3] {
+fn host_rows(host_bytes: u64, trained_parameters: u64, init: Init) -> Vec<MemoryRow> {
     // Where A and B began and what the base is held without stay in memory, and the result is of twice the rank.
     let beginning = if init == Init::Default { 0 } else { 16 * trained_parameters };
-    [
+    vec![
         MemoryRow { name: "data, tokenizer, program", bytes: host_bytes },
         // The adapter or one moment, copied while a checkpoint is written or read.
         MemoryRow { name: "copies for a checkpoint", bytes: 4 * trained_parameters + beginning },

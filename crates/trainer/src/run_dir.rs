@@ -6,6 +6,7 @@
 //!        chat_template.jinja    the template, where it is another than the base's
 //!        metrics.jsonl          one object a step or validation
 //!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
+//!        reference.jsonl        log-likelihoods of the answers of preferences under the base, where DPO needs them
 //!        init/                  A and B at step 0 and what the base is held without, where a method made them
 //!        adapter/               the result, PEFT layout
 //!        best/                  the adapter with the lowest validation loss, PEFT layout
@@ -70,6 +71,11 @@ impl RunDir {
     /// Folder of one checkpoint.
     pub fn checkpoint(&self, step: u64) -> PathBuf {
         self.checkpoints().join(format!("step-{step}"))
+    }
+
+    /// Log-likelihoods of the answers of preferences under the base.
+    pub fn reference(&self) -> PathBuf {
+        self.0.join("reference.jsonl")
     }
 
     /// Where A and B began, if a method took them from the weights.

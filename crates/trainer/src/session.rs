@@ -7,6 +7,7 @@ use std::time::Instant;
 use formats::observe::Observer;
 use model::lora::{Dropout, Gradients};
 use model::optimizer::{AdamWOptions, Moment};
+use model::preference::Preference;
 use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
 
 use crate::adapter_files::to_files;
@@ -15,14 +16,17 @@ use crate::beginning::Beginning;
 use crate::checkpoint::{self, Contents, Saved, State};
 use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
+use crate::data::epoch::Order;
 use crate::data::packed::Packed;
 use crate::error::{Error, Result};
 use crate::evaluate::validation_loss;
-use crate::event::{Event, StepReport};
+use crate::event::{Event, PreferenceFigures, StepReport};
 use crate::memory_use::Growth;
 use crate::metrics::{Metric, MetricsLog};
 use crate::options::Options;
 use crate::plan::Plan;
+use crate::preference::{self, Judging};
+use crate::reference::{Measurement, Reference};
 use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::speed::Speed;
@@ -54,6 +58,10 @@ pub struct Session<'a, D: Device> {
     /// Where A and B began, where a method made them.
     beginning: Option<Beginning>,
     batches: Batches,
+    /// The loss, where it is over pairs.
+    preference: Option<Preference>,
+    /// What the base thinks of the pairs, where the loss asks for it.
+    reference: Reference,
     schedule: Schedule,
     step: TrainStep<D>,
     adapter: Adapter<D>,
@@ -72,6 +80,7 @@ pub struct Session<'a, D: Device> {
 /// Loss and norm of a step, and whether the adapter was changed by it.
 struct Update {
     loss: f64,
+    preference: Option<PreferenceFigures>,
     grad_norm: f64,
     tokens: u64,
     target_tokens: u64,
@@ -125,6 +134,8 @@ impl<'a, D: Device> Session<'a, D> {
         Ok(Self {
             beginning,
             batches,
+            preference: options.train.preference(),
+            reference: Reference::default(),
             schedule: Schedule::new(&options.train, state.total_steps),
             step: TrainStep::new(base.clone(), Some(lora), setting.plan.step)?,
             gradients: Gradients::new(&adapter)?,
@@ -147,6 +158,9 @@ impl<'a, D: Device> Session<'a, D> {
     /// # Errors
     /// [`Error::NotFinite`], [`Error::BrokenAdapter`], what model and files meet.
     pub fn run(&mut self, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<()> {
+        if !self.measure_reference(observer, cancel)? {
+            return Ok(());
+        }
         if self.state.step == 0 {
             self.validate(observer)?;
         }
@@ -163,6 +177,34 @@ impl<'a, D: Device> Session<'a, D> {
             self.save(observer)?;
         }
         Ok(())
+    }
+
+    /// Has the base judge all pairs, where the loss asks for it and no earlier start has; false when cancelled.
+    fn measure_reference(&mut self, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<bool> {
+        if !self.preference.is_some_and(|preference| preference.has_reference()) {
+            return Ok(true);
+        }
+        let Setting { run_dir, dataset, plan, .. } = self.setting;
+        let (path, total_steps, max_tokens) =
+            (run_dir.reference(), self.state.total_steps, plan.step.max_tokens);
+        let measurement = Measurement::open(&path, dataset, &mut self.batches, total_steps, max_tokens)?;
+        // A base that is held without what the adapter began with is itself only with that.
+        let trained = match &self.beginning {
+            Some(beginning) if !measurement.is_complete() && self.state.step > 0 => {
+                let trained = self.adapter.weights()?;
+                beginning.set(&mut self.adapter, &self.step.base().config)?;
+                Some(trained)
+            }
+            _ => None,
+        };
+        let adapter = self.beginning.is_some().then_some(&self.adapter);
+        let found = measurement.finish(&mut self.step, adapter, &mut self.packed, observer, cancel)?;
+        if let Some(trained) = trained {
+            self.adapter.set_weights(&trained)?;
+        }
+        let is_whole = found.is_some();
+        self.reference = found.unwrap_or_default();
+        Ok(is_whole)
     }
 
     /// Whether the last step is done.
@@ -195,14 +237,44 @@ impl<'a, D: Device> Session<'a, D> {
 
     /// Forward and backward of all micro-batches of a step, then one update.
     fn update(&mut self, step: u64, learning_rate: f64) -> Result<Update> {
-        let corpus = &self.setting.dataset.corpus;
         let units = self.batches.step(step).units;
+        self.gradients.zero()?;
+        let mut update = match self.preference {
+            Some(preference) => self.pairs(preference, step, &units)?,
+            None => self.tokens(step, &units)?,
+        };
+        if update.loss.is_finite() {
+            update.grad_norm =
+                self.optimizer.update(&mut self.adapter, &mut self.gradients, learning_rate as f32)?;
+        }
+        Ok(update)
+    }
+
+    /// Loss and gradient of a step over pairs.
+    fn pairs(&mut self, preference: Preference, step: u64, units: &Order) -> Result<Update> {
+        let Setting { dataset, options, .. } = self.setting;
+        let (corpus, seed) = (&dataset.corpus, options.train.seed);
+        let mut judging = Judging::of(preference, corpus, self.reference.training(), &units.rows);
+        let mut tokens = 0;
+        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(units, corpus)) {
+            self.step.seed_dropout(Dropout::seed_of(seed, step, micro_step));
+            let (adapter, gradients) = (&self.adapter, &mut self.gradients);
+            let (step, packed) = (&mut self.step, &mut self.packed);
+            tokens += judging.forward_backward(step, adapter, micro_batch, packed, gradients)? as u64;
+        }
+        let (loss, figures) = judging.result();
+        let target_tokens = units.rows.iter().map(|&row| corpus.n_targets(row) as u64).sum();
+        Ok(Update { loss, preference: Some(figures), grad_norm: f64::NAN, tokens, target_tokens })
+    }
+
+    /// Loss and gradient of a step over target tokens.
+    fn tokens(&mut self, step: u64, units: &Order) -> Result<Update> {
+        let corpus = &self.setting.dataset.corpus;
         let target_tokens: usize = units.rows.iter().map(|&row| corpus.n_targets(row)).sum();
         let target_weight: f64 = units.rows.iter().map(|&row| corpus.target_weight(row)).sum();
         let loss_scale = 1.0 / target_weight as f32;
         let (mut sum, mut tokens) = (LossSum::default(), 0);
-        self.gradients.zero()?;
-        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(&units, corpus)) {
+        for (micro_step, micro_batch) in (0..).zip(self.batches.micro_batches(units, corpus)) {
             let seed = self.setting.options.train.seed;
             self.step.seed_dropout(Dropout::seed_of(seed, step, micro_step));
             self.packed.fill(micro_batch, corpus);
@@ -214,13 +286,8 @@ impl<'a, D: Device> Session<'a, D> {
                 loss_scale,
             )?;
         }
-        let loss = sum.mean();
-        let grad_norm = if loss.is_finite() {
-            self.optimizer.update(&mut self.adapter, &mut self.gradients, learning_rate as f32)?
-        } else {
-            f64::NAN
-        };
-        Ok(Update { loss, grad_norm, tokens, target_tokens: target_tokens as u64 })
+        let target_tokens = target_tokens as u64;
+        Ok(Update { loss: sum.mean(), preference: None, grad_norm: f64::NAN, tokens, target_tokens })
     }
 
     fn skip(&mut self, what: &str, observer: &mut dyn Observer<Event>) -> Result<()> {
@@ -238,6 +305,7 @@ impl<'a, D: Device> Session<'a, D> {
             total_steps,
             epoch: step as f64 / self.batches.steps_per_epoch() as f64,
             loss: update.loss,
+            preference: update.preference,
             validation_loss: self.state.validation_loss,
             learning_rate,
             grad_norm: update.grad_norm,
@@ -262,7 +330,19 @@ impl<'a, D: Device> Session<'a, D> {
         let corpus = dataset.validation_corpus();
         let rows = corpus.rows_of(&dataset.validation_rows);
         let max_tokens = self.setting.plan.step.max_tokens;
-        let loss = validation_loss(&mut self.step, adapter, corpus, &rows, max_tokens, &mut self.packed)?;
+        let (loss, preference) = match self.preference {
+            Some(preference) => {
+                let judging = Judging::of(preference, corpus, self.reference.validation(), &rows);
+                let (step, packed) = (&mut self.step, &mut self.packed);
+                let (loss, figures) =
+                    preference::validation(judging, step, adapter, &rows, max_tokens, packed)?;
+                (loss, Some(figures))
+            }
+            None => {
+                let (step, packed) = (&mut self.step, &mut self.packed);
+                (validation_loss(step, adapter, corpus, &rows, max_tokens, packed)?, None)
+            }
+        };
         let is_best = loss.is_finite() && self.state.best.is_none_or(|(best, _)| loss < best);
         self.state.validation_loss = Some(loss);
         if step == 0 {
@@ -274,8 +354,8 @@ impl<'a, D: Device> Session<'a, D> {
                 formats::adapter::write_adapter(&self.setting.run_dir.best(), &self.result()?)?;
             }
         }
-        self.metrics.append(&Metric::Validation { step, loss })?;
-        observer.observe(Event::Validation { step, loss, is_best });
+        self.metrics.append(&Metric::Validation { step, loss, preference })?;
+        observer.observe(Event::Validation { step, loss, is_best, preference });
         Ok(())
     }
 

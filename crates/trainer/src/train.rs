@@ -22,6 +22,7 @@ use crate::memory_use::Growth;
 use crate::metrics::Metric;
 use crate::options::{Options, Start};
 use crate::plan::{Plan, Shapes};
+use crate::preference::check_kind;
 use crate::record::{Inputs, LAYOUT_VERSION, RunRecord, option_changes, recipe_blake3};
 use crate::run_dir::RunDir;
 use crate::session::{Begin, Ended, Session, Setting};
@@ -46,6 +47,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let lora = lora_options(&options.adapter, &base_files.config)?;
     beginning::check(options, &base_files)?;
     let dataset = Dataset::read(options, &base_files)?;
+    check_kind(options.train.method, &dataset)?;
     observer.observe(Event::Data(dataset.summary()));
     let inputs = hash_inputs(options, &base_files, &dataset)?;
     if let Some(record) = &record {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use trainer::options::{
     AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Source, TrainOptions,
 };
-use trainer::{CacheOptions, Init, Length, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+use trainer::{CacheOptions, Init, Length, Method, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
 
 /// The whole recipe, one field a table.
 #[derive(Debug, Clone, Deserialize)]
@@ -120,6 +120,10 @@ pub enum OneOrMore {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainTable {
+    pub method: Method,
+    pub beta: Option<f64>,
+    pub label_smoothing: Option<f64>,
+    pub rpo_alpha: Option<f64>,
     pub epochs: Option<u32>,
     pub max_steps: Option<u64>,
     pub batch_size: usize,
@@ -213,6 +217,10 @@ impl Default for AdapterTable {
 impl Default for TrainTable {
     fn default() -> TrainTable {
         TrainTable {
+            method: Method::Sft,
+            beta: None,
+            label_smoothing: None,
+            rpo_alpha: None,
             epochs: None,
             max_steps: None,
             batch_size: 8,
@@ -362,6 +370,14 @@ const ALIASES: Aliases = &[
     ("lr_scheduler", "train.scheduler"),
     ("lr_scheduler_type", "train.scheduler"),
     ("lr_schedule", "train.scheduler"),
+    ("rl", "train.method"),
+    ("pref_loss", "train.method"),
+    ("pref_beta", "train.beta"),
+    ("rl_beta", "train.beta"),
+    ("dpo_beta", "train.beta"),
+    ("orpo_alpha", "train.beta"),
+    ("dpo_label_smoothing", "train.label_smoothing"),
+    ("pref_ftx", "train.rpo_alpha"),
     ("warmup_ratio", "train.warmup (below 1: a ratio, from 1: steps)"),
     ("warmup_steps", "train.warmup (below 1: a ratio, from 1: steps)"),
 ];
@@ -474,6 +490,10 @@ impl TrainTable {
         let warmup =
             if self.warmup < 1.0 { Warmup::Ratio(self.warmup) } else { Warmup::Steps(self.warmup as u64) };
         Ok(TrainOptions {
+            method: self.method,
+            beta: self.beta,
+            label_smoothing: self.label_smoothing,
+            rpo_alpha: self.rpo_alpha,
             length,
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,

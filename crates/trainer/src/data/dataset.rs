@@ -75,6 +75,15 @@ impl Dataset {
         longest(&self.corpus).max(self.validation.as_ref().and_then(longest)).unwrap_or(0)
     }
 
+    /// Tokens of the longest example that enters the model: of its rows together, which are run in one batch.
+    pub fn longest_example(&self) -> usize {
+        let longest = |corpus: &Corpus| {
+            let tokens = |example| corpus.rows_of(&[example]).iter().map(|&row| corpus.n_inputs(row)).sum();
+            (0..corpus.n_examples()).map(tokens).max()
+        };
+        longest(&self.corpus).max(self.validation.as_ref().and_then(longest)).unwrap_or(0)
+    }
+
     /// Figures for the user.
     pub fn summary(&self) -> DataSummary {
         let rows = self.corpus.rows_of(&self.train_rows);
@@ -135,11 +144,7 @@ impl Dataset {
     fn held_out_conversations(&self, wanted: usize) -> Result<Vec<Conversation>> {
         let first = &self.validation_rows[..wanted.min(self.validation_rows.len())];
         let rows = self.validation_corpus().read_again(first)?.into_iter();
-        let conversation = |row| match row {
-            Row::Chat(chat) => Some(up_to_last_answer(chat.conversation)),
-            Row::Text(_) | Row::Preference(_) => None,
-        };
-        Ok(rows.filter_map(conversation).collect())
+        Ok(rows.filter_map(Row::into_conversation).map(up_to_last_answer).collect())
     }
 }
 

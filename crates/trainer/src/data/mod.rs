@@ -29,9 +29,7 @@ pub fn conversations(source: &Source, limit: usize) -> Result<Vec<Conversation>>
     let mut found = Vec::new();
     while found.len() < limit {
         let Some((place, bytes)) = reader.next_row()? else { break };
-        if let Row::Chat(chat) = Row::parse(source, place, bytes)? {
-            found.push(up_to_last_answer(chat.conversation));
-        }
+        found.extend(Row::parse(source, place, bytes)?.into_conversation().map(up_to_last_answer));
     }
     Ok(found)
 }

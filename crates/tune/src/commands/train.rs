@@ -13,7 +13,7 @@ use crate::toml_file;
 use model::step::LayerInputs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, StepReport, Weights};
+use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
 use trainer::{Event, Init, Start};
 
 /// Where no screen shows a progress bar, a line of progress at most this often.
@@ -166,7 +166,13 @@ impl View<'_> {
             Event::StepSkipped { step, count, what } => {
                 self.terminal.warning(format!("step {step} skipped ({count} so far): {what} is not finite"));
             }
-            Event::Validation { step, loss, is_best } => self.validation(step, loss, is_best),
+            Event::Reference { done, total } => {
+                let line = format!("pairs weighed by the base: {done}/{total}");
+                self.terminal.progress_on_screen(done as u64, total as u64, &line);
+            }
+            Event::Validation { step, loss, is_best, preference } => {
+                self.validation(step, loss, is_best, preference.as_ref());
+            }
             Event::Answering { weights, done, total } => {
                 let line = format!("held-out rows answered by {}: {done}/{total}", name(weights));
                 self.terminal.progress_on_screen(done as u64, total as u64, &line);
@@ -243,9 +249,10 @@ impl View<'_> {
         }
     }
 
-    fn validation(&mut self, step: u64, loss: f64, is_best: bool) {
+    fn validation(&mut self, step: u64, loss: f64, is_best: bool, preference: Option<&PreferenceFigures>) {
         let mark = if is_best && step > 0 { " · best so far" } else { "" };
-        self.terminal.row("check", format!("step {step} · validation loss {loss:.4}{mark}"));
+        let pairs = preference.map(show_preference).unwrap_or_default();
+        self.terminal.row("check", format!("step {step} · validation loss {loss:.4}{pairs}{mark}"));
     }
 
     fn exact_match(&mut self, figure: ExactMatch) {
@@ -295,11 +302,20 @@ impl View<'_> {
     }
 }
 
+/// Of pairs, as part of a line; nothing before an adapter prefers anything.
+fn show_preference(figures: &PreferenceFigures) -> String {
+    if figures.margin.abs() < 5e-4 {
+        return String::new();
+    }
+    format!(" · {:.0} % of the pairs right, margin {:.3}", 100.0 * figures.accuracy, figures.margin)
+}
+
 fn step_line(step: &StepReport) -> String {
+    let pairs = step.preference.as_ref().map(show_preference).unwrap_or_default();
     let validation = step.validation_loss.map_or_else(String::new, |loss| format!(" · val {loss:.3}"));
     let used = step.memory_bytes.map_or_else(|| "?".into(), bytes::show);
     format!(
-        "step {}/{} · loss {:.4}{validation} · lr {:.2e} · grad {:.3} · {} tokens/s · {used} of {} · {} left",
+        "step {}/{} · loss {:.4}{pairs}{validation} · lr {:.2e} · grad {:.3} · {} tokens/s · {used} of {} · {} left",
         step.step,
         step.total_steps,
         step.loss,

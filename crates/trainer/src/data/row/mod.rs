@@ -83,6 +83,15 @@ impl Row {
         }
     }
 
+    /// The conversation that is to be learned, of a preference that with the better answer; `None` of a text.
+    pub fn into_conversation(self) -> Option<Conversation> {
+        match self {
+            Self::Chat(chat) => Some(chat.conversation),
+            Self::Preference(preference) => Some(preference.with(&preference.chosen)),
+            Self::Text(_) => None,
+        }
+    }
+
     /// Name of the kind; all rows of a run are of one kind.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -19,10 +19,13 @@ pub struct Preference {
 impl Preference {
     /// The conversations with the better and with the worse answer.
     pub fn both(&self) -> [Conversation; 2] {
-        [&self.chosen, &self.rejected].map(|answer| Conversation {
-            messages: [self.prompt.messages.as_slice(), answer.as_slice()].concat(),
-            tools: self.prompt.tools.clone(),
-        })
+        [&self.chosen, &self.rejected].map(|answer| self.with(answer))
+    }
+
+    /// The conversation with an answer.
+    pub fn with(&self, answer: &[Message]) -> Conversation {
+        let messages = [self.prompt.messages.as_slice(), answer].concat();
+        Conversation { messages, tools: self.prompt.tools.clone() }
     }
 }
 
