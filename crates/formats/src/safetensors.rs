@@ -337,20 +337,44 @@ pub enum Data<'a> {
     F32(&'a [f32]),
     /// Written as BF16, rounded to nearest even.
     Bf16(&'a [f32]),
+    /// Written as they are.
+    U8(&'a [u8]),
 }
 
-impl<'a> Data<'a> {
-    fn values(self) -> &'a [f32] {
+impl Data<'_> {
+    fn len(self) -> usize {
         match self {
-            Self::F32(values) | Self::Bf16(values) => values,
+            Self::F32(values) | Self::Bf16(values) => values.len(),
+            Self::U8(bytes) => bytes.len(),
         }
     }
 
-    fn block_type(self) -> BlockType {
+    fn stored(self) -> Stored {
         match self {
-            Self::F32(_) => BlockType::F32,
-            Self::Bf16(_) => BlockType::BF16,
+            Self::F32(_) => BlockType::F32.into(),
+            Self::Bf16(_) => BlockType::BF16.into(),
+            Self::U8(_) => Stored { dtype: "U8", value_bytes: 1 },
         }
+    }
+
+    fn write(self, out: &mut atomic::Output, name: &str) -> Result<()> {
+        match self {
+            Self::F32(values) => write_values(out, name, BlockType::F32, values),
+            Self::Bf16(values) => write_values(out, name, BlockType::BF16, values),
+            Self::U8(bytes) => write_bytes(out, name, bytes),
+        }
+    }
+}
+
+/// How the header names a type, and bytes of one value.
+struct Stored {
+    dtype: &'static str,
+    value_bytes: usize,
+}
+
+impl From<BlockType> for Stored {
+    fn from(ty: BlockType) -> Self {
+        Self { dtype: ty.name(), value_bytes: ty.block_bytes() }
     }
 }
 
@@ -359,15 +383,14 @@ impl<'a> Data<'a> {
 /// # Errors
 /// [`Error::Plan`] for a shape that is not that of the data or a name used twice; as [`atomic::write_file`].
 pub fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Data<'_>)]) -> Result<()> {
-    let planned =
-        tensors.iter().map(|(name, shape, data)| (name.as_str(), shape.as_slice(), data.block_type()));
+    let planned = tensors.iter().map(|(name, shape, data)| (name.as_str(), shape.as_slice(), data.stored()));
     let header = header(planned)?;
     atomic::write_file(path, |out| {
         out.reserve((header.text.len() + header.data_bytes) as u64)?;
         write_header(out, &header)?;
         tensors.iter().try_for_each(|(name, shape, data)| {
-            check_values(name, shape, data.values().len())?;
-            write_values(out, name, data.block_type(), data.values())
+            check_values(name, shape, data.len())?;
+            data.write(out, name)
         })
     })
 }
@@ -400,7 +423,7 @@ pub fn write_safetensors_in_parts<E: From<Error>>(
     tensors: &[PlannedTensor],
     mut write: impl FnMut(usize, &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let planned = tensors.iter().map(|(name, shape, ty)| (name.as_str(), shape.as_slice(), *ty));
+    let planned = tensors.iter().map(|(name, shape, ty)| (name.as_str(), shape.as_slice(), (*ty).into()));
     let header = header(planned)?;
     atomic::write_file(path, |out| {
         out.reserve((header.text.len() + header.data_bytes) as u64)?;
@@ -426,9 +449,13 @@ fn write_values(out: &mut atomic::Output, name: &str, ty: BlockType, values: &[f
     for values in values.chunks(WRITE_VALUES) {
         bytes.resize(values.len() * ty.block_bytes(), 0);
         block::encode(ty, values, values.len(), None, &mut bytes)?;
-        out.write_all(&bytes).map_err(|source| Error::Write { what: format!("tensor `{name}`"), source })?;
+        write_bytes(out, name, &bytes)?;
     }
     Ok(())
+}
+
+fn write_bytes(out: &mut atomic::Output, name: &str, bytes: &[u8]) -> Result<()> {
+    out.write_all(bytes).map_err(|source| Error::Write { what: format!("tensor `{name}`"), source })
 }
 
 fn check_values(name: &str, shape: &[usize], n_values: usize) -> Result<()> {
@@ -446,14 +473,14 @@ struct Header {
     data_bytes: usize,
 }
 
-fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], BlockType)>) -> Result<Header> {
+fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], Stored)>) -> Result<Header> {
     let mut entries = serde_json::Map::new();
     // transformers refuses files that do not say which framework's layout they have.
     entries.insert(METADATA_KEY.to_owned(), serde_json::json!({ "format": "pt" }));
     let mut begin = 0;
-    for (name, shape, ty) in tensors {
-        let end = begin + shape.iter().product::<usize>() * ty.block_bytes();
-        let entry = serde_json::json!({ "dtype": ty.name(), "shape": shape, "data_offsets": [begin, end] });
+    for (name, shape, Stored { dtype, value_bytes }) in tensors {
+        let end = begin + shape.iter().product::<usize>() * value_bytes;
+        let entry = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] });
         if entries.insert(name.to_owned(), entry).is_some() {
             let (expected, actual) = ("a name of its own".to_owned(), "one that is used twice".to_owned());
             return Err(Error::Plan { name: name.to_owned(), expected, actual });

@@ -21,7 +21,7 @@ use model::device::cpu::{Part, ProductKernel};
 use model::family::{self, Naming, TensorSpec};
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
-use model::optimizer::AdamWOptions;
+use model::optimizer::{AdamWOptions, MomentForm};
 use model::step::{Batch, IGNORE, StepPlan};
 use model::{AdamW, Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
 
@@ -76,13 +76,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let base = Arc::new(Base::load(&device, &config, &Noise::new(&config), quant, &mut Silent)?);
     let mut adapter = Adapter::new(&device, &config, &options, 1)?;
     let mut gradients = Gradients::new(&adapter)?;
-    let mut optimizer = AdamW::new(&device, adapter.n_weights(), AdamWOptions::default())?;
+    let mut optimizer = AdamW::new(&adapter, AdamWOptions::default())?;
     let plan = StepPlan { kept_layers, ..StepPlan::new(&config, n) };
     let planned = plan_bytes(&Residents {
         config: &config,
         precision: kernel.precision(),
         weights_bytes: weights_bytes(&config, quant)?,
         lora: Some(&options),
+        moments: MomentForm::F32,
         step: Some(&plan),
         answers: None,
     })?

@@ -13,6 +13,7 @@ use crate::device::cpu::fixed_bytes;
 use crate::family::{self, Role, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions, row_norms_bytes};
+use crate::optimizer::{MomentForm, moments_bytes};
 use crate::policy::{self, Quant};
 use crate::step::{StepPlan, one_layer_of, workspace_bytes};
 use crate::{Error, Result};
@@ -44,6 +45,8 @@ pub struct Residents<'a> {
     pub weights_bytes: u64,
     /// The adapter, its gradients and its optimiser; `None` to run the base alone.
     pub lora: Option<&'a LoraOptions>,
+    /// How the optimiser holds its moments.
+    pub moments: MomentForm,
     /// The training step.
     pub step: Option<&'a StepPlan>,
     /// The generator that evaluates by decoding.
@@ -71,18 +74,19 @@ impl MemoryTable {
 /// # Errors
 /// A block type that cannot hold a row, which the policy's fallbacks exclude.
 pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
-    let Residents { config, precision, weights_bytes, lora, step, answers } = *residents;
+    let Residents { config, precision, weights_bytes, lora, moments, step, answers } = *residents;
     let mut table = MemoryTable::default();
     table.push("base weights", weights_bytes);
     for (name, bytes) in fixed_bytes(precision) {
         table.push(name, bytes);
     }
     if let Some(lora) = lora {
-        let adapter = 4 * Layout::new(config, lora).len() as u64;
+        let layout = Layout::new(config, lora);
+        let adapter = 4 * layout.len() as u64;
         table.push("adapter", adapter);
         if step.is_some() {
             table.push("adapter gradients", adapter);
-            table.push("AdamW moments", 2 * adapter);
+            table.push("AdamW moments", moments_bytes(&layout, moments));
             if lora.dora {
                 table.push("row lengths of DoRA", row_norms_bytes(config, lora));
             }

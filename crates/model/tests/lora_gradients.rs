@@ -16,6 +16,7 @@ use model::arena::Arena;
 use model::device::Precision;
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
+use model::optimizer::MomentForm;
 use model::step::StepPlan;
 use model::{Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
 use peft::{Case, Packed, check_gradients, relative};
@@ -41,6 +42,7 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
         precision: Precision::F32,
         weights_bytes,
         lora: Some(&lora),
+        moments: MomentForm::F32,
         step: Some(&plan),
         answers: None,
     };

@@ -16,7 +16,7 @@ use model::device::cpu::best_precision;
 use model::generate::{Capacity, Generator, Request, SamplerOptions};
 use model::lora::Gradients;
 use model::memory::{Residents, plan_bytes, weights_bytes};
-use model::optimizer::{AdamW, AdamWOptions};
+use model::optimizer::{AdamW, AdamWOptions, MomentForm};
 use model::step::{Batch, LayerInputs, StepPlan};
 use model::{Adapter, Base, Cpu, Error, LoraOptions, ModelConfig, Quant, TrainStep};
 use shared::shared;
@@ -64,7 +64,9 @@ fn a_run_draws_exactly_the_plan() {
         let weights_bytes = weights_bytes(config, quant).unwrap();
         let (lora, step, answers) = (Some(&lora), Some(&step), Some(answers));
         let precision = if kept_layers > 0 { best_precision() } else { Precision::F32 };
-        let residents = Residents { config, precision, weights_bytes, lora, step, answers };
+        // Both forms, each with several kinds of adapters.
+        let moments = if kept_layers > 0 { MomentForm::Int8 } else { MomentForm::F32 };
+        let residents = Residents { config, precision, weights_bytes, lora, moments, step, answers };
         let total = plan_bytes(&residents).unwrap().total_bytes();
         let arena = Arena::new(total);
         run(&residents, quant, &arena).unwrap();
@@ -76,14 +78,14 @@ fn a_run_draws_exactly_the_plan() {
 
 /// Builds everything and uses it once.
 fn run(residents: &Residents<'_>, quant: Quant, arena: &Arena) -> Result<(), Error> {
-    let Residents { config, precision, lora, step, answers, .. } = *residents;
+    let Residents { config, precision, lora, moments, step, answers, .. } = *residents;
     let (lora, step, answers) = (lora.unwrap(), *step.unwrap(), answers.unwrap());
     let device = Cpu::with_precision(arena.clone(), precision)?;
     let base = Base::load(&device, config, &HashedCheckpoint::new(config), quant, &mut Silent)?;
     let base = Arc::new(base);
     let mut adapter = Adapter::new(&device, config, lora, 1)?;
     let mut gradients = Gradients::new(&adapter)?;
-    let mut optimizer = AdamW::new(&device, adapter.n_weights(), AdamWOptions::default())?;
+    let mut optimizer = AdamW::new(&adapter, AdamWOptions { moments, ..AdamWOptions::default() })?;
     let mut train = TrainStep::new(base.clone(), Some(lora), step)?;
     let mut generator = Generator::new(base, Some(lora), answers)?;
     let ids: Vec<u32> = (0..24).collect();
@@ -127,6 +129,7 @@ fn a_step_of_2048_tokens_fits_beside_four_and_eight_billion_weights() {
             precision: Precision::F32,
             weights_bytes,
             lora: Some(&lora),
+            moments: MomentForm::F32,
             step: Some(&step),
             answers: None,
         };

@@ -11,7 +11,7 @@ use model::config::{LongRope, NormKind, Rope, RopeScaling, Window};
 use model::device::cpu::fixed_bytes;
 use model::device::{Activation, Device, Precision};
 use model::lora::Gradients;
-use model::optimizer::{AdamWOptions, Moment};
+use model::optimizer::{AdamWOptions, Moment, MomentValues};
 use model::step::{Batch, IGNORE, LayerInputs, LossSum, StepPlan, workspace_bytes};
 use model::{AdamW, Adapter, Base, Cpu, Family, LoraOptions, ModelConfig, Quant, TrainStep};
 
@@ -275,8 +275,7 @@ fn gradients_of_elastic_connections_equal_finite_differences() {
     let at = bench.adapter.weights().unwrap();
     let mut gradients = Gradients::new(&bench.adapter).unwrap();
     bench.step.forward_backward(&bench.adapter, &packed.batch(), &mut gradients, 1.0).unwrap();
-    let mut optimizer =
-        AdamW::new(&bench.device, bench.adapter.n_weights(), AdamWOptions::default()).unwrap();
+    let mut optimizer = AdamW::new(&bench.adapter, AdamWOptions::default()).unwrap();
     optimizer.update(&mut bench.adapter, &mut gradients, 0.0).unwrap();
     assert!(bench.adapter.weights().unwrap() == at, "a rate of zero moves nothing");
     let slopes = gradients.download().unwrap();
@@ -399,8 +398,7 @@ fn train(threads: usize, bench: &mut Bench) -> (Vec<f64>, Vec<f32>, Vec<f32>) {
     let (config, options) = (config(Family::Qwen3), options());
     bench.adapter.set_tensors(&config, &hashed::adapter(&config, &options)).unwrap();
     pool.install(|| {
-        let mut optimizer =
-            AdamW::new(&bench.device, bench.adapter.n_weights(), AdamWOptions::default()).unwrap();
+        let mut optimizer = AdamW::new(&bench.adapter, AdamWOptions::default()).unwrap();
         let mut gradients = Gradients::new(&bench.adapter).unwrap();
         let mut losses = Vec::new();
         for lengths in [[80, 40, 90], [100, 10, 71], [66, 64, 65]] {
@@ -411,7 +409,7 @@ fn train(threads: usize, bench: &mut Bench) -> (Vec<f64>, Vec<f32>, Vec<f32>) {
             let norm = optimizer.update(&mut bench.adapter, &mut gradients, 1e-2).unwrap();
             losses.extend([loss.mean(), norm]);
         }
-        let second = optimizer.moment(Moment::Second).unwrap();
+        let MomentValues::F32(second) = optimizer.moment(Moment::Second).unwrap() else { panic!() };
         (losses, bench.adapter.weights().unwrap(), second)
     })
 }

@@ -96,7 +96,7 @@ fn a_short_lora_run_lowers_the_loss() {
     let (lora, config, device) = (LoraOptions::default(), &base.config, &base.device);
     let mut adapter = Adapter::new(device, config, &lora, 7).unwrap();
     let mut gradients = Gradients::new(&adapter).unwrap();
-    let mut optimizer = AdamW::new(device, adapter.n_weights(), AdamWOptions::default()).unwrap();
+    let mut optimizer = AdamW::new(&adapter, AdamWOptions::default()).unwrap();
     let mut step = TrainStep::new(base.clone(), Some(&lora), StepPlan::new(config, 512)).unwrap();
     let n_targets: usize = stories.iter().map(|story| story.len() - 1).sum();
     let mut means = Vec::new();

@@ -132,6 +132,16 @@ impl Beginning {
     }
 }
 
+/// Takes from an adapter of the published weights what was trained: the inverse of [`Beginning::on_published_base`].
+pub fn as_trained(tensors: &mut [AdapterTensor]) {
+    for pair in tensors {
+        let (both, r) = (pair.r, pair.r / 2);
+        pair.a.truncate(r * pair.in_features);
+        pair.b = pair.b.chunks_exact(both).flat_map(|row| &row[..r]).copied().collect();
+        pair.r = r;
+    }
+}
+
 fn scale_values(pattern: &mut Map<String, Value>, scale: impl Fn(&Value) -> Value) {
     pattern.values_mut().for_each(|value| *value = scale(value));
 }

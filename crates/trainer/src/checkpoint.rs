@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! checkpoints/step-N/adapter/          PEFT layout, f32
-//!                    moments/          model.safetensors: first_moment, second_moment, in the adapter's flat order
+//!                    moments/          model.safetensors: first_moment, second_moment, in the adapter's flat order;
+//!                                      in eight bits first_moment.codes and first_moment.scales, block by block
 //!                    state.json        step, cursor, best so far, figures, hashes of the inputs
 //!                    manifest.json     BLAKE3 and size of each file above; written last
 //! ```
@@ -15,18 +16,21 @@ use std::path::{Path, PathBuf};
 
 use formats::adapter::{AdapterFiles, read_adapter_as_trained, write_adapter};
 use formats::checkpoint::Checkpoint;
-use formats::safetensors::write_safetensors_by;
+use formats::safetensors::{Data, SafetensorsFile, write_safetensors, write_safetensors_by};
 use formats::{TensorSource, atomic, hash};
-use model::optimizer::Moment;
+use model::device::CODED_BLOCK;
+use model::optimizer::{Moment, MomentForm, MomentValues};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::event::ExactMatch;
 use crate::record::{Inputs, read_json, write_json};
 use crate::run_dir::RunDir;
+use crate::spikes::Usual;
 
 /// Where a run stands; all that is not weights.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
     /// [`crate::record::LAYOUT_VERSION`].
     pub version: u32,
@@ -40,8 +44,14 @@ pub struct State {
     pub seed: u64,
     /// The pass over the data that the next step belongs to, and the rows of it that are done.
     pub cursor: (u64, u64),
-    /// Lowest validation loss so far, and its step.
+    /// Lowest validation loss of an adapter so far, and its step.
     pub best: Option<(f64, u64)>,
+    /// Hash of that adapter's weights in the folder of the best.
+    pub best_blake3: Option<String>,
+    /// Measurements of the validation loss since the lowest one.
+    pub evaluations_since_best: u64,
+    /// Whether these were too many, so that the run is over before its last step.
+    pub is_stopped_early: bool,
     /// Newest validation loss.
     pub validation_loss: Option<f64>,
     /// Validation loss of the base.
@@ -52,6 +62,10 @@ pub struct State {
     pub train_loss: Option<f64>,
     /// Steps skipped because something was not finite.
     pub skipped_steps: u32,
+    /// Steps skipped because loss or gradient was too large.
+    pub skipped_spikes: u32,
+    /// What is usual, by which the next step is judged.
+    pub usual: Usual,
     /// Seconds spent so far.
     pub seconds: f64,
     /// What the run was started with.
@@ -65,7 +79,7 @@ pub struct Saved {
     pub state: State,
     /// The adapter.
     pub adapter: AdapterFiles,
-    moments: Checkpoint,
+    moments: PathBuf,
 }
 
 impl Saved {
@@ -73,10 +87,21 @@ impl Saved {
     ///
     /// # Errors
     /// What reading meets.
-    pub fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
-        self.moments.read(name(moment), &mut values)?;
-        Ok(values)
+    pub fn moment(&self, moment: Moment) -> Result<MomentValues> {
+        let file = SafetensorsFile::open(&self.moments.join(MOMENTS_FILE))?;
+        let checkpoint = Checkpoint::open(&self.moments)?;
+        let read = |name: &str| {
+            let mut values = Vec::new();
+            checkpoint.read(name, &mut values)?;
+            Ok::<_, Error>(values)
+        };
+        let [codes_name, scales_name] = coded_names(moment);
+        match file.tensor(&codes_name) {
+            None => Ok(MomentValues::F32(read(name(moment))?)),
+            Some(codes) => {
+                Ok(MomentValues::Int8 { codes: file.data(codes).to_vec(), scales: read(&scales_name)? })
+            }
+        }
     }
 }
 
@@ -85,6 +110,10 @@ fn name(moment: Moment) -> &'static str {
         Moment::First => "first_moment",
         Moment::Second => "second_moment",
     }
+}
+
+fn coded_names(moment: Moment) -> [String; 2] {
+    ["codes", "scales"].map(|part| format!("{}.{part}", name(moment)))
 }
 
 /// What a checkpoint is made of, handed over part by part, so that only one copy of one part is in memory.
@@ -98,13 +127,16 @@ pub trait Contents {
     /// [`Error::BrokenAdapter`].
     fn adapter(&self) -> Result<AdapterFiles>;
 
-    /// Values of a moment.
+    /// How the moments are held.
+    fn moment_form(&self) -> MomentForm;
+
+    /// A moment.
     ///
     /// # Errors
     /// What the device meets.
-    fn moment(&self, moment: Moment) -> Result<Vec<f32>>;
+    fn moment(&self, moment: Moment) -> Result<MomentValues>;
 
-    /// How many values a moment has.
+    /// How many weights are trained.
     fn n_weights(&self) -> usize;
 }
 
@@ -120,6 +152,7 @@ struct FileHash {
 }
 
 const MANIFEST: &str = "manifest.json";
+const MOMENTS_FILE: &str = "model.safetensors";
 
 /// Writes a checkpoint, reads it back, and removes all but the newest `keep`; returns its folder and size.
 ///
@@ -137,9 +170,7 @@ fn write_files(dir: &Path, contents: &dyn Contents) -> Result<u64> {
     write_adapter(&dir.join("adapter"), &contents.adapter()?)?;
     let moments = dir.join("moments");
     create_dir(&moments)?;
-    let planned = Moment::ALL.map(|moment| (name(moment).to_owned(), vec![contents.n_weights()]));
-    let values = |index: usize| contents.moment(Moment::ALL[index]);
-    write_safetensors_by(&moments.join("model.safetensors"), &planned, values)?;
+    write_moments(&moments.join(MOMENTS_FILE), contents)?;
     write_json(&dir.join("state.json"), contents.state())?;
 
     let mut files = BTreeMap::new();
@@ -152,6 +183,34 @@ fn write_files(dir: &Path, contents: &dyn Contents) -> Result<u64> {
     let bytes = files.values().map(|file| file.bytes).sum();
     write_json(&dir.join(MANIFEST), &Manifest { files })?;
     Ok(bytes)
+}
+
+fn write_moments(path: &Path, contents: &dyn Contents) -> Result<()> {
+    let finite = |moment| {
+        let values = contents.moment(moment)?;
+        let broken = Error::BrokenMoments { step: contents.state().step };
+        if values.is_finite() { Ok(values) } else { Err(broken) }
+    };
+    if contents.moment_form() == MomentForm::F32 {
+        let planned = Moment::ALL.map(|moment| (name(moment).to_owned(), vec![contents.n_weights()]));
+        return write_safetensors_by(path, &planned, |index| match finite(Moment::ALL[index])? {
+            MomentValues::F32(values) => Ok(values),
+            MomentValues::Int8 { scales, .. } => Ok(scales),
+        });
+    }
+    // Both at once are half of what one is in 32 bits.
+    let mut held = Vec::new();
+    for moment in Moment::ALL {
+        held.push((coded_names(moment), finite(moment)?));
+    }
+    let mut tensors = Vec::new();
+    for (names, values) in &held {
+        let MomentValues::Int8 { codes, scales } = values else { continue };
+        let n_blocks = scales.len();
+        tensors.push((names[0].clone(), vec![n_blocks, CODED_BLOCK], Data::U8(codes)));
+        tensors.push((names[1].clone(), vec![n_blocks], Data::F32(scales)));
+    }
+    Ok(write_safetensors(path, &tensors)?)
 }
 
 /// Checks every file of a checkpoint against its manifest.
@@ -197,7 +256,7 @@ pub fn read(path: &Path) -> Result<Saved> {
     let state: State = read_json(&path.join("state.json"))
         .map_err(|error| damaged(error.to_string()))?
         .ok_or_else(|| damaged("state.json is missing".into()))?;
-    let moments = Checkpoint::open(&path.join("moments"))?;
+    let moments = path.join("moments");
     Ok(Saved { adapter: read_adapter_as_trained(&path.join("adapter"))?, moments, state })
 }
 
@@ -328,6 +387,9 @@ mod tests {
     /// A run at some step.
     struct Run(State);
 
+    /// A step after which the moments are not finite.
+    const BROKEN: u64 = 13;
+
     impl Contents for Run {
         fn state(&self) -> &State {
             &self.0
@@ -337,8 +399,23 @@ mod tests {
             Ok(adapter(self.0.step))
         }
 
-        fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
-            Ok(vec![if moment == Moment::First { 0.1 } else { 1e-12 }; 14])
+        fn moment_form(&self) -> MomentForm {
+            if self.0.step.is_multiple_of(2) { MomentForm::F32 } else { MomentForm::Int8 }
+        }
+
+        fn moment(&self, moment: Moment) -> Result<MomentValues> {
+            let value = match (moment, self.0.step) {
+                (_, BROKEN) => f32::INFINITY,
+                (Moment::First, _) => 0.1,
+                (Moment::Second, _) => 1e-12,
+            };
+            Ok(match self.moment_form() {
+                MomentForm::F32 => MomentValues::F32(vec![value; 14]),
+                MomentForm::Int8 => {
+                    let codes = (0..2 * CODED_BLOCK).map(|i| (i * 7 + moment as usize) as u8).collect();
+                    MomentValues::Int8 { codes, scales: vec![value; 2] }
+                }
+            })
         }
 
         fn n_weights(&self) -> usize {
@@ -384,6 +461,26 @@ mod tests {
         }
         assert_eq!((read.state, read.adapter), (written.0, adapter(100)));
         assert!(found.damaged.is_empty());
+    }
+
+    #[test]
+    fn moments_of_both_forms_come_back_to_the_bit() {
+        let (_dir, run_dir) = run([4, 5], 2);
+        for step in [4, 5] {
+            let read = read(&run_dir.checkpoint(step)).unwrap();
+            for moment in Moment::ALL {
+                assert_eq!(read.moment(moment).unwrap(), saved(step).moment(moment).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_never_saved() {
+        let (_dir, run_dir) = run([12], 2);
+        let error = save(&run_dir, &saved(BROKEN), 2).unwrap_err();
+        assert!(matches!(error, Error::BrokenMoments { step: BROKEN }), "{error}");
+        assert_eq!(steps(&run_dir).unwrap(), [12]);
+        assert_eq!(entries(&run_dir.checkpoints()).unwrap(), ["step-12"]);
     }
 
     #[test]

@@ -186,6 +186,12 @@ pub enum Error {
         /// The first such layer.
         module: String,
     },
+    /// The optimiser holds something that is not a finite number; it is not saved.
+    #[error("after step {step} the optimiser's moments hold numbers that are not finite")]
+    BrokenMoments {
+        /// Steps done.
+        step: u64,
+    },
     /// Reading or writing a format failed.
     #[error(transparent)]
     Formats(#[from] formats::Error),
@@ -202,6 +208,11 @@ fn list(changes: &[Change]) -> String {
 }
 
 impl Error {
+    /// Whether the training itself left the finite numbers, on sound input and a sound machine.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::NotFinite { .. } | Self::BrokenAdapter { .. } | Self::BrokenMoments { .. })
+    }
+
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -238,8 +249,9 @@ impl Error {
             Self::NoSoundCheckpoint { .. } | Self::CheckpointDamaged { .. } => {
                 "start again under another name; the damaged files are left as they are".into()
             }
-            Self::NotFinite { .. } | Self::BrokenAdapter { .. } => {
-                "lower `train.learning_rate`; the last checkpoint is from before".into()
+            Self::NotFinite { .. } | Self::BrokenAdapter { .. } | Self::BrokenMoments { .. } => {
+                "lower `train.learning_rate`, or set `train.max_grad_norm`; the last checkpoint is from before"
+                    .into()
             }
             Self::Formats(formats::Error::UnknownType { .. })
             | Self::Model(model::Error::Formats(formats::Error::UnknownType { .. })) => {

@@ -6,7 +6,7 @@ use model::device::Precision;
 use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 
-use crate::options::Init;
+use crate::options::{Init, ResultAdapter};
 
 /// One thing that happened in a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -88,13 +88,35 @@ pub enum Event {
         /// What was not finite.
         what: String,
     },
+    /// The step's loss or gradient was far beyond what was usual; the adapter was left as it was.
+    SpikeSkipped {
+        /// The step.
+        step: u64,
+        /// How many were skipped so far.
+        count: u32,
+        /// What was too large.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// The median of the steps before.
+        median: f64,
+    },
+    /// The validation loss has not fallen for so long that the run is over.
+    StoppedEarly {
+        /// Steps done.
+        step: u64,
+        /// Steps that the run would have had.
+        total_steps: u64,
+        /// Measurements since the lowest.
+        evaluations: u64,
+    },
     /// The validation loss was measured.
     Validation {
         /// Steps done before it; 0 is the base.
         step: u64,
         /// Mean negative log-likelihood of a target token, or of preferences the loss that is trained on.
         loss: f64,
-        /// Lower than ever before in this run.
+        /// Lower than that of any adapter before in this run.
         is_best: bool,
         /// Of preferences.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,6 +305,16 @@ impl ExactMatch {
     }
 }
 
+/// Why a finished run is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// All steps are done.
+    AllSteps,
+    /// The validation loss had not fallen for as many measurements as the recipe says.
+    EarlyStopping,
+}
+
 /// How a run ended, and its figures; also the body of `run.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -301,16 +333,24 @@ pub struct Outcome {
     pub train_loss: Option<f64>,
     /// Validation loss of the base.
     pub base_validation_loss: Option<f64>,
-    /// Validation loss at the end.
+    /// Validation loss of the result, or of the last adapter while there is none.
     pub validation_loss: Option<f64>,
-    /// Lowest validation loss, and its step.
+    /// Lowest validation loss of an adapter, and its step.
     pub best_validation_loss: Option<(f64, u64)>,
+    /// Why the run is over, when finished.
+    pub end: Option<End>,
+    /// Which adapter is the result, when finished.
+    pub result: Option<ResultAdapter>,
+    /// The step that the result is of, when finished.
+    pub result_step: Option<u64>,
     /// Exact match of the base.
     pub base_exact_match: Option<ExactMatch>,
     /// Exact match with the adapter at the end.
     pub adapter_exact_match: Option<ExactMatch>,
     /// Steps skipped because something was not finite.
     pub skipped_steps: u32,
+    /// Steps skipped because loss or gradient was far beyond what was usual.
+    pub skipped_spikes: u32,
     /// Seconds spent in all sittings of the run.
     pub seconds: f64,
     /// Memory by the plan.

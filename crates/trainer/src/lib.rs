@@ -26,6 +26,7 @@ mod reference;
 mod schedule;
 mod session;
 mod speed;
+mod spikes;
 
 mod checkpoint;
 mod lock;
@@ -35,6 +36,8 @@ pub mod run_dir;
 
 pub use base_cache::CacheOptions;
 pub use error::{Change, Error, Result};
-pub use event::{Event, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
-pub use options::{Init, Length, Method, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+pub use event::{End, Event, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
+pub use options::{
+    Init, Length, Method, OnTooLong, Options, ResultAdapter, Scheduler, Start, TrainOn, Warmup,
+};
 pub use train::train;

@@ -22,6 +22,17 @@ pub enum Metric {
         /// What was not finite.
         what: String,
     },
+    /// The step was skipped, something being far beyond what was usual.
+    Spike {
+        /// The step.
+        step: u64,
+        /// What was too large.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// The median of the steps before.
+        median: f64,
+    },
     /// Validation loss after a step.
     Validation {
         /// Steps done before it.
@@ -47,9 +58,10 @@ impl Metric {
     pub fn step(&self) -> u64 {
         match self {
             Self::Step(report) => report.step,
-            Self::Skipped { step, .. } | Self::Validation { step, .. } | Self::ExactMatch { step, .. } => {
-                *step
-            }
+            Self::Skipped { step, .. }
+            | Self::Spike { step, .. }
+            | Self::Validation { step, .. }
+            | Self::ExactMatch { step, .. } => *step,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use model::device::Precision;
 use model::lora::init;
+use model::optimizer::MomentForm;
 use serde::{Deserialize, Serialize};
 
 use crate::base_cache::CacheOptions;
@@ -183,14 +184,22 @@ pub struct TrainOptions {
     pub learning_rate: f32,
     /// How the rate falls after the warm-up.
     pub scheduler: Scheduler,
+    /// The rate that it falls to.
+    pub min_learning_rate: f32,
     /// How long the rate rises.
     pub warmup: Warmup,
+    /// Share of all steps in which [`Scheduler::Wsd`] lets the rate fall.
+    pub decay: f32,
     /// How many times the learning rate of A that of B is: 1 in LoRA, 16 say in LoRA+, arXiv:2402.12354.
     pub lora_plus_ratio: f32,
     /// AdamW's decoupled decay.
     pub weight_decay: f32,
+    /// How AdamW holds its moments.
+    pub moments: MomentForm,
     /// Largest norm of the gradient; 0 turns clipping off.
     pub clip: f32,
+    /// A step is skipped whose loss or gradient norm is more than so many times the median of the last ones; 0: none is.
+    pub max_spike: f32,
     /// Seed of adapter, order and dropout.
     pub seed: u64,
     /// Steps between two measurements of the validation loss; 0: only before the first and after the last.
@@ -199,6 +208,10 @@ pub struct TrainOptions {
     pub checkpoint_every: u64,
     /// Checkpoints kept.
     pub keep: usize,
+    /// Measurements of the validation loss in a row without a lower one that end the run; 0: none do.
+    pub early_stopping: u64,
+    /// Which adapter is the result; without it the last, or the best where the run was stopped early.
+    pub result: Option<ResultAdapter>,
 }
 
 impl Default for TrainOptions {
@@ -213,16 +226,33 @@ impl Default for TrainOptions {
             gradient_accumulation_steps: 1,
             learning_rate: 2e-4,
             scheduler: Scheduler::Cosine,
+            min_learning_rate: 0.0,
             warmup: Warmup::Ratio(0.03),
+            decay: 0.2,
             lora_plus_ratio: 1.0,
             weight_decay: 0.0,
+            moments: MomentForm::F32,
             clip: 1.0,
+            max_spike: 0.0,
             seed: 42,
             eval_every: 100,
             checkpoint_every: 100,
             keep: 2,
+            early_stopping: 0,
+            result: None,
         }
     }
+}
+
+/// Which adapter of a run is its result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultAdapter {
+    /// That of the last step.
+    #[default]
+    Last,
+    /// That with the lowest validation loss.
+    Best,
 }
 
 /// How long to train.
@@ -237,15 +267,19 @@ pub enum Length {
 
 /// How the learning rate falls after the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Scheduler {
-    /// Half a cosine to zero.
+    /// Half a cosine.
     #[default]
     Cosine,
-    /// A straight line to zero.
+    /// A straight line.
     Linear,
     /// Not at all.
     Constant,
+    /// As one over the root of the step: arXiv:1706.03762, section 5.3.
+    InverseSqrt,
+    /// Not at all, and then in a straight line over the last steps: warm-up, stable, decay, arXiv:2404.06395.
+    Wsd,
 }
 
 /// How long the learning rate rises from zero.
@@ -330,6 +364,34 @@ impl Options {
         refuse(!(ratio.is_finite() && ratio > 0.0), "train.lora_plus_ratio", "must be a number above 0")?;
         refuse(!share(train.weight_decay, 1.0), "train.weight_decay", "must lie between 0 and 1")?;
         refuse(!(train.clip.is_finite() && train.clip >= 0.0), "train.clip", "must be a number, 0 or above")?;
+        let floor = train.min_learning_rate;
+        refuse(
+            !(floor.is_finite() && (0.0..=rate).contains(&floor)),
+            "train.min_learning_rate",
+            "must lie between 0 and `train.learning_rate`",
+        )?;
+        refuse(
+            !share(train.decay, 1.0) || train.decay == 0.0,
+            "train.decay",
+            "must lie between 0 and 1, 0 left out",
+        )?;
+        let spike = train.max_spike;
+        refuse(
+            !(spike == 0.0 || spike.is_finite() && spike > 1.0),
+            "train.max_spike",
+            "must be a number above 1, or 0",
+        )?;
+        let has_validation = data.validation.is_some() || data.val_split > 0.0;
+        refuse(
+            train.early_stopping > 0 && !(has_validation && train.eval_every > 0),
+            "train.early_stopping",
+            "needs validation rows and `train.eval_every`",
+        )?;
+        refuse(
+            train.result == Some(ResultAdapter::Best) && !has_validation,
+            "train.result",
+            "can be \"best\" only with validation rows, which tell what is best",
+        )?;
         refuse(train.keep == 0, "train.keep", "must be at least 1")?;
         match train.length {
             Length::Epochs(n) => refuse(n == 0, "train.epochs", "must be at least 1")?,

@@ -8,6 +8,7 @@ use model::device::Precision;
 use model::generate::Capacity;
 use model::lora::Layout;
 use model::memory::{MemoryRow, MemoryTable, Residents, plan_bytes};
+use model::optimizer::{MomentForm, moments_bytes};
 use model::preference::Preference;
 use model::step::{LayerInputs, StepPlan};
 use model::{Cpu, LoraOptions, ModelConfig};
@@ -43,6 +44,8 @@ pub struct Shapes<'a> {
     pub weights_bytes: u64,
     /// The adapter.
     pub lora: &'a LoraOptions,
+    /// How its moments are held.
+    pub moments: MomentForm,
     /// What decodes side by side in the evaluation.
     pub answers: Option<Capacity>,
 }
@@ -104,7 +107,7 @@ impl Plan {
             precision: shapes.precision,
             kept_layers: step.kept_layers,
             trained_parameters,
-            disk_bytes: disk_bytes(trained_parameters, options)
+            disk_bytes: disk_bytes(trained_parameters, shapes.moments_bytes(), options)
                 + reference.map_or(0, |_| reference::bytes_on_disk(dataset)),
         };
         let (layer_inputs, precision) = (step.layer_inputs, shapes.precision);
@@ -140,13 +143,14 @@ fn check_free(path: &Path, need_bytes: u64) -> Result<()> {
 impl Shapes<'_> {
     /// Training and answering take turns, so the larger of both counts.
     fn table(&self, step: &StepPlan) -> Result<MemoryTable> {
-        let Shapes { config, precision, weights_bytes, .. } = *self;
+        let Shapes { config, precision, weights_bytes, moments, .. } = *self;
         let lora = Some(self.lora);
         let mut table = plan_bytes(&Residents {
             config,
             precision,
             weights_bytes,
             lora,
+            moments,
             step: Some(step),
             answers: None,
         })?;
@@ -155,6 +159,7 @@ impl Shapes<'_> {
             precision,
             weights_bytes,
             lora,
+            moments,
             step: None,
             answers: self.answers,
         })?;
@@ -227,6 +232,10 @@ impl Shapes<'_> {
     fn trained_parameters(&self) -> u64 {
         Layout::new(self.config, self.lora).len() as u64
     }
+
+    fn moments_bytes(&self) -> u64 {
+        moments_bytes(&Layout::new(self.config, self.lora), self.moments)
+    }
 }
 
 /// What the process takes beside the device's allocator.
@@ -248,12 +257,12 @@ const SCRATCH_BYTES: u64 = 16 << 20;
 const SHORTEST_ADVICE: usize = 64;
 
 /// Kept checkpoints and one more while the newest is written: adapter and two moments each; result and best.
-fn disk_bytes(trained_parameters: u64, options: &Options) -> u64 {
+fn disk_bytes(trained_parameters: u64, moments_bytes: u64, options: &Options) -> u64 {
     let keep = options.train.keep;
     let has_beginning = options.adapter.init != Init::Default;
     let adapter = 4 * trained_parameters * if has_beginning { 2 } else { 1 } + SMALL_FILES_BYTES;
     let beginning = if has_beginning { adapter } else { 0 };
-    let checkpoint = 12 * trained_parameters + SMALL_FILES_BYTES;
+    let checkpoint = 4 * trained_parameters + moments_bytes + SMALL_FILES_BYTES;
     // While `best` or the result is replaced, old and new stand side by side.
     checkpoint * (keep as u64 + 1) + 3 * adapter + beginning
 }
@@ -283,6 +292,7 @@ mod tests {
             precision: Precision::F32,
             weights_bytes: 1 << 20,
             lora: &lora,
+            moments: MomentForm::F32,
             answers: None,
         };
         let need = |layer_inputs, tokens| {

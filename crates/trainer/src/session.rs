@@ -1,18 +1,19 @@
 //! The training loop: from a loaded base to the last checkpoint.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use formats::observe::Observer;
 use model::lora::{Dropout, Gradients};
-use model::optimizer::{AdamWOptions, Moment};
+use model::optimizer::{AdamWOptions, Moment, MomentForm, MomentValues};
 use model::preference::Preference;
 use model::{AdamW, Adapter, Base, Device, LoraOptions, LossSum, TrainStep};
 
 use crate::adapter_files::to_files;
 use crate::base_files::BaseFiles;
-use crate::beginning::Beginning;
+use crate::beginning::{self, Beginning};
 use crate::checkpoint::{self, Contents, Saved, State};
 use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
@@ -23,13 +24,14 @@ use crate::evaluate::validation_loss;
 use crate::event::{Event, PreferenceFigures, StepReport};
 use crate::memory_use::Growth;
 use crate::metrics::{Metric, MetricsLog};
-use crate::options::Options;
+use crate::options::{Options, ResultAdapter};
 use crate::plan::Plan;
 use crate::preference::{self, Judging};
 use crate::reference::{Measurement, Reference};
 use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::speed::Speed;
+use crate::spikes::Spike;
 
 /// Steps that may be skipped for a loss or gradient that is not finite; one more ends the run.
 const MOST_SKIPPED_STEPS: u32 = 3;
@@ -84,6 +86,32 @@ struct Update {
     grad_norm: f64,
     tokens: u64,
     target_tokens: u64,
+    skipped: Option<Skipped>,
+}
+
+impl Update {
+    /// What forward and backward tell; norm and verdict come after them.
+    fn new(loss: f64, tokens: u64) -> Self {
+        Self { loss, preference: None, grad_norm: f64::NAN, tokens, target_tokens: 0, skipped: None }
+    }
+}
+
+/// Why a step left everything as it was.
+#[derive(Clone, Copy)]
+enum Skipped {
+    NotFinite(&'static str),
+    Spike(Spike),
+}
+
+/// An adapter that was written as the result of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    /// Which one.
+    pub which: ResultAdapter,
+    /// Its step.
+    pub step: u64,
+    /// Its validation loss.
+    pub validation_loss: Option<f64>,
 }
 
 impl<'a, D: Device> Session<'a, D> {
@@ -105,9 +133,11 @@ impl<'a, D: Device> Session<'a, D> {
             weight_decay: options.train.weight_decay,
             b_rate_ratio: options.train.lora_plus_ratio,
             max_grad_norm: (clip > 0.0).then_some(clip),
+            moments: options.train.moments,
+            rounding_seed: options.train.seed,
             ..AdamWOptions::default()
         };
-        let mut optimizer = AdamW::new(&base.device, adapter.n_weights(), optimizer_options)?;
+        let mut optimizer = AdamW::new(&adapter, optimizer_options)?;
         let (state, saved_step) = match begin {
             Begin::Fresh(state) => {
                 match &beginning {
@@ -153,7 +183,7 @@ impl<'a, D: Device> Session<'a, D> {
         })
     }
 
-    /// Trains up to the last step or until cancelled; either way a checkpoint of the last step done is on disk.
+    /// Trains up to the last step, until it is stopped early or cancelled; either way a checkpoint of the last step done is on disk.
     ///
     /// # Errors
     /// [`Error::NotFinite`], [`Error::BrokenAdapter`], what model and files meet.
@@ -207,9 +237,9 @@ impl<'a, D: Device> Session<'a, D> {
         Ok(is_whole)
     }
 
-    /// Whether the last step is done.
+    /// Whether the last step is done, or the run was stopped before it.
     pub fn is_complete(&self) -> bool {
-        self.state.step == self.state.total_steps
+        self.state.step == self.state.total_steps || self.state.is_stopped_early
     }
 
     /// At every multiple of `every`, and after the last step.
@@ -224,8 +254,10 @@ impl<'a, D: Device> Session<'a, D> {
         let update = self.update(step, learning_rate)?;
         self.state.step = step;
         self.state.updates = self.optimizer.updates();
-        if let Some(what) = update.not_finite() {
-            return self.skip(what, observer);
+        match update.skipped {
+            Some(Skipped::NotFinite(what)) => return self.skip(what, observer),
+            Some(Skipped::Spike(spike)) => return self.skip_spike(spike, observer),
+            None => {}
         }
         self.state.train_loss = Some(update.loss);
         self.speed.add(update.tokens, started.elapsed().as_secs_f64());
@@ -244,8 +276,12 @@ impl<'a, D: Device> Session<'a, D> {
             None => self.tokens(step, &units)?,
         };
         if update.loss.is_finite() {
-            update.grad_norm =
-                self.optimizer.update(&mut self.adapter, &mut self.gradients, learning_rate as f32)?;
+            update.grad_norm = self.optimizer.norm(&self.adapter, &mut self.gradients)?;
+        }
+        update.skipped = self.judge(update.loss, update.grad_norm);
+        if update.skipped.is_none() {
+            let (norm, rate) = (update.grad_norm, learning_rate as f32);
+            self.optimizer.apply(&mut self.adapter, &self.gradients, norm, rate)?;
         }
         Ok(update)
     }
@@ -264,7 +300,7 @@ impl<'a, D: Device> Session<'a, D> {
         }
         let (loss, figures) = judging.result();
         let target_tokens = units.rows.iter().map(|&row| corpus.n_targets(row) as u64).sum();
-        Ok(Update { loss, preference: Some(figures), grad_norm: f64::NAN, tokens, target_tokens })
+        Ok(Update { preference: Some(figures), target_tokens, ..Update::new(loss, tokens) })
     }
 
     /// Loss and gradient of a step over target tokens.
@@ -287,7 +323,21 @@ impl<'a, D: Device> Session<'a, D> {
             )?;
         }
         let target_tokens = target_tokens as u64;
-        Ok(Update { loss: sum.mean(), preference: None, grad_norm: f64::NAN, tokens, target_tokens })
+        Ok(Update { target_tokens, ..Update::new(sum.mean(), tokens) })
+    }
+
+    /// Whether a step is to be skipped.
+    fn judge(&mut self, loss: f64, grad_norm: f64) -> Option<Skipped> {
+        match (loss.is_finite(), grad_norm.is_finite()) {
+            (false, _) => return Some(Skipped::NotFinite("loss")),
+            (_, false) => return Some(Skipped::NotFinite("gradient")),
+            _ => {}
+        }
+        let max_spike = f64::from(self.setting.options.train.max_spike);
+        if max_spike == 0.0 {
+            return None;
+        }
+        self.state.usual.take(loss, grad_norm, max_spike).map(Skipped::Spike)
     }
 
     fn skip(&mut self, what: &str, observer: &mut dyn Observer<Event>) -> Result<()> {
@@ -296,6 +346,15 @@ impl<'a, D: Device> Session<'a, D> {
         self.metrics.append(&Metric::Skipped { step, what: what.into() })?;
         observer.observe(Event::StepSkipped { step, count, what: what.into() });
         if count >= MOST_SKIPPED_STEPS { Err(Error::NotFinite { step, count }) } else { Ok(()) }
+    }
+
+    fn skip_spike(&mut self, spike: Spike, observer: &mut dyn Observer<Event>) -> Result<()> {
+        self.state.skipped_spikes += 1;
+        let (step, count, what) = (self.state.step, self.state.skipped_spikes, spike.what.to_owned());
+        let Spike { value, median, .. } = spike;
+        self.metrics.append(&Metric::Spike { step, what: what.clone(), value, median })?;
+        observer.observe(Event::SpikeSkipped { step, count, what, value, median });
+        Ok(())
     }
 
     fn report(&mut self, update: &Update, learning_rate: f64) -> StepReport {
@@ -343,20 +402,44 @@ impl<'a, D: Device> Session<'a, D> {
                 (validation_loss(step, adapter, corpus, &rows, max_tokens, packed)?, None)
             }
         };
-        let is_best = loss.is_finite() && self.state.best.is_none_or(|(best, _)| loss < best);
-        self.state.validation_loss = Some(loss);
-        if step == 0 {
-            self.state.base_validation_loss = Some(loss);
+        self.state.validation_loss = loss.is_finite().then_some(loss);
+        // What is best is told of adapters alone: a run that does not reach its base has a best one too.
+        let is_best = step > 0 && loss.is_finite() && self.state.best.is_none_or(|(best, _)| loss < best);
+        match (step, is_best) {
+            (0, _) => self.state.base_validation_loss = self.state.validation_loss,
+            (_, true) => self.keep_best(loss)?,
+            (_, false) => self.state.evaluations_since_best += 1,
         }
-        if is_best {
-            self.state.best = Some((loss, step));
-            if step > 0 {
-                formats::adapter::write_adapter(&self.setting.run_dir.best(), &self.result()?)?;
-            }
+        if loss.is_finite() {
+            self.metrics.append(&Metric::Validation { step, loss, preference })?;
+            observer.observe(Event::Validation { step, loss, is_best, preference });
+        } else {
+            self.metrics.append(&Metric::Skipped { step, what: "validation loss".into() })?;
+            let message = format!("the validation loss after step {step} is not finite");
+            observer.observe(Event::Warning { message });
         }
-        self.metrics.append(&Metric::Validation { step, loss, preference })?;
-        observer.observe(Event::Validation { step, loss, is_best, preference });
+        self.stop_early(observer);
         Ok(())
+    }
+
+    fn keep_best(&mut self, loss: f64) -> Result<()> {
+        self.state.best = Some((loss, self.state.step));
+        self.state.evaluations_since_best = 0;
+        let dir = self.setting.run_dir.best();
+        formats::adapter::write_adapter(&dir, &self.result()?)?;
+        self.state.best_blake3 = Some(hash_of(&dir)?);
+        Ok(())
+    }
+
+    fn stop_early(&mut self, observer: &mut dyn Observer<Event>) {
+        let (patience, evaluations) =
+            (self.setting.options.train.early_stopping, self.state.evaluations_since_best);
+        if patience == 0 || evaluations < patience || self.is_complete() {
+            return;
+        }
+        self.state.is_stopped_early = true;
+        let (step, total_steps) = (self.state.step, self.state.total_steps);
+        observer.observe(Event::StoppedEarly { step, total_steps, evaluations });
     }
 
     fn save(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
@@ -395,12 +478,52 @@ impl<'a, D: Device> Session<'a, D> {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
 
-    /// Writes the result.
+    /// Writes the result, and takes it up where it is not the last adapter.
     ///
     /// # Errors
     /// What writing meets.
-    pub fn write_adapter(&self) -> Result<()> {
-        Ok(formats::adapter::write_adapter(&self.setting.run_dir.adapter(), &self.result()?)?)
+    pub fn write_adapter(&mut self, observer: &mut dyn Observer<Event>) -> Result<Written> {
+        let (state, dir) = (&self.state, self.setting.run_dir.adapter());
+        let otherwise = if state.is_stopped_early { ResultAdapter::Best } else { ResultAdapter::Last };
+        let wanted = self.setting.options.train.result.unwrap_or(otherwise);
+        let last = Written { which: wanted, step: state.step, validation_loss: state.validation_loss };
+        let better = state.best.filter(|&(_, step)| wanted == ResultAdapter::Best && step != state.step);
+        if let Some((loss, step)) = better {
+            match self.read_best() {
+                Ok(best) => {
+                    formats::adapter::write_adapter(&dir, &best)?;
+                    self.take_up(best)?;
+                    return Ok(Written { step, validation_loss: Some(loss), ..last });
+                }
+                Err(error) => {
+                    let message =
+                        format!("the result is the last adapter, since the best cannot be read: {error}");
+                    observer.observe(Event::Warning { message });
+                }
+            }
+        }
+        formats::adapter::write_adapter(&dir, &self.result()?)?;
+        // Where the two are the same, or the best is lost, or there never was one.
+        let is_best = state_is_best(&self.state) && wanted == ResultAdapter::Best;
+        Ok(Written { which: if is_best { ResultAdapter::Best } else { ResultAdapter::Last }, ..last })
+    }
+
+    /// The adapter in the folder of the best, if it is the one that the state tells of.
+    fn read_best(&self) -> Result<formats::adapter::AdapterFiles> {
+        let dir = self.setting.run_dir.best();
+        if self.state.best_blake3.as_ref() != Some(&hash_of(&dir)?) {
+            let reason = "the adapter is not the one that was written".into();
+            return Err(Error::CheckpointDamaged { path: dir, reason });
+        }
+        Ok(formats::adapter::read_adapter_as_trained(&dir)?)
+    }
+
+    fn take_up(&mut self, files: formats::adapter::AdapterFiles) -> Result<()> {
+        let mut tensors = files.tensors;
+        if self.beginning.is_some() {
+            beginning::as_trained(&mut tensors);
+        }
+        Ok(self.adapter.set_tensors(&self.setting.base_files.config, &tensors)?)
     }
 
     /// Ends the session, giving back the memory of training.
@@ -421,7 +544,11 @@ impl<D: Device> Contents for Session<'_, D> {
         self.adapter_files()
     }
 
-    fn moment(&self, moment: Moment) -> Result<Vec<f32>> {
+    fn moment_form(&self) -> MomentForm {
+        self.setting.options.train.moments
+    }
+
+    fn moment(&self, moment: Moment) -> Result<MomentValues> {
         Ok(self.optimizer.moment(moment)?)
     }
 
@@ -450,12 +577,11 @@ pub struct Ended<D: Device> {
     pub dense_bytes: (u64, u64),
 }
 
-impl Update {
-    fn not_finite(&self) -> Option<&'static str> {
-        match (self.loss.is_finite(), self.grad_norm.is_finite()) {
-            (false, _) => Some("loss"),
-            (_, false) => Some("gradient"),
-            _ => None,
-        }
-    }
+fn state_is_best(state: &State) -> bool {
+    state.best.is_some_and(|(_, step)| step == state.step)
+}
+
+/// Hash of the weights in an adapter's folder.
+fn hash_of(dir: &Path) -> Result<String> {
+    Ok(formats::hash::blake3_file(&dir.join("adapter_model.safetensors"))?)
 }

@@ -16,7 +16,7 @@ use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::Examination;
-use crate::event::{Event, ExactMatch, Outcome, Weights};
+use crate::event::{End, Event, ExactMatch, Outcome, Weights};
 use crate::lock::RunLock;
 use crate::memory_use::Growth;
 use crate::metrics::Metric;
@@ -25,7 +25,7 @@ use crate::plan::{Plan, Shapes};
 use crate::preference::check_kind;
 use crate::record::{Inputs, LAYOUT_VERSION, RunRecord, option_changes, recipe_blake3};
 use crate::run_dir::RunDir;
-use crate::session::{Begin, Ended, Session, Setting};
+use crate::session::{Begin, Ended, Session, Setting, Written};
 
 /// Runs or resumes a training run.
 ///
@@ -59,7 +59,9 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let answers = examination.capacity();
     let fastest = || options.model.compute.unwrap_or_else(best_precision);
     let precision = chosen.map_or_else(fastest, |chosen| chosen.precision);
-    let shapes = Shapes { config: &base_files.config, precision, weights_bytes, lora: &lora, answers };
+    let moments = options.train.moments;
+    let shapes =
+        Shapes { config: &base_files.config, precision, weights_bytes, lora: &lora, moments, answers };
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
@@ -207,12 +209,15 @@ impl Run<'_> {
         };
         let mut session = Session::new(self.setting, &base, &self.lora, beginning, begin)?;
         session.run(self.observer, self.cancel)?;
-        let is_complete = session.is_complete();
-        if is_complete {
-            session.write_adapter()?;
-        }
+        let written = match session.is_complete() {
+            true => Some(session.write_adapter(self.observer)?),
+            false => None,
+        };
         let ended = session.finish();
-        if is_complete { self.conclude(&base, ended) } else { self.interrupt(ended) }
+        match written {
+            Some(written) => self.conclude(&base, ended, written),
+            None => self.interrupt(ended),
+        }
     }
 
     /// The newest sound checkpoint, or step 0.
@@ -287,7 +292,12 @@ impl Run<'_> {
     }
 
     /// Exact match with the adapter, then the figures of the run; with these it counts as finished.
-    fn conclude<D: Device>(mut self, base: &Arc<Base<D>>, mut ended: Ended<D>) -> Result<Outcome> {
+    fn conclude<D: Device>(
+        mut self,
+        base: &Arc<Base<D>>,
+        mut ended: Ended<D>,
+        written: Written,
+    ) -> Result<Outcome> {
         let adapter = Some(&ended.adapter);
         let figures = self.examination.ask(base, Weights::Adapter, adapter, self.observer, self.cancel)?;
         if self.cancel.load(Ordering::Relaxed) {
@@ -307,6 +317,10 @@ impl Run<'_> {
             is_finished: true,
             adapter_bytes: folder_bytes(&adapter_dir)?,
             adapter_dir: Some(adapter_dir),
+            end: Some(if ended.state.is_stopped_early { End::EarlyStopping } else { End::AllSteps }),
+            result: Some(written.which),
+            result_step: Some(written.step),
+            validation_loss: written.validation_loss,
             ..self.outcome(&ended, figures)
         };
         self.record.outcome = outcome;
@@ -327,9 +341,13 @@ impl Run<'_> {
             base_validation_loss: state.base_validation_loss,
             validation_loss: state.validation_loss,
             best_validation_loss: state.best,
+            end: None,
+            result: None,
+            result_step: None,
             base_exact_match: state.base_exact_match,
             adapter_exact_match,
             skipped_steps: state.skipped_steps,
+            skipped_spikes: state.skipped_spikes,
             seconds: state.seconds,
             planned_bytes: self.setting.plan.table.total_bytes,
             memory_bytes: self.setting.growth.peak_bytes(),

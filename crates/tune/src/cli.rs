@@ -5,7 +5,12 @@ use std::path::PathBuf;
 
 /// Train an adapter on an open model, export it to a checked GGUF, run it as an expert.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done; 1 the input is at fault; 2 usage; 3 the training diverged, what is saved is from \
+                  before; 70 a bug of ours; 130 interrupted, nothing is lost"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,

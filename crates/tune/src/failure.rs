@@ -5,6 +5,8 @@ use std::fmt::Display;
 
 /// The user's input is at fault: a file, a recipe, a limit that was reached.
 pub const INPUT: u8 = 1;
+/// The training left the finite numbers; what is saved is from before.
+pub const DIVERGED: u8 = 3;
 /// The user pressed Ctrl-C; what was reached is saved.
 pub const INTERRUPTED: u8 = 130;
 /// Our bug.
@@ -25,6 +27,10 @@ impl Failure {
 
     pub fn interrupted(message: impl Display) -> Failure {
         Failure { code: INTERRUPTED, ..Failure::new(message) }
+    }
+
+    pub fn code(self, code: u8) -> Failure {
+        Failure { code, ..self }
     }
 
     /// Names the one of the valid words that was meant, where one is near.

@@ -5,12 +5,15 @@ use crate::cache_dir::cache_dir;
 use crate::failure::Failure;
 use crate::toml_file::{self, Aliases};
 use model::device::Precision;
+use model::optimizer::MomentForm;
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{
     AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Source, TrainOptions,
 };
-use trainer::{CacheOptions, Init, Length, Method, OnTooLong, Options, Scheduler, Start, TrainOn, Warmup};
+use trainer::{
+    CacheOptions, Init, Length, Method, OnTooLong, Options, ResultAdapter, Scheduler, Start, TrainOn, Warmup,
+};
 
 /// The whole recipe, one field a table.
 #[derive(Debug, Clone, Deserialize)]
@@ -131,14 +134,24 @@ pub struct TrainTable {
     pub learning_rate: f32,
     pub lora_plus_ratio: f32,
     pub scheduler: Scheduler,
+    pub min_learning_rate: f32,
     /// Below 1 a share of all steps, from 1 on a number of steps.
     pub warmup: f32,
+    /// Share of all steps in which `wsd` lets the rate fall.
+    pub decay: f32,
     pub weight_decay: f32,
+    pub moments: MomentForm,
     pub max_grad_norm: f32,
+    /// How many times the usual loss or gradient norm makes a step that is skipped; 0: none is.
+    pub max_spike: f32,
     pub seed: u64,
     pub eval_every: u64,
     pub checkpoint_every: u64,
     pub keep_checkpoints: usize,
+    /// Measurements of the validation loss without a lower one that end the run; 0: none do.
+    pub early_stopping: u64,
+    /// Which adapter is the result: the last, unless the run is stopped early.
+    pub result: Option<ResultAdapter>,
 }
 
 /// `[eval]`: held-out rows whose answers are generated and compared, for the base, the adapter and the export.
@@ -228,13 +241,19 @@ impl Default for TrainTable {
             learning_rate: 2e-4,
             lora_plus_ratio: 1.0,
             scheduler: Scheduler::Cosine,
+            min_learning_rate: 0.0,
             warmup: 0.03,
+            decay: 0.2,
             weight_decay: 0.0,
+            moments: MomentForm::F32,
             max_grad_norm: 1.0,
+            max_spike: 0.0,
             seed: 42,
             eval_every: 50,
             checkpoint_every: 50,
             keep_checkpoints: 2,
+            early_stopping: 0,
+            result: None,
         }
     }
 }
@@ -380,6 +399,13 @@ const ALIASES: Aliases = &[
     ("pref_ftx", "train.rpo_alpha"),
     ("warmup_ratio", "train.warmup (below 1: a ratio, from 1: steps)"),
     ("warmup_steps", "train.warmup (below 1: a ratio, from 1: steps)"),
+    ("early_stopping_patience", "train.early_stopping"),
+    ("early_stopping_steps", "train.early_stopping"),
+    ("load_best_model_at_end", "train.result (\"best\")"),
+    ("cosine_min_lr_ratio", "train.min_learning_rate (a rate, not a ratio)"),
+    ("min_lr", "train.min_learning_rate"),
+    ("optimizer", "train.moments (\"int8\" for optimisers of eight bits)"),
+    ("optim", "train.moments (\"int8\" for optimisers of eight bits)"),
 ];
 
 impl Recipe {
@@ -500,13 +526,19 @@ impl TrainTable {
             learning_rate: self.learning_rate,
             lora_plus_ratio: self.lora_plus_ratio,
             scheduler: self.scheduler,
+            min_learning_rate: self.min_learning_rate,
             warmup,
+            decay: self.decay,
             weight_decay: self.weight_decay,
+            moments: self.moments,
             clip: self.max_grad_norm,
+            max_spike: self.max_spike,
             seed: self.seed,
             eval_every: self.eval_every,
             checkpoint_every: self.checkpoint_every,
             keep: self.keep_checkpoints,
+            early_stopping: self.early_stopping,
+            result: self.result,
         })
     }
 }
@@ -544,13 +576,13 @@ mod tests {
         check(
             &format!("{GOOD}[train]\nlerning_rate = 1.0\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`
             hint: did you mean `learning_rate`?"#]],
         );
         check(
             &format!("{GOOD}[train]\nmicro_batch_size = 1\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`
             hint: here it is called `train.batch_size`"#]],
         );
         check(

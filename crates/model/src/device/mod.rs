@@ -6,6 +6,7 @@
 //!
 //! Determinism: on one device with one number of threads an op gives the same bits each time.
 
+pub(crate) mod coded;
 pub mod cpu;
 mod dense;
 mod heads;
@@ -13,6 +14,7 @@ mod precision;
 mod state_space;
 mod view;
 
+pub use coded::{CODED_BLOCK, CODED_WORDS, CodedMut};
 pub use dense::{DenseCopy, DenseCounter};
 pub use heads::{Heads, Pairs, Rotated, Segment};
 pub use precision::Precision;
@@ -206,6 +208,9 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Copies to the host, after everything before it has run.
     fn download(&self, from: View<'_, Self::Buffer>, to: &mut [f32]) -> Result<()>;
+
+    /// Copies indices to the host, after everything before it has run.
+    fn download_indices(&self, from: View<'_, Self::Indices>, to: &mut [u32]) -> Result<()>;
 
     /// to = from
     fn copy(&self, from: View<'_, Self::Buffer>, to: ViewMut<'_, Self::Buffer>) -> Result<()>;
@@ -738,5 +743,19 @@ pub trait Device: Clone + Send + Sync + 'static {
         weights: ViewMut<'_, Self::Buffer>,
         first_moment: ViewMut<'_, Self::Buffer>,
         second_moment: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The same with both moments in eight bits, in as many blocks as the gradient fills; the update is made with what
+    /// they are before they are rounded. Rounding follows from `seed` and the places of the blocks in their buffers.
+    ///
+    /// Source: Dettmers et al. 2021, arXiv:2110.02861, with the levels and the rounding of [`CodedMut`]'s module.
+    fn adamw_coded(
+        &self,
+        update: &AdamWUpdate,
+        seed: u64,
+        gradient: View<'_, Self::Buffer>,
+        weights: ViewMut<'_, Self::Buffer>,
+        first_moment: CodedMut<'_, Self::Indices, Self::Buffer>,
+        second_moment: CodedMut<'_, Self::Indices, Self::Buffer>,
     ) -> Result<()>;
 }

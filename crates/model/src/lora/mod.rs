@@ -169,6 +169,11 @@ impl<D: Device> Adapter<D> {
         Ok(Self { device: device.clone(), options: options.clone(), layout, weights })
     }
 
+    /// Where it lies.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     /// What it looks like.
     pub fn options(&self) -> &LoraOptions {
         &self.options

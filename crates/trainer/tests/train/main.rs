@@ -1,6 +1,7 @@
 //! Whole runs over a tiny base that the test writes itself: results, resuming, refusals.
 
 mod cache;
+mod policies;
 mod preference;
 mod refusals;
 mod results;

@@ -3,7 +3,7 @@
 use crate::base_location;
 use crate::bytes;
 use crate::cli::Train;
-use crate::failure::Failure;
+use crate::failure::{DIVERGED, Failure};
 use crate::interrupt;
 use crate::recipe::Recipe;
 use crate::run_record;
@@ -14,7 +14,7 @@ use model::step::LayerInputs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
-use trainer::{Event, Init, Start};
+use trainer::{Event, Init, ResultAdapter, Start};
 
 /// Where no screen shows a progress bar, a line of progress at most this often.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
@@ -87,6 +87,7 @@ fn failure(error: &trainer::Error, path: &Path, recipe: &Recipe) -> Failure {
         }
         _ => Failure::new(error),
     };
+    let failure = if error.is_divergence() { failure.code(DIVERGED) } else { failure };
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
@@ -173,6 +174,16 @@ impl View<'_> {
             Event::Validation { step, loss, is_best, preference } => {
                 self.validation(step, loss, is_best, preference.as_ref());
             }
+            Event::SpikeSkipped { step, count, what, value, median } => self.terminal.warning(format!(
+                "step {step} skipped ({count} so far): its {what} is {value:.4}, {:.1} times the median of the steps before",
+                value / median
+            )),
+            Event::StoppedEarly { step, total_steps, evaluations } => self.terminal.row(
+                "stop",
+                format!(
+                    "after step {step} of {total_steps}: {evaluations} measurements of the validation loss without a lower one"
+                ),
+            ),
             Event::Answering { weights, done, total } => {
                 let line = format!("held-out rows answered by {}: {done}/{total}", name(weights));
                 self.terminal.progress_on_screen(done as u64, total as u64, &line);
@@ -275,8 +286,23 @@ impl View<'_> {
         }
     }
 
+    /// Said where the result is not what a reader takes for granted.
+    fn which_result(&mut self, outcome: &Outcome) {
+        if let (Some(ResultAdapter::Best), Some(step)) = (outcome.result, outcome.result_step) {
+            let last = outcome.steps;
+            let instead = if step == last { String::new() } else { format!(", not that of step {last}") };
+            self.terminal.row("result", format!("the adapter of step {step}, the best{instead}"));
+        }
+        if let (Some((best, _)), Some(base)) = (outcome.best_validation_loss, outcome.base_validation_loss)
+            && best >= base
+        {
+            self.terminal.warning("no adapter of this run has a lower validation loss than the base alone");
+        }
+    }
+
     fn finished(&mut self, outcome: &Outcome) {
         let (Some(adapter), true) = (&outcome.adapter_dir, outcome.is_finished) else { return };
+        self.which_result(outcome);
         if let (Some(before), Some(after)) = (outcome.base_validation_loss, outcome.validation_loss) {
             self.terminal.row("result", format!("validation loss {before:.4} → {after:.4}"));
         }

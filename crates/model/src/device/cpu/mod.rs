@@ -43,9 +43,9 @@ use formats::BlockType;
 use formats::map::Map;
 
 use super::{
-    Activation, AdamWUpdate, BlockMatrix, DenseCounter, Device, Heads, LowRank, Mask, Matrix, MatrixMut,
-    Operand, Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View, ViewMut,
-    Write,
+    Activation, AdamWUpdate, BlockMatrix, CodedMut, DenseCounter, Device, Heads, LowRank, Mask, Matrix,
+    MatrixMut, Operand, Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View,
+    ViewMut, Write,
 };
 use crate::Result;
 use crate::arena::Arena;
@@ -126,6 +126,12 @@ impl Device for Cpu {
 
     fn download(&self, from: Floats<'_>, to: &mut [f32]) -> Result<()> {
         check("download", [("to", to.len(), from.len())])?;
+        to.copy_from_slice(slice(from));
+        Ok(())
+    }
+
+    fn download_indices(&self, from: Ids<'_>, to: &mut [u32]) -> Result<()> {
+        check("download_indices", [("to", to.len(), from.len())])?;
         to.copy_from_slice(slice(from));
         Ok(())
     }
@@ -765,16 +771,25 @@ impl Device for Cpu {
         first_moment: FloatsMut<'_>,
         second_moment: FloatsMut<'_>,
     ) -> Result<()> {
-        let n = gradient.len();
-        check("adamw", [("weights", weights.len(), n), ("first moment", first_moment.len(), n)])?;
-        check("adamw", [("second moment", second_moment.len(), n)])?;
         adamw::update(
             update,
             slice(gradient),
             slice_mut(weights),
             slice_mut(first_moment),
             slice_mut(second_moment),
-        );
-        Ok(())
+        )
+    }
+
+    fn adamw_coded(
+        &self,
+        update: &AdamWUpdate,
+        seed: u64,
+        gradient: Floats<'_>,
+        weights: FloatsMut<'_>,
+        first_moment: CodedMut<'_, Self::Indices, Self::Buffer>,
+        second_moment: CodedMut<'_, Self::Indices, Self::Buffer>,
+    ) -> Result<()> {
+        let (gradient, weights) = (slice(gradient), slice_mut(weights));
+        adamw::update_coded(update, seed, gradient, weights, first_moment, second_moment)
     }
 }
