@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod options;
 
+pub mod survey;
 mod train;
 
 mod base_cache;

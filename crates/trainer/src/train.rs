@@ -151,7 +151,8 @@ fn hash_inputs(options: &Options, base_files: &BaseFiles, dataset: &Dataset) -> 
     Ok(inputs)
 }
 
-fn examination<'a>(
+/// What is asked of base and adapter.
+pub fn examination<'a>(
     options: &Options,
     base_files: &'a BaseFiles,
     dataset: &'a Dataset,

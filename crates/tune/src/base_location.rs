@@ -21,6 +21,11 @@ pub struct Located {
     pub hub: Option<HubBase>,
 }
 
+/// Whether words that are no path name a model of the hub.
+pub fn is_of_hub(words: &str) -> bool {
+    !words.starts_with(OLLAMA) && hub_id(words).is_some()
+}
+
 /// The folder or file of a base as recipes name it; a model of the hub is downloaded unless the cache has it.
 ///
 /// `pinned` is what a run was started with: the same words then mean the same commit, whatever has become of the

@@ -21,6 +21,10 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a recipe for a base and rows, by a few questions or flags
+    Init(Init),
+    /// Write a recipe from a configuration of axolotl, mlx-lm, LLaMA-Factory, Unsloth or torchtune
+    Import(Import),
     /// Train an adapter as a recipe says
     Train(Train),
     /// Merge, quantise and check: one GGUF that an engine can run
@@ -39,6 +43,74 @@ pub enum Command {
     Inspect(Inspect),
     /// Check this machine: what it has, what it lacks, and the remedy
     Doctor,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// A folder in Hugging Face layout, a GGUF, ollama:NAME, or a model of the hub
+    #[arg(long)]
+    pub base: Option<String>,
+    /// The rows: JSON, one a line, or one JSON array
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// The recipe becomes recipes/NAME.toml [default: the name of the data file or its folder]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What is to be learnt [default: a task, or text where the rows are plain text]
+    #[arg(long, value_enum)]
+    pub goal: Option<Goal>,
+    /// The memory that training may use
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub memory: Option<u64>,
+    /// Ask nothing: take what was found for everything that no flag says
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// What is to be learnt from the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Goal {
+    /// A task that the rows show: answers in a form or of a kind that the base does not give
+    Task,
+    /// A tone: answers as the base gives them, put otherwise; few changes
+    Style,
+    /// Plain text: what the rows say, word for word
+    Text,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Import {
+    /// The configuration: YAML, or JSON of the same keys
+    pub file: PathBuf,
+    /// Whose configuration it is [default: told by its keys]
+    #[arg(long, value_enum)]
+    pub from: Option<Tool>,
+    /// Where the recipe is written [default: recipes/<name of the file>.toml]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// A tool whose configurations are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tool {
+    Axolotl,
+    MlxLm,
+    LlamaFactory,
+    Unsloth,
+    Torchtune,
+}
+
+impl Tool {
+    /// As the tool writes itself.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tool::Axolotl => "axolotl",
+            Tool::MlxLm => "mlx-lm",
+            Tool::LlamaFactory => "LLaMA-Factory",
+            Tool::Unsloth => "Unsloth",
+            Tool::Torchtune => "torchtune",
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

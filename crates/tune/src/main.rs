@@ -13,6 +13,7 @@ mod hub_access;
 mod interrupt;
 mod pipeline_file;
 mod recipe;
+mod recipe_text;
 mod room;
 mod run_record;
 mod show;

@@ -414,6 +414,22 @@ impl Recipe {
         toml_file::read(path, ALIASES)
     }
 
+    /// Checks a text that is to be the file.
+    pub fn parse(path: &Path, text: &str) -> Result<Recipe, Failure> {
+        toml_file::parse(path, text, ALIASES)
+    }
+
+    /// Whether a recipe may have a key such as `train.epochs`.
+    pub fn has_key(dotted: &str) -> bool {
+        let Some((table, key)) = dotted.split_once('.') else { return false };
+        // Any value will do: what is wrong with a known key's value is not that the key is unknown.
+        let text = format!("[{table}]\n{key} = 1\n");
+        match toml::from_str::<Recipe>(&text) {
+            Ok(_) => true,
+            Err(error) => !error.message().starts_with("unknown field"),
+        }
+    }
+
     /// The trainer's options; what the recipe leaves open is decided here. The base is named, not located yet.
     ///
     /// # Errors
@@ -591,6 +607,16 @@ mod tests {
             DIR/r.toml:1: unknown field `modle`, expected one of `model`, `adapter`, `data`, `train`, `eval`, `budget`, `export`, `expert`
             hint: did you mean `model`?"#]],
         );
+    }
+
+    #[test]
+    fn keys_are_known_whatever_their_values() {
+        for known in ["model.base", "data.train", "data.max_seq_len", "train.scheduler", "expert.name"] {
+            assert!(Recipe::has_key(known), "{known}");
+        }
+        for unknown in ["data.trian", "trian.epochs", "epochs"] {
+            assert!(!Recipe::has_key(unknown), "{unknown}");
+        }
     }
 
     #[test]

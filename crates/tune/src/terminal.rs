@@ -72,6 +72,30 @@ impl Terminal {
         }
     }
 
+    /// Whether there is a person to be asked.
+    pub fn can_ask(&self) -> bool {
+        self.interactive && !self.json && std::io::stdin().is_terminal()
+    }
+
+    /// Asks; an empty answer is the one in brackets.
+    pub fn ask(&mut self, key: &str, question: &str, otherwise: &str) -> Result<String, Failure> {
+        self.clear_bar();
+        let brackets =
+            if otherwise.is_empty() { String::new() } else { format!(" [{}]", harmless(otherwise)) };
+        let padding = " ".repeat(KEY_COLUMNS.saturating_sub(key.chars().count()) + 1);
+        let mut answer = String::new();
+        let shown = match self.colour {
+            true => format!("{}{key}{}", KEY.render(), KEY.render_reset()),
+            false => key.to_owned(),
+        };
+        drop(write!(std::io::stderr().lock(), "{shown}{padding}{question}{brackets}: "));
+        match std::io::stdin().read_line(&mut answer) {
+            Ok(0) | Err(_) => Err(Failure::interrupted("no answer; nothing was written")),
+            Ok(_) if answer.trim().is_empty() => Ok(otherwise.to_owned()),
+            Ok(_) => Ok(answer.trim().to_owned()),
+        }
+    }
+
     /// Shows `done` of `total`; on anything but a screen nothing is drawn and `line` is printed instead.
     pub fn progress(&mut self, done: u64, total: u64, line: &str) {
         if self.json {

@@ -12,11 +12,16 @@ pub type Aliases = &'static [(&'static str, &'static str)];
 
 /// Reads and parses the file; an unknown key names the nearest valid one, or ours for another tool's.
 pub fn read<T: DeserializeOwned>(path: &Path, aliases: Aliases) -> Result<T, Failure> {
-    let text = text_of(path)?;
-    toml::from_str(&text).map_err(|error| explain(path, &text, &error, aliases))
+    parse(path, &text_of(path)?, aliases)
 }
 
-fn text_of(path: &Path) -> Result<String, Failure> {
+/// Parses a text that is, or is to be, in that file.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str, aliases: Aliases) -> Result<T, Failure> {
+    toml::from_str(text).map_err(|error| explain(path, text, &error, aliases))
+}
+
+/// The text of a file that is written by hand.
+pub fn text_of(path: &Path) -> Result<String, Failure> {
     let cannot = |why: String| Failure::new(format!("cannot read {}: {why}", path.display()));
     let size = std::fs::metadata(path).map_err(|e| cannot(e.to_string()))?.len();
     if size > MAX_BYTES {

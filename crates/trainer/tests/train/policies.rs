@@ -83,7 +83,7 @@ fn the_best_is_the_result_where_the_recipe_says_so_and_not_otherwise() {
         options.adapter.init = init;
         options.train.length = past_its_best(&options);
         options.train.result = Some(ResultAdapter::Best);
-        options.data.test = Some(place.path("test.jsonl"));
+        options.data.test = Some(place.path("test.jsonl").into());
         options.eval.exact_match_rows = 2;
         let (outcome, events) = train(&options);
         let outcome = outcome.unwrap();
@@ -143,7 +143,7 @@ fn with_an_odd_row(place: &Workplace, run: &str) -> Options {
     let odd = r#"{"messages": [{"role": "user", "content": "~"}, {"role": "assistant", "content": "ZQXJ#@%&*^!"}]}"#;
     place.write_data("odd.jsonl", &format!("{}{odd}\n", rows(0..39)));
     let mut options = place.options(run);
-    options.data.train = vec![place.path("odd.jsonl")];
+    options.data.train = vec![place.path("odd.jsonl").into()];
     options.data.val_split = 0.0;
     (options.train.batch_size, options.train.gradient_accumulation_steps) = (1, 1);
     options.train.length = Length::Epochs(2);

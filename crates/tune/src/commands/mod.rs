@@ -2,6 +2,8 @@
 
 mod doctor;
 mod export;
+mod import;
+mod init;
 mod inspect;
 mod plan;
 mod pull;
@@ -17,6 +19,8 @@ use crate::terminal::Terminal;
 /// Runs the command that argv asked for.
 pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
     match command {
+        Command::Init(arguments) => init::run(&arguments, terminal),
+        Command::Import(arguments) => import::run(&arguments, terminal),
         Command::Train(arguments) => train::run(&arguments, terminal),
         Command::Export(arguments) => export::run(&arguments, terminal),
         Command::Run(arguments) => run::run(&arguments, terminal),
