@@ -1,7 +1,9 @@
 //! Options to LoRA's shape, and a trained adapter to the files of a PEFT folder.
 
+use std::path::Path;
+
 use formats::adapter::{AdapterConfig, AdapterFiles, AdapterTensor, ModulePattern, Provenance};
-use model::family::{Linear, Role, TextPart, linears};
+use model::family::{Linear, Role, TextPart, linears, newer_module};
 use model::lora::Exception;
 use model::{Adapter, Device, Family, LoraOptions, ModelConfig};
 use serde_json::{Map, Value, json};
@@ -137,6 +139,53 @@ fn unknown_target(name: &str, family: Family) -> Error {
         names.join(", "),
     );
     Error::Option { key: "adapter.targets", reason }
+}
+
+/// LoRA's shape and the factors of an adapter in a PEFT folder, ours or another's.
+///
+/// # Errors
+/// [`model::Error::InvalidAdapter`] for a module that the model does not have; patterns that are none.
+pub fn lora_of_files(
+    dir: &Path,
+    mut files: AdapterFiles,
+    config: &ModelConfig,
+) -> Result<(LoraOptions, Vec<AdapterTensor>)> {
+    let peft = &files.config;
+    let shapes = peft.shapes(&dir.join("adapter_config.json"))?;
+    let modules = linears(config);
+    let mut lora = LoraOptions {
+        rank: peft.r,
+        alpha: peft.lora_alpha as f32,
+        rank_stabilised: peft.use_rslora,
+        dora: peft.use_dora,
+        targets: Vec::new(),
+        ..LoraOptions::default()
+    };
+    for pair in &mut files.tensors {
+        // Patterns are of the names in the file.
+        let root = if peft.use_rslora { (pair.r as f64).sqrt() } else { pair.r as f64 };
+        let alpha = (shapes.scale(&pair.module) * root) as f32;
+        pair.module = newer_module(&pair.module).into_owned();
+        let Some(linear) = modules.iter().find(|linear| linear.module == pair.module) else {
+            let (what, found) = (pair.module.clone(), "present".to_owned());
+            let expected = "a linear layer of the base".to_owned();
+            return Err(model::Error::InvalidAdapter { what, found, expected }.into());
+        };
+        lora.targets.push(linear.role);
+        if (pair.r, alpha) != (lora.rank, lora.alpha) {
+            let (layer, role) = (linear.layer, linear.role);
+            lora.exceptions.push(Exception { layer, role, rank: pair.r, alpha });
+        }
+    }
+    lora.targets.sort_unstable();
+    lora.targets.dedup();
+    for linear in modules.iter().filter(|linear| lora.targets.contains(&linear.role)) {
+        if !files.tensors.iter().any(|pair| pair.module == linear.module) {
+            let (layer, role) = (linear.layer, linear.role);
+            lora.exceptions.push(Exception { layer, role, rank: 0, alpha: lora.alpha });
+        }
+    }
+    Ok((lora, files.tensors))
 }
 
 /// The files of an adapter after `steps` steps, as it is trained: what a checkpoint holds.

@@ -66,11 +66,10 @@ pub fn prepare(
     else {
         return Ok(None);
     };
-    let [factors_dir, shift_dir] = dirs(run_dir);
     if let Begin::Resumed(_) = begin {
-        let read = |dir| Ok::<_, Error>(read_adapter_as_trained(dir)?.tensors);
-        return Ok(Some(Beginning { factors: read(&factors_dir)?, shift: read(&shift_dir)? }));
+        return Ok(Some(Beginning::read(run_dir)?));
     }
+    let [factors_dir, shift_dir] = dirs(run_dir);
     let config = &base_files.config;
     let mut on_layer = |event: LoadEvent| {
         if let LoadEvent::Tensor { n_done: done, n_tensors: total, .. } = event {
@@ -93,6 +92,16 @@ fn dirs(run_dir: &RunDir) -> [PathBuf; 2] {
 }
 
 impl Beginning {
+    /// What a run has kept.
+    ///
+    /// # Errors
+    /// What reading meets.
+    pub fn read(run_dir: &RunDir) -> Result<Beginning> {
+        let [factors, shift] = dirs(run_dir);
+        let read = |dir| Ok::<_, Error>(read_adapter_as_trained(dir)?.tensors);
+        Ok(Beginning { factors: read(&factors)?, shift: read(&shift)? })
+    }
+
     /// The weights that the base is to hold, from those of its files.
     pub fn shifted<'a>(
         &self,
@@ -109,6 +118,13 @@ impl Beginning {
     /// [`model::Error::InvalidAdapter`] when the folder holds another shape.
     pub fn set<D: Device>(&self, adapter: &mut Adapter<D>, config: &ModelConfig) -> Result<()> {
         Ok(adapter.set_tensors(config, &self.factors)?)
+    }
+
+    /// The half of a pair of [`Beginning::on_published_base`] that is the adapter as it was trained.
+    pub fn as_trained(pair: &AdapterTensor) -> AdapterTensor {
+        let r = pair.r / 2;
+        let b = pair.b.chunks_exact(pair.r).flat_map(|row| row[..r].iter().copied());
+        AdapterTensor { a: pair.a[..r * pair.in_features].to_vec(), b: b.collect(), r, ..pair.clone() }
     }
 
     /// What was learnt, as an adapter of the published weights: [B, -B₀]·[A; A₀], of twice the rank and the same scale.

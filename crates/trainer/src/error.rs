@@ -192,6 +192,34 @@ pub enum Error {
         /// Steps done.
         step: u64,
     },
+    /// An adapter was trained on something else than it is used with.
+    #[error("{} was trained on another base than {}: the {what} differ", adapter.display(), base.display())]
+    OtherBase {
+        /// The adapter's folder.
+        adapter: PathBuf,
+        /// The base.
+        base: PathBuf,
+        /// Which part is not the same.
+        what: &'static str,
+    },
+    /// A conversation leaves no room for an answer.
+    #[error(
+        "the conversation has {prompt_tokens} tokens, the context holds {context_tokens}, of which an answer needs some"
+    )]
+    ContextFull {
+        /// Tokens of the conversation.
+        prompt_tokens: usize,
+        /// Tokens that the context holds.
+        context_tokens: usize,
+    },
+    /// An engine elsewhere could not do what it was asked.
+    #[error("the engine could not {action}: {source}")]
+    Engine {
+        /// What it was to do.
+        action: &'static str,
+        /// Its own words.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Reading or writing a format failed.
     #[error(transparent)]
     Formats(#[from] formats::Error),
@@ -252,6 +280,9 @@ impl Error {
             Self::NotFinite { .. } | Self::BrokenAdapter { .. } | Self::BrokenMoments { .. } => {
                 "lower `train.learning_rate`, or set `train.max_grad_norm`; the last checkpoint is from before"
                     .into()
+            }
+            Self::OtherBase { .. } => {
+                "give the base that `base_path` in the adapter's tune.json names, as it was then".into()
             }
             Self::Formats(formats::Error::UnknownType { .. })
             | Self::Model(model::Error::Formats(formats::Error::UnknownType { .. })) => {

@@ -60,8 +60,10 @@ pub struct Examination<'a> {
     pub questions: &'a [Question],
     /// How many count for exact match.
     pub n_exact_match: usize,
-    /// How many are shown.
+    /// How many are shown before and after training.
     pub n_samples: usize,
+    /// How many are shown at each evaluation in between.
+    pub n_samples_each: usize,
     /// Tokens at which an answer ends.
     pub stop: &'a [u32],
     /// Longest answer.
@@ -77,9 +79,52 @@ pub struct Examination<'a> {
 impl Examination<'_> {
     /// What a generator must hold; nothing when there is no question.
     pub fn capacity(&self) -> Option<Capacity> {
-        let longest = self.questions.iter().map(|question| question.prompt.len()).max()?;
+        self.capacity_of(self.questions)
+    }
+
+    /// The same for the samples in between; nothing when none are shown.
+    pub fn samples_capacity(&self) -> Option<Capacity> {
+        self.capacity_of(self.samples_each())
+    }
+
+    fn samples_each(&self) -> &[Question] {
+        &self.questions[..self.n_samples_each.min(self.questions.len())]
+    }
+
+    fn capacity_of(&self, questions: &[Question]) -> Option<Capacity> {
+        let longest = questions.iter().map(|question| question.prompt.len()).max()?;
         let n_tokens = longest.saturating_add(self.max_new_tokens).min(self.max_positions);
-        Some(Capacity { n_sequences: SIDE_BY_SIDE.min(self.questions.len()), n_tokens })
+        Some(Capacity { n_sequences: SIDE_BY_SIDE.min(questions.len()), n_tokens })
+    }
+
+    /// Answers the samples of an evaluation after `step` steps; does nothing when none are wanted.
+    ///
+    /// # Errors
+    /// What the model meets.
+    pub fn show<D: Device>(
+        &self,
+        base: &Arc<Base<D>>,
+        step: u64,
+        adapter: &Adapter<D>,
+        observer: &mut dyn Observer<Event>,
+        cancel: &AtomicBool,
+    ) -> Result<()> {
+        let (Some(capacity), questions) = (self.samples_capacity(), self.samples_each()) else {
+            return Ok(());
+        };
+        let mut generator = Generator::new(base.clone(), Some(adapter.options()), capacity)?;
+        let by = (Some(adapter), Weights::Adapter);
+        let answers = self.answers(&mut generator, questions, by, observer, cancel)?;
+        self.growth.sample();
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let total = questions.len();
+        observer.observe(Event::Answering { weights: Weights::Adapter, done: total, total });
+        for (question, answer) in questions.iter().zip(answers) {
+            observer.observe(sample(step, Weights::Adapter, question, answer));
+        }
+        Ok(())
     }
 
     /// Asks everything of the base, which may need an adapter to be itself, or of the trained adapter; `None` when cancelled, or when nothing counts for exact match.
@@ -89,7 +134,7 @@ impl Examination<'_> {
     pub fn ask<D: Device>(
         &self,
         base: &Arc<Base<D>>,
-        weights: Weights,
+        (weights, step): (Weights, u64),
         adapter: Option<&Adapter<D>>,
         observer: &mut dyn Observer<Event>,
         cancel: &AtomicBool,
@@ -97,7 +142,7 @@ impl Examination<'_> {
         let Some(capacity) = self.capacity() else { return Ok(None) };
         let started = Instant::now();
         let mut generator = Generator::new(base.clone(), adapter.map(Adapter::options), capacity)?;
-        let answers = self.answers(&mut generator, adapter, weights, observer, cancel)?;
+        let answers = self.answers(&mut generator, self.questions, (adapter, weights), observer, cancel)?;
         self.growth.sample();
         if cancel.load(Ordering::Relaxed) {
             return Ok(None);
@@ -105,7 +150,7 @@ impl Examination<'_> {
         let total = self.questions.len();
         observer.observe(Event::Answering { weights, done: total, total });
         for (question, answer) in self.questions.iter().zip(&answers).take(self.n_samples) {
-            observer.observe(sample(weights, question, answer.clone()));
+            observer.observe(sample(step, weights, question, answer.clone()));
         }
         if self.n_exact_match == 0 {
             return Ok(None);
@@ -120,12 +165,12 @@ impl Examination<'_> {
     fn answers<D: Device>(
         &self,
         generator: &mut Generator<D>,
-        adapter: Option<&Adapter<D>>,
-        weights: Weights,
+        questions: &[Question],
+        (adapter, weights): (Option<&Adapter<D>>, Weights),
         observer: &mut dyn Observer<Event>,
         cancel: &AtomicBool,
     ) -> Result<Vec<String>> {
-        let prompts: Vec<&[u32]> = self.questions.iter().map(|question| question.prompt.as_slice()).collect();
+        let prompts: Vec<&[u32]> = questions.iter().map(|question| question.prompt.as_slice()).collect();
         let request =
             Request { stop: self.stop, sampler: SamplerOptions::GREEDY, max_new_tokens: self.max_new_tokens };
         let total = prompts.len();
@@ -142,6 +187,12 @@ impl Examination<'_> {
     }
 }
 
-fn sample(weights: Weights, question: &Question, answer: String) -> Event {
-    Event::Sample { weights, prompt: question.asked.clone(), expected: question.expected.clone(), answer }
+fn sample(step: u64, weights: Weights, question: &Question, answer: String) -> Event {
+    Event::Sample {
+        step,
+        weights,
+        prompt: question.asked.clone(),
+        expected: question.expected.clone(),
+        answer,
+    }
 }

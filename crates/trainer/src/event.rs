@@ -135,6 +135,8 @@ pub enum Event {
     ExactMatch(ExactMatch),
     /// One held-out row and an answer to it.
     Sample {
+        /// Steps done before it.
+        step: u64,
         /// Which weights answered.
         weights: Weights,
         /// The last message before the answer.

@@ -19,6 +19,10 @@ pub mod data;
 mod memory_use;
 mod plan;
 
+pub mod chat;
+pub mod comparison;
+pub mod subject;
+
 mod adapter_files;
 mod beginning;
 mod evaluate;

@@ -312,11 +312,13 @@ pub struct EvalOptions {
     pub max_new_tokens: usize,
     /// Answers shown before and after.
     pub samples: usize,
+    /// Answers shown at each evaluation in between, and then as many before and after.
+    pub samples_each: usize,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { exact_match_rows: 0, max_new_tokens: 128, samples: 3 }
+        Self { exact_match_rows: 0, max_new_tokens: 128, samples: 3, samples_each: 0 }
     }
 }
 
@@ -400,7 +402,7 @@ impl Options {
         if let Warmup::Ratio(ratio) = train.warmup {
             refuse(!share(ratio, 1.0), "train.warmup", "must lie between 0 and 1, or be a number of steps")?;
         }
-        let answers = self.eval.exact_match_rows > 0 || self.eval.samples > 0;
+        let answers = self.eval.exact_match_rows.max(self.eval.samples).max(self.eval.samples_each) > 0;
         refuse(answers && self.eval.max_new_tokens == 0, "eval.max_new_tokens", "must be at least 1")
     }
 }

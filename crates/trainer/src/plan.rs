@@ -48,6 +48,8 @@ pub struct Shapes<'a> {
     pub moments: MomentForm,
     /// What decodes side by side in the evaluation.
     pub answers: Option<Capacity>,
+    /// What decodes side by side at each evaluation, while the memory of training stays drawn.
+    pub samples: Option<Capacity>,
 }
 
 impl Plan {
@@ -141,7 +143,7 @@ fn check_free(path: &Path, need_bytes: u64) -> Result<()> {
 }
 
 impl Shapes<'_> {
-    /// Training and answering take turns, so the larger of both counts.
+    /// Training and answering take turns, so the larger of both counts; samples come in between and count beside training.
     fn table(&self, step: &StepPlan) -> Result<MemoryTable> {
         let Shapes { config, precision, weights_bytes, moments, .. } = *self;
         let lora = Some(self.lora);
@@ -152,7 +154,7 @@ impl Shapes<'_> {
             lora,
             moments,
             step: Some(step),
-            answers: None,
+            answers: self.samples,
         })?;
         let answering = plan_bytes(&Residents {
             config,
@@ -294,6 +296,7 @@ mod tests {
             lora: &lora,
             moments: MomentForm::F32,
             answers: None,
+            samples: None,
         };
         let need = |layer_inputs, tokens| {
             let step = StepPlan { layer_inputs, ..StepPlan::new(&config, tokens) };

@@ -29,6 +29,7 @@ const FREE_KEYS: [&str; 14] = [
     "train.checkpoint_every",
     "train.keep",
     "eval.samples",
+    "eval.samples_each",
     "budget.memory_bytes",
     "budget.reserve_bytes",
 ];

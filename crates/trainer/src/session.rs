@@ -20,7 +20,7 @@ use crate::data::dataset::Dataset;
 use crate::data::epoch::Order;
 use crate::data::packed::Packed;
 use crate::error::{Error, Result};
-use crate::evaluate::validation_loss;
+use crate::evaluate::{Examination, validation_loss};
 use crate::event::{Event, PreferenceFigures, StepReport};
 use crate::memory_use::Growth;
 use crate::metrics::{Metric, MetricsLog};
@@ -51,12 +51,15 @@ pub struct Setting<'a> {
     pub plan: &'a Plan,
     /// The memory that the run takes.
     pub growth: &'a Growth,
+    /// What is asked.
+    pub examination: &'a Examination<'a>,
 }
 
 /// A run in memory: everything that changes from step to step.
 pub struct Session<'a, D: Device> {
     setting: Setting<'a>,
     device: D,
+    base: Arc<Base<D>>,
     /// Where A and B began, where a method made them.
     beginning: Option<Beginning>,
     batches: Batches,
@@ -179,6 +182,7 @@ impl<'a, D: Device> Session<'a, D> {
             saved_step,
             state,
             device: base.device.clone(),
+            base: base.clone(),
             setting,
         })
     }
@@ -192,12 +196,12 @@ impl<'a, D: Device> Session<'a, D> {
             return Ok(());
         }
         if self.state.step == 0 {
-            self.validate(observer)?;
+            self.validate(observer, cancel)?;
         }
         while !self.is_complete() && !cancel.load(Ordering::Relaxed) {
             self.one_step(observer)?;
             if self.is_due(self.setting.options.train.eval_every) {
-                self.validate(observer)?;
+                self.validate(observer, cancel)?;
             }
             if self.is_due(self.setting.options.train.checkpoint_every) {
                 self.save(observer)?;
@@ -377,12 +381,21 @@ impl<'a, D: Device> Session<'a, D> {
         }
     }
 
-    /// Measures the validation loss, and keeps the adapter if it is the best so far.
-    fn validate(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
-        let dataset = self.setting.dataset;
-        if dataset.validation_rows.is_empty() {
-            return Ok(());
+    /// Measures the validation loss, keeps the adapter if it is the best so far, and shows samples.
+    fn validate(&mut self, observer: &mut dyn Observer<Event>, cancel: &AtomicBool) -> Result<()> {
+        if !self.setting.dataset.validation_rows.is_empty() {
+            self.measure_validation(observer)?;
         }
+        // Before the first step and after the last one the whole examination shows samples.
+        if self.state.step > 0 && !self.is_complete() {
+            let Setting { examination, .. } = self.setting;
+            examination.show(&self.base, self.state.step, &self.adapter, observer, cancel)?;
+        }
+        Ok(())
+    }
+
+    fn measure_validation(&mut self, observer: &mut dyn Observer<Event>) -> Result<()> {
+        let dataset = self.setting.dataset;
         let step = self.state.step;
         // A base that is held without what the adapter began with is itself only with the adapter.
         let adapter = (step > 0 || self.beginning.is_some()).then_some(&self.adapter);

@@ -56,12 +56,12 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let examination = examination(options, &base_files, &dataset, &growth);
     let chosen = record.as_ref().map(|record| record.chosen);
     let weights_bytes = base_files.weights.bytes(&base_files.config)?;
-    let answers = examination.capacity();
+    let (answers, samples) = (examination.capacity(), examination.samples_capacity());
     let fastest = || options.model.compute.unwrap_or_else(best_precision);
     let precision = chosen.map_or_else(fastest, |chosen| chosen.precision);
     let moments = options.train.moments;
-    let shapes =
-        Shapes { config: &base_files.config, precision, weights_bytes, lora: &lora, moments, answers };
+    let config = &base_files.config;
+    let shapes = Shapes { config, precision, weights_bytes, lora: &lora, moments, answers, samples };
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
@@ -85,8 +85,9 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         dataset: &dataset,
         plan: &plan,
         growth: &growth,
+        examination: &examination,
     };
-    let run = Run { setting, lora, inputs, record, examination, observer, cancel };
+    let run = Run { setting, lora, inputs, record, observer, cancel };
     run.run()
 }
 
@@ -161,7 +162,8 @@ pub fn examination<'a>(
     Examination {
         questions: &dataset.questions,
         n_exact_match: dataset.n_exact_match,
-        n_samples: options.eval.samples,
+        n_samples: options.eval.samples.max(options.eval.samples_each),
+        n_samples_each: options.eval.samples_each,
         stop: &base_files.stop,
         max_new_tokens: options.eval.max_new_tokens,
         max_positions: base_files.config.max_positions,
@@ -190,7 +192,6 @@ struct Run<'a> {
     lora: LoraOptions,
     inputs: Inputs,
     record: RunRecord,
-    examination: Examination<'a>,
     observer: &'a mut dyn Observer<Event>,
     cancel: &'a AtomicBool,
 }
@@ -265,8 +266,13 @@ impl Run<'_> {
     ) -> Result<Option<Box<State>>> {
         if state.base_exact_match.is_none() {
             let start = beginning.map(|beginning| self.adapter_of(base, beginning)).transpose()?;
-            state.base_exact_match =
-                self.examination.ask(base, Weights::Base, start.as_ref(), self.observer, self.cancel)?;
+            state.base_exact_match = self.setting.examination.ask(
+                base,
+                (Weights::Base, 0),
+                start.as_ref(),
+                self.observer,
+                self.cancel,
+            )?;
             if self.cancel.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -300,7 +306,8 @@ impl Run<'_> {
         written: Written,
     ) -> Result<Outcome> {
         let adapter = Some(&ended.adapter);
-        let figures = self.examination.ask(base, Weights::Adapter, adapter, self.observer, self.cancel)?;
+        let by = (Weights::Adapter, ended.state.step);
+        let figures = self.setting.examination.ask(base, by, adapter, self.observer, self.cancel)?;
         if self.cancel.load(Ordering::Relaxed) {
             return self.interrupt(ended);
         }

@@ -27,6 +27,10 @@ pub enum Command {
     Import(Import),
     /// Train an adapter as a recipe says
     Train(Train),
+    /// Measure base, adapter and exported file side by side on held-out rows
+    Eval(Eval),
+    /// Talk to what was trained
+    Chat(Chat),
     /// Merge, quantise and check: one GGUF that an engine can run
     Export(Export),
     /// Run a pipeline of experts over a file, one expert in memory at a time
@@ -123,6 +127,86 @@ pub struct Train {
     /// Where the run is kept [default: runs/<name of the recipe>]
     #[arg(long)]
     pub run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Eval {
+    /// A run (runs/quickstart) or its recipe; an adapter's folder with --base; a base or a GGUF with --data
+    pub source: PathBuf,
+    /// The base of an adapter's folder
+    #[arg(long)]
+    pub base: Option<PathBuf>,
+    /// Held-out rows [default: the recipe's test file, or else its validation rows]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// The first so many rows [default: the recipe's for its test file, all of another]
+    #[arg(long)]
+    pub rows: Option<usize>,
+    /// Longest answer [default: the recipe's, or 128]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
+    /// Measure these alone; a GGUF as base is run by tune itself, as export by llama.cpp
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub only: Vec<EvalOf>,
+    /// This exported file instead of those in the run's export folder; may be repeated
+    #[arg(long = "export", value_name = "FILE")]
+    pub exports: Vec<PathBuf>,
+    /// Figures for each value of this key of the rows [default: task or category, where rows have one]
+    #[arg(long, value_name = "KEY")]
+    pub by: Option<String>,
+    /// Write every answer here, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Memory that may be used [default: the recipe's, or 8GB]
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub budget: Option<u64>,
+}
+
+/// Who can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EvalOf {
+    Base,
+    Adapter,
+    Export,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Chat {
+    /// A run (runs/quickstart) or its recipe, an adapter's folder with --base, a base's folder, or a GGUF
+    pub source: PathBuf,
+    /// The base of an adapter's folder
+    #[arg(long)]
+    pub base: Option<PathBuf>,
+    /// One question; so is what comes on standard input, if that is not a terminal
+    #[arg(long, short)]
+    pub prompt: Option<String>,
+    /// The system message [default: the recipe's, or none]
+    #[arg(long)]
+    pub system: Option<String>,
+    /// 0 always takes the likeliest token, more draws more freely
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Draw among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Draw among so many of the likeliest tokens; 0: all
+    #[arg(long, default_value_t = 40)]
+    pub top_k: usize,
+    /// Draw among tokens at least this likely, relative to the likeliest
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// The same seed draws the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Longest answer in tokens [default: to the end of the context]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// Tokens of context, questions and answers together [default: the recipe's, or up to 4096]
+    #[arg(long)]
+    pub num_ctx: Option<u32>,
+    /// Memory that may be used [default: the recipe's, or 8GB]
+    #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
+    pub budget: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,14 +3,17 @@
 //! This crate owns argv, recipes, the environment, the terminal and exit codes; the work is in the
 //! libraries beside it.  One file a command, in `commands`.
 
+mod asked;
 mod base_location;
 mod bytes;
 mod cache_dir;
 mod cli;
 mod commands;
+mod exported;
 mod failure;
 mod hub_access;
 mod interrupt;
+mod line_editor;
 mod pipeline_file;
 mod recipe;
 mod recipe_text;

@@ -53,7 +53,7 @@ fn yes() -> bool {
 }
 
 /// A smaller base is quantised in a second or two.
-const LEAST_KEPT_BYTES: u64 = 64 << 20;
+pub const LEAST_KEPT_BYTES: u64 = 64 << 20;
 
 /// `[adapter]`: LoRA's shape.
 #[derive(Debug, Clone, Deserialize)]
@@ -161,6 +161,8 @@ pub struct EvalTable {
     pub test: Option<Source>,
     pub rows: usize,
     pub max_new_tokens: usize,
+    /// Answers generated and shown at each evaluation.
+    pub samples: usize,
 }
 
 /// `[budget]`: the memory a run may use.
@@ -260,7 +262,7 @@ impl Default for TrainTable {
 
 impl Default for EvalTable {
     fn default() -> EvalTable {
-        EvalTable { test: None, rows: 200, max_new_tokens: 128 }
+        EvalTable { test: None, rows: 200, max_new_tokens: 128, samples: 0 }
     }
 }
 
@@ -458,6 +460,7 @@ impl Recipe {
             eval: EvalOptions {
                 exact_match_rows: if self.eval.test.is_some() { self.eval.rows } else { 0 },
                 max_new_tokens: self.eval.max_new_tokens,
+                samples_each: self.eval.samples,
                 ..EvalOptions::default()
             },
         })

@@ -4,9 +4,11 @@ use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 
 const KEY_COLUMNS: usize = 8;
+/// A question, not a library.
+const MAX_INPUT_BYTES: u64 = 16 << 20;
 const KEY: Style = AnsiColor::Cyan.on_default();
 const WARN: Style = AnsiColor::Yellow.on_default().bold();
 const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -19,13 +21,15 @@ pub struct Terminal {
     bar: Option<ProgressBar>,
     /// Whether standard error is a person's screen: progress bars only there, plain lines otherwise.
     interactive: bool,
+    /// Whether an answer has left the cursor within a line.
+    open_line: bool,
 }
 
 impl Terminal {
     pub fn new(json: bool) -> Terminal {
         let interactive = std::io::stderr().is_terminal();
         let colour = interactive && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Terminal { json, colour, bar: None, interactive }
+        Terminal { json, colour, bar: None, interactive, open_line: false }
     }
 
     /// Whether events are wanted as JSON instead of rows.
@@ -43,6 +47,40 @@ impl Terminal {
     /// A line of result on standard output.  A closed pipe ends the printing, not the work.
     pub fn result(&mut self, line: &str) {
         self.above_bar(|| drop(writeln!(std::io::stdout().lock(), "{line}")));
+    }
+
+    /// A piece of an answer on standard output, as it comes.
+    pub fn stream(&mut self, piece: &str) {
+        if self.json {
+            self.json(&serde_json::json!({"event": "text", "text": piece}));
+            return;
+        }
+        let shown = harmless(piece);
+        self.open_line = !shown.ends_with('\n');
+        let mut out = std::io::stdout().lock();
+        drop(write!(out, "{shown}").and_then(|()| out.flush()));
+    }
+
+    /// Ends the line that an answer has left open.
+    pub fn end_stream(&mut self) {
+        if std::mem::take(&mut self.open_line) {
+            self.result("");
+        }
+    }
+
+    /// Whether a person types on standard input.
+    pub fn reads_person(&self) -> bool {
+        std::io::stdin().is_terminal()
+    }
+
+    /// All of standard input, which somebody has piped in.
+    pub fn piped_input(&self) -> Result<String, Failure> {
+        let mut text = String::new();
+        std::io::stdin().lock().take(MAX_INPUT_BYTES + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MAX_INPUT_BYTES {
+            return Err(Failure::new("standard input has more text than any context holds"));
+        }
+        Ok(text)
     }
 
     /// `plan     4.1 GiB of 7.2 GiB`: one word, then what there is to say.

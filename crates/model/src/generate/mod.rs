@@ -3,6 +3,7 @@
 //! Several sequences decode side by side: one forward pass reads, of every sequence, what is new in it, be it one
 //! token or a chunk of a prompt. A sequence that ends gives its place to the next prompt.
 
+mod dialogue;
 mod latent;
 mod mixer;
 mod sampler;
@@ -10,6 +11,7 @@ mod schedule;
 mod sizes;
 mod workspace;
 
+pub use dialogue::Dialogue;
 pub use sampler::{Sampler, SamplerOptions};
 
 use std::ops::{ControlFlow, Range};
@@ -207,14 +209,47 @@ impl<D: Device> Generator<D> {
     /// # Errors
     /// As [`Generator::generate`].
     pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
+        let all = vec![true; tokens.len()];
+        let sum = self.score_targets(adapter, tokens, &all, &mut || ControlFlow::Continue(()))?;
+        Ok(sum.unwrap_or_default())
+    }
+
+    /// The same over those tokens but the first that are targets; `None` when `go_on`, asked before every chunk, breaks off.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`]; [`Error::InvalidBatch`] when there is not one mark a token.
+    pub fn score_targets(
+        &mut self,
+        adapter: Option<&Adapter<D>>,
+        tokens: &[u32],
+        is_target: &[bool],
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<LossSum>> {
         self.check_prompt(tokens)?;
-        self.take_up(adapter)?;
-        let mut sum = LossSum::unweighted(0.0, tokens.len() - 1);
-        for chunk in self.chunks(tokens.len() - 1) {
-            self.read_chunk(adapter, tokens, chunk.clone())?;
-            sum.sum_nll += self.workspace.sum_nll(&self.base, &tokens[chunk.start + 1..chunk.end + 1])?;
+        if is_target.len() != tokens.len() {
+            let (what, found) = ("number of target marks", is_target.len().to_string());
+            return Err(Error::InvalidBatch { what, found, expected: tokens.len().to_string() });
         }
-        Ok(sum)
+        self.take_up(adapter)?;
+        let mut sum = LossSum::default();
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        // What follows the last target predicts nothing that counts.
+        let n_inputs = is_target.iter().rposition(|&is_target| is_target).unwrap_or(0);
+        for chunk in self.chunks(n_inputs) {
+            if go_on().is_break() {
+                return Ok(None);
+            }
+            self.read_chunk(adapter, tokens, chunk.clone())?;
+            rows.clear();
+            targets.clear();
+            for at in chunk.clone().filter(|at| is_target[at + 1]) {
+                rows.push((at - chunk.start) as u32);
+                targets.push(tokens[at + 1]);
+            }
+            let sum_nll = self.workspace.sum_nll(&self.base, &rows, &targets)?;
+            sum += LossSum::unweighted(sum_nll, targets.len());
+        }
+        Ok(Some(sum))
     }
 
     /// The logits (V) after each token of a sequence, handed to `each` with the token's index, first to last.
@@ -253,7 +288,12 @@ impl<D: Device> Generator<D> {
         tokens: &[u32],
         chunk: Range<usize>,
     ) -> Result<()> {
-        let (rows, segment) = Lane::pass(0, self.capacity, chunk.start, &tokens[chunk]);
+        self.read_tokens(adapter, chunk.start, &tokens[chunk])
+    }
+
+    /// Reads tokens from position `first` on of the sequence in the first place.
+    fn read_tokens(&mut self, adapter: Option<&Adapter<D>>, first: usize, tokens: &[u32]) -> Result<()> {
+        let (rows, segment) = Lane::pass(0, self.capacity, first, tokens);
         self.rows.clear();
         self.rows.extend(rows);
         let adapted = Adapted { adapter, norms: self.norms.as_ref() };

@@ -314,13 +314,11 @@ impl<D: Device> Workspace<D> {
         self.device.download(self.logits.first(to.len()), to)
     }
 
-    /// Σ -ln p(target) over the first rows of the pass before, one target a row.
-    pub fn sum_nll(&mut self, base: &Base<D>, targets: &[u32]) -> Result<f64> {
-        let mut sum = 0.0;
-        for (tile, targets) in targets.chunks(self.sizes.logit_rows).enumerate() {
-            let first = tile * self.sizes.logit_rows;
-            let rows: Vec<u32> = (first..first + targets.len()).map(|row| row as u32).collect();
-            self.project_logits(base, &rows)?;
+    /// Σ -ln p(target) over some rows of the pass before, one target a row.
+    pub fn sum_nll(&mut self, base: &Base<D>, rows: &[u32], targets: &[u32]) -> Result<f64> {
+        let (mut sum, tile) = (0.0, self.sizes.logit_rows);
+        for (rows, targets) in rows.chunks(tile).zip(targets.chunks(tile)) {
+            self.project_logits(base, rows)?;
             sum += self.fold(base.config.vocab_size, targets)?;
         }
         Ok(sum)

@@ -251,13 +251,22 @@ impl Corpus {
     /// # Errors
     /// The file is gone, or has changed since it was read.
     pub fn read_again(&self, examples: &[usize]) -> Result<Vec<Row>> {
+        let bytes = self.bytes_again(examples)?;
+        bytes.iter().map(|(source, place, bytes)| Row::parse(source, *place, bytes)).collect()
+    }
+
+    /// The bytes of some examples, and where each stands.
+    ///
+    /// # Errors
+    /// As [`Corpus::read_again`].
+    pub fn bytes_again(&self, examples: &[usize]) -> Result<Vec<(&Source, Place, Vec<u8>)>> {
         let mut rows = vec![None; examples.len()];
         for (file, source) in (0..).zip(&self.sources) {
             let here: Vec<usize> =
                 (0..examples.len()).filter(|&at| self.places[examples[at]].0 == file).collect();
             let places: Vec<Place> = here.iter().map(|&at| self.places[examples[at]].1).collect();
             for ((at, place), bytes) in here.iter().zip(&places).zip(rows_again(&source.path, &places)?) {
-                rows[*at] = Some(Row::parse(source, *place, &bytes)?);
+                rows[*at] = Some((source, *place, bytes));
             }
         }
         Ok(rows.into_iter().flatten().collect())

@@ -129,7 +129,7 @@ impl Dataset {
 
     /// Test rows where there is a test file, otherwise validation rows.
     fn read_questions(&mut self, options: &Options, base: &BaseFiles) -> Result<()> {
-        let wanted = options.eval.exact_match_rows.max(options.eval.samples);
+        let wanted = options.eval.exact_match_rows.max(options.eval.samples).max(options.eval.samples_each);
         let rows = match &options.data.test {
             Some(source) => conversations(source, wanted)?,
             None => self.held_out_conversations(wanted)?,
@@ -148,7 +148,8 @@ impl Dataset {
     }
 }
 
-fn question(base: &BaseFiles, conversation: &Conversation) -> Result<Option<Question>> {
+/// The question and reference of a conversation that ends with an answer; `None` without a template.
+pub(crate) fn question(base: &BaseFiles, conversation: &Conversation) -> Result<Option<Question>> {
     let (Some(template), Some((answer, before))) = (&base.template, conversation.messages.split_last())
     else {
         return Ok(None);

@@ -84,7 +84,7 @@ impl Workplace {
                 checkpoint_every: 2,
                 ..TrainOptions::default()
             },
-            eval: EvalOptions { exact_match_rows: 0, samples: 0, max_new_tokens: 8 },
+            eval: EvalOptions { samples: 0, max_new_tokens: 8, ..EvalOptions::default() },
             ..Options::default()
         }
     }

@@ -1,6 +1,8 @@
 //! One file a command.
 
+mod chat;
 mod doctor;
+mod eval;
 mod export;
 mod import;
 mod init;
@@ -22,6 +24,8 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Init(arguments) => init::run(&arguments, terminal),
         Command::Import(arguments) => import::run(&arguments, terminal),
         Command::Train(arguments) => train::run(&arguments, terminal),
+        Command::Eval(arguments) => eval::run(&arguments, terminal),
+        Command::Chat(arguments) => chat::run(&arguments, terminal),
         Command::Export(arguments) => export::run(&arguments, terminal),
         Command::Run(arguments) => run::run(&arguments, terminal),
         Command::Serve(arguments) => serve::run(&arguments, terminal),

@@ -189,8 +189,8 @@ impl View<'_> {
                 self.terminal.progress_on_screen(done as u64, total as u64, &line);
             }
             Event::ExactMatch(figure) => self.exact_match(figure),
-            Event::Sample { weights, prompt, expected, answer } => {
-                self.sample(weights, &prompt, &expected, &answer)
+            Event::Sample { step, weights, prompt, expected, answer } => {
+                self.sample(step, weights, &prompt, &expected, &answer)
             }
             Event::Checkpoint { .. } => {}
             Event::Warning { message } => self.terminal.warning(message),
@@ -278,8 +278,9 @@ impl View<'_> {
         );
     }
 
-    fn sample(&mut self, weights: Weights, prompt: &str, expected: &str, answer: &str) {
-        self.terminal.row("sample", one_line(prompt));
+    fn sample(&mut self, step: u64, weights: Weights, prompt: &str, expected: &str, answer: &str) {
+        let when = if step > 0 { format!("step {step} · ") } else { String::new() };
+        self.terminal.row("sample", format!("{when}{}", one_line(prompt)));
         self.terminal.more(format!("{} answers   {}", name(weights), one_line(answer)));
         if answer.trim() != expected.trim() {
             self.terminal.more(format!("expected was  {}", one_line(expected)));

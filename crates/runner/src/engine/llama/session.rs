@@ -84,6 +84,14 @@ impl Session {
         Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report })
     }
 
+    /// What a file will take, before it is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the file can't be read.
+    pub fn needs(path: &Path, load: &LoadOptions) -> Result<ExpertMemory> {
+        Ok(size::needs(&gguf::Reader::open(path)?, load))
+    }
+
     /// The tokenizer, rebuilt from the file's metadata.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -134,24 +142,44 @@ impl Session {
     /// # Errors
     /// [`Error::PromptTooLong`], [`Error::EmptyPrompt`], [`Error::Decode`].
     pub fn greedy(&mut self, prompt: &[u32], stop: &[u32], max_new: usize) -> Result<Vec<u32>> {
-        let _ = self.read_prompt(prompt, &mut |_| ControlFlow::Continue(()))?;
-        let room = self.context_tokens() - prompt.len();
+        let continued = self.greedy_while(prompt, stop, max_new, &mut || ControlFlow::Continue(()))?;
+        Ok(continued.unwrap_or_default().0)
+    }
+
+    /// The same, and whether a stop id ended it; `None` when `go_on`, asked after every piece and token, breaks off.
+    ///
+    /// # Errors
+    /// As [`Session::greedy`].
+    pub fn greedy_while(
+        &mut self,
+        prompt: &[u32],
+        stop: &[u32],
+        max_new: usize,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<(Vec<u32>, bool)>> {
+        if self.read_prompt(prompt, &mut |_| go_on())?.is_break() {
+            return Ok(None);
+        }
+        let room = max_new.min(self.context_tokens() - prompt.len());
         let mut ids = Vec::new();
         let mut last = prompt.len() - 1;
         let mut row = self.last_row(prompt.len());
-        while ids.len() < max_new.min(room) {
+        while ids.len() < room {
             let id = sampler::argmax(self.logits(row)?).map_err(|reason| self.decode_error(reason))?;
             if stop.contains(&id) {
-                break;
+                return Ok(Some((ids, true)));
             }
             ids.push(id);
             last += 1;
-            if ids.len() < max_new.min(room) {
+            if go_on().is_break() {
+                return Ok(None);
+            }
+            if ids.len() < room {
                 self.step(id, last)?;
             }
             row = 0;
         }
-        Ok(ids)
+        Ok(Some((ids, false)))
     }
 
     /// Decodes a whole sequence from a hard reset; `each` gets every position with its logits, in order, and may
