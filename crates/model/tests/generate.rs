@@ -9,7 +9,9 @@ use formats::observe::Silent;
 use hashed::HashedCheckpoint;
 use model::arena::Arena;
 use model::config::Rope;
-use model::generate::{Capacity, Generated, Generator, Progress, Request, SamplerOptions, StopReason};
+use model::generate::{
+    Capacity, Dialogue, Generated, Generator, Progress, Request, SamplerOptions, StopReason,
+};
 use model::step::{Batch, IGNORE, StepPlan};
 use model::{Adapter, Base, Cpu, LoraOptions, ModelConfig, Quant, TrainStep};
 
@@ -202,4 +204,85 @@ fn prompts_that_cannot_run_are_refused() {
     check(&[], "batch: number of prompt tokens is 0, expected 1 to 16");
     check(&[1; 17], "batch: number of prompt tokens is 17, expected 1 to 16");
     check(&[1, 512], "batch: token id is 512, expected below 512");
+}
+
+#[test]
+fn a_dialogue_reads_only_what_is_new_and_says_what_a_fresh_one_says() {
+    for config in [small(hashed::qwen3()), hashed::mamba2(), hashed::deepseek2()] {
+        let base = base(&config);
+        let adapter = adapter(&base);
+        let mut dialogue = Dialogue::new(base.clone(), Some(&LoraOptions::default()), 420).unwrap();
+        let mut one_shot = generator(&base, 1, 420);
+        let greedy = request(SamplerOptions::GREEDY, 6);
+        let mut text = hashed::tokens("turn 0", 300, 512);
+        for turn in 1..4 {
+            // The adapter, off and on again.
+            for adapter in [Some(&adapter), None, Some(&adapter)] {
+                let mut streamed = Vec::new();
+                let mut listen = |progress| {
+                    if let Progress::Token { id, .. } = progress {
+                        streamed.push(id);
+                    }
+                    ControlFlow::Continue(())
+                };
+                let found = dialogue.generate(adapter, &text, &greedy, &mut listen).unwrap();
+                assert_eq!(found, one_shot.generate(adapter, &text, &greedy, &mut go_on).unwrap());
+                assert_eq!(streamed, found.ids);
+            }
+            let answer = dialogue.generate(Some(&adapter), &text, &greedy, &mut go_on).unwrap().ids;
+            // The last token of a prompt is read again for its logits; the last one chosen was never read.
+            let is_mixer = config.mixer.is_some();
+            assert_eq!(dialogue.n_kept(), if is_mixer { 0 } else { text.len() - 1 });
+            let known = text.len() + answer.len() - 1;
+            text.extend(answer);
+            text.extend(hashed::tokens(&format!("turn {turn}"), 20, 512));
+            let found = dialogue.generate(Some(&adapter), &text, &greedy, &mut go_on).unwrap();
+            assert_eq!(dialogue.n_kept(), known);
+            assert_eq!(found, one_shot.generate(Some(&adapter), &text, &greedy, &mut go_on).unwrap());
+        }
+        // Another beginning: nothing is kept that is not the same.
+        let other = hashed::tokens("another", 30, 512);
+        let found = dialogue.generate(None, &other, &greedy, &mut go_on).unwrap();
+        assert_eq!(
+            (dialogue.n_kept(), found),
+            (0, one_shot.generate(None, &other, &greedy, &mut go_on).unwrap())
+        );
+    }
+}
+
+#[test]
+fn a_dialogue_that_is_broken_off_or_full_goes_on_right() {
+    let base = qwen();
+    let mut dialogue = Dialogue::new(base.clone(), None, 40).unwrap();
+    let prompt = hashed::tokens("prompt", 30, 512);
+    let greedy = request(SamplerOptions::GREEDY, 100);
+    let mut n = 0;
+    let mut stop_after_three = |progress| {
+        n += usize::from(matches!(progress, Progress::Token { .. }));
+        if n == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let broken = dialogue.generate(None, &prompt, &greedy, &mut stop_after_three).unwrap();
+    assert_eq!((broken.ids.len(), broken.reason), (3, StopReason::Cancelled));
+    let whole = dialogue.generate(None, &prompt, &greedy, &mut go_on).unwrap();
+    assert_eq!((whole.ids.len(), whole.reason), (10, StopReason::Length));
+    assert_eq!(whole.ids[..3], broken.ids);
+    assert!(dialogue.generate(None, &hashed::tokens("prompt", 41, 512), &greedy, &mut go_on).is_err());
+}
+
+#[test]
+fn scores_of_targets_add_up_to_the_score_of_all() {
+    let base = qwen();
+    let mut generator = generator(&base, 2, 300);
+    let tokens = hashed::tokens("targets", 300, 512);
+    let mut score = |is_target: &[bool]| {
+        generator.score_targets(None, &tokens, is_target, &mut || ControlFlow::Continue(())).unwrap().unwrap()
+    };
+    let odd: Vec<bool> = (0..300).map(|i| i % 2 == 1).collect();
+    let even: Vec<bool> = odd.iter().map(|odd| !odd).collect();
+    let (odd, even) = (score(&odd), score(&even));
+    let all = generator.score(None, &tokens).unwrap();
+    assert_eq!((odd.n_targets, even.n_targets, all.n_targets), (150, 149, 299));
+    assert!(((odd.sum_nll + even.sum_nll) / all.sum_nll - 1.0).abs() < NLL_TOLERANCE);
+    let cancelled = generator.score_targets(None, &tokens, &[true; 300], &mut || ControlFlow::Break(()));
+    assert_eq!(cancelled.unwrap(), None);
 }

@@ -128,7 +128,7 @@ impl Figures {
             valid_json: Rate::of(json().map(|json| json.valid)),
             equal_json: Rate::of(json().map(|json| json.equal)),
             same_keys: Rate::of(objects().map(|object| object.same_keys)),
-            right_fields: Mean::of(&fields),
+            right_fields: Mean::of(&fields).map(|share| share.map(|share| share.clamp(0.0, 1.0))),
             ended: Rate::of(marks().map(|marks| marks.ended)),
             answer_tokens: Mean::of(&lengths),
             target_tokens: losses.iter().map(|(_, n)| *n as usize).sum(),

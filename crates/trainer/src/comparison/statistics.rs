@@ -213,7 +213,7 @@ fn ln_gamma(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// All goldens: SciPy 1.17.1, scripts/goldens/statistics.py.
+    /// All goldens: SciPy 1.17.1, scripts/golden/statistics.py.
     const TOLERANCE: f64 = 1e-8;
 
     fn near(found: f64, expected: f64) {

@@ -1,5 +1,6 @@
 //! Whole runs over a tiny base that the test writes itself: results, resuming, refusals.
 
+mod asked;
 mod cache;
 mod policies;
 mod preference;
