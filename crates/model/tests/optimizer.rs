@@ -174,7 +174,7 @@ mod with_adapter {
         let mut plain = AdamW::new(&adapter, AdamWOptions { moments: MomentForm::F32, ..options }).unwrap();
         let n = adapter.n_weights();
         for update in 0..3000 {
-            let size = |i: usize| if i % 8 == 0 || update < 1000 { 1.0 } else { 0.1 };
+            let size = |i: usize| if i.is_multiple_of(8) || update < 1000 { 1.0 } else { 0.1 };
             let values: Vec<f32> = (0..n).map(size).collect();
             device.upload(&values, gradients.flat_mut().all_mut()).unwrap();
             optimizer.update(&mut adapter, &mut gradients, 0.0).unwrap();

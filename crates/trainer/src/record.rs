@@ -16,7 +16,7 @@ use crate::run_dir::RunDir;
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Keys that may differ when a run is resumed: places, whose contents are hashed, and what leaves the result alone.
-const FREE_KEYS: [&str; 14] = [
+const FREE_KEYS: [&str; 15] = [
     "run_dir",
     "model.base",
     "model.hub.asked",

@@ -66,8 +66,12 @@ impl Subject {
     /// Whatever is wrong with the files; [`Error::OtherBase`] for an adapter that was trained on another one.
     pub fn open(options: &Options, adapter: Option<&Path>) -> Result<Self> {
         let growth = Growth::start();
-        let files = BaseFiles::open(&options.model)?;
-        let record = RunRecord::read(&RunDir::new(&options.run_dir))?;
+        let files = BaseFiles::open(&options.model, &options.data)?;
+        // Without a run its folder would be the one that the program is started in.
+        let record = match options.run_dir.as_os_str().is_empty() {
+            true => None,
+            false => RunRecord::read(&RunDir::new(&options.run_dir))?,
+        };
         let trained = match adapter {
             Some(dir) => Some(Trained::read(dir, options, &files)?),
             None => None,
@@ -119,6 +123,7 @@ impl Subject {
             precision: self.precision,
             weights_bytes: self.files.weights.bytes(config)?,
             lora: self.trained.as_ref().map(|trained| &trained.lora),
+            moments: self.options.train.moments,
             step: None,
             answers: Some(capacity),
         })?;

@@ -52,13 +52,15 @@ pub fn survey(options: &Options) -> Result<(DataSummary, PlanTable)> {
     let lora = lora_options(&options.adapter, &base.config)?;
     beginning::check(options, &base)?;
     let dataset = Dataset::read(options, &base)?;
+    let examination = examination(options, &base, &dataset, &growth);
     let shapes = Shapes {
         config: &base.config,
         precision: options.model.compute.unwrap_or_else(best_precision),
         weights_bytes: base.weights.bytes(&base.config)?,
         lora: &lora,
         moments: options.train.moments,
-        answers: examination(options, &base, &dataset, &growth).capacity(),
+        answers: examination.capacity(),
+        samples: examination.samples_capacity(),
     };
     let plan = Plan::new(options, &shapes, &dataset, &growth, None)?;
     Ok((dataset.summary(), plan.table))

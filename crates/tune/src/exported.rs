@@ -8,7 +8,7 @@ use runner::engine::{Engine, Finish, Form, Loaded, Progress, Prompt, Request};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
-use text::Message;
+use text::{Chat, Message};
 use trainer::chat::{End, Reply, Sampling, Speaker};
 use trainer::comparison::{Answer, Contender, HeldOut, Tick};
 
@@ -25,14 +25,15 @@ impl ExportedFile {
     pub fn open(file: &Path, n_tokens: usize, budget_bytes: Option<u64>) -> Result<ExportedFile, Failure> {
         // Scores need logits after the last token but one, answers room for one more.
         let load = LoadOptions { num_ctx: u32::try_from(n_tokens + 1)?, ..LoadOptions::default() };
-        check_budget(file, &load, budget_bytes)?;
         let options = SessionOptions { load, check_tensors: false, all_logits: true };
+        check_budget(file, &options, budget_bytes)?;
         Ok(ExportedFile { session: Session::open(file, &options)? })
     }
 }
 
-fn check_budget(file: &Path, load: &LoadOptions, budget_bytes: Option<u64>) -> Result<(), Failure> {
-    let (needs, most) = (Session::needs(file, load)?.total_bytes(), budget_bytes.unwrap_or(u64::MAX));
+fn check_budget(file: &Path, options: &SessionOptions, budget_bytes: Option<u64>) -> Result<(), Failure> {
+    let needs = Session::needs(file, options)?.total_bytes();
+    let most = budget_bytes.unwrap_or(u64::MAX);
     if needs <= most {
         return Ok(());
     }
@@ -74,8 +75,8 @@ impl Contender for ExportedFile {
         Ok(Some(answers))
     }
 
-    fn own_prompt(&mut self, messages: &[Message]) -> trainer::Result<Option<Vec<u32>>> {
-        self.session.chat_ids(messages).map(Some).map_err(engine("read a prompt"))
+    fn own_prompt(&mut self, chat: Chat<'_>) -> trainer::Result<Option<Vec<u32>>> {
+        self.session.chat_ids(chat).map(Some).map_err(engine("read a prompt"))
     }
 }
 

@@ -41,7 +41,7 @@ fn near(found: f64, expected: f64, tolerance: f64) {
 fn validation_rows_and_test_rows_give_the_figures_of_the_run() {
     let place = Workplace::new();
     let mut options = place.options("run");
-    options.data.test = Some(place.path("test.jsonl"));
+    options.data.test = Some(place.path("test.jsonl").into());
     options.eval.exact_match_rows = 4;
     options.eval.samples_each = 2;
     let (outcome, events) = train(&options);
@@ -81,7 +81,8 @@ fn an_adapter_is_refused_over_another_base() {
     let mut changed =
         Options { model: ModelOptions { base: other, ..options.model.clone() }, ..options.clone() };
     changed.run_dir = PathBuf::new();
-    let error = Subject::open(&changed, Some(&RunDir::new(&options.run_dir).adapter())).unwrap_err();
+    let error = Subject::open(&changed, Some(&RunDir::new(&options.run_dir).adapter()));
+    let error = error.err().unwrap();
     assert!(error.to_string().contains("was trained on another base than"), "{error}");
     assert!(error.to_string().ends_with("the weights differ"), "{error}");
 }

@@ -256,7 +256,12 @@ fn the_style_that_is_preferred_is_answered() {
                 eval_every: 20,
                 ..TrainOptions::default()
             },
-            eval: EvalOptions { exact_match_rows: 40, samples: 0, max_new_tokens: 64 },
+            eval: EvalOptions {
+                exact_match_rows: 40,
+                samples: 0,
+                max_new_tokens: 64,
+                ..EvalOptions::default()
+            },
             ..Options::default()
         };
         let (outcome, events) = train(&options);

@@ -12,6 +12,7 @@ use text::{Chat, ChatTemplate, Tokenizer};
 use super::ffi::{self, Context, Model, Outputs};
 use super::report::Report;
 use super::{sampler, simulate};
+use crate::budget::{self, Budget, Head, Place};
 use crate::card::LoadOptions;
 use crate::engine::{ExpertMemory, check_room, processor};
 use crate::{Error, Result};
@@ -84,12 +85,15 @@ impl Session {
         Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report })
     }
 
-    /// What a file will take, before it is loaded.
+    /// What a session over a file takes in main memory, before it is opened.
     ///
     /// # Errors
     /// [`Error::Format`] if the file can't be read.
-    pub fn needs(path: &Path, load: &LoadOptions) -> Result<ExpertMemory> {
-        Ok(size::needs(&gguf::Reader::open(path)?, load))
+    pub fn needs(path: &Path, options: &SessionOptions) -> Result<Budget> {
+        let head = Head::of_file(&gguf::Reader::open(path)?);
+        let vocabulary_rows = usize::try_from(head.vocabulary_tokens()).unwrap_or(usize::MAX / 4);
+        let outputs = if options.all_logits { all_logits_rows(vocabulary_rows) } else { 1 };
+        Ok(budget::with_outputs(&head, &options.load, Place::Main, u64::from(outputs)))
     }
 
     /// The tokenizer, rebuilt from the file's metadata.

@@ -164,7 +164,7 @@ pub fn convert(draft: &mut Draft) {
     let batch = batch(draft);
     let rows = rows(draft);
     steps::length(draft, "num_epochs", "max_steps", 1);
-    let sizes = Sizes { rows, rows_per_step: batch };
+    let sizes = Sizes { rows: steps::unpacked(draft, "sample_packing", rows), rows_per_step: batch };
     lengths(draft);
     steps::validation(draft, "val_set_size", rows);
     test_rows(draft);

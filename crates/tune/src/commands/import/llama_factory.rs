@@ -110,7 +110,8 @@ pub fn convert(draft: &mut Draft) {
     let accumulation = draft.whole("gradient_accumulation_steps", "train.gradient_accumulation_steps");
     draft.default("per_device_train_batch_size", "train.batch_size", Value::Whole(8));
     let rows = rows(draft);
-    let sizes = Sizes { rows, rows_per_step: micro.unwrap_or(8) * accumulation.unwrap_or(1) };
+    let rows_of_steps = steps::unpacked(draft, "packing", rows);
+    let sizes = Sizes { rows: rows_of_steps, rows_per_step: micro.unwrap_or(8) * accumulation.unwrap_or(1) };
     steps::length(draft, "num_train_epochs", "max_steps", 3);
     steps::validation(draft, "val_size", rows);
     train(draft);

@@ -18,6 +18,12 @@ impl Sizes {
     }
 }
 
+/// Rows, unless they are packed: how many sequences they make is known only with the base's tokenizer.
+pub fn unpacked(draft: &Draft, theirs: &str, rows: Option<u64>) -> Option<u64> {
+    let is_packed = draft.source.peek(theirs).is_some_and(|setting| setting.switch() == Some(true));
+    rows.filter(|_| !is_packed)
+}
+
 /// `linear`, `cosine` and so on. `kwargs` is the key whose maps hold further arguments.
 pub fn scheduler(draft: &mut Draft, theirs: &str, kwargs: &str, default: &str) {
     let Some(setting) = draft.source.take(theirs) else {
@@ -173,8 +179,9 @@ pub fn every(draft: &mut Draft, (steps, per_epoch, strategy): (&str, &str, &str)
             draft.carry(&setting, ours, Value::Whole(value));
         }
         (Some(setting), Some(_), None) => {
-            let meaning =
-                format!("how many steps an epoch has is known only with the data: `{ours}` has its default");
+            let meaning = format!(
+                "how many steps an epoch has is not known before the rows are encoded: `{ours}` has its default"
+            );
             draft.note(Fate::Left, &setting, meaning);
         }
         (Some(setting), None, _) if word == "no" => {
@@ -200,8 +207,9 @@ fn part_of_run(draft: &mut Draft, setting: &Setting, share: f64, ours: &str, siz
     match total {
         Some(total) => draft.carry(setting, ours, Value::Whole(((total as f64 * share) as u64).max(1))),
         None => {
-            let meaning =
-                format!("how many steps that are is known only with the data: `{ours}` has its default");
+            let meaning = format!(
+                "how many steps that are is not known before the rows are encoded: `{ours}` has its default"
+            );
             draft.note(Fate::Left, setting, meaning);
         }
     }

@@ -77,7 +77,7 @@ fn axolotl_qlora() {
     check(
         AXOLOTL,
         expect![[r#"
-            axolotl · 21 carried
+            axolotl · 22 carried
             # From config.yml, a configuration of axolotl, by `tune import`.
             # Each comment names the key that a line comes from.
 
@@ -96,6 +96,7 @@ fn axolotl_qlora() {
             train = ["datasets/instructions.jsonl", "more.jsonl"]  # datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, …
             max_seq_len = 4096                # sequence_len: 4096
             on_too_long = "drop"              # excess_length_strategy is not set: axolotl's default
+            packing = true                    # sample_packing: true
             val_split = 0.1                   # val_set_size: 0.1
             train_on = "all"                  # train_on_inputs: true
 
@@ -119,11 +120,10 @@ fn axolotl_qlora() {
             ToDo: datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, … (line 5) · org/instructions is no file: save its training rows as JSON, one a line, in datasets/instructions.jsonl
             ToDo: datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, … (line 5) · more.jsonl is not here: put it there
             Changed: num_epochs: 1.5 (line 26) · an epoch is passed whole here: 2 instead; set `max_steps` for a part of one
-            Idle: sample_packing: true (line 17) · rows of a step stand behind one another, unpadded, and do not see each other
             Left: warmup_ratio: 0.1 (line 38) · `warmup_steps` counts where both are given
             Left: loss_watchdog_threshold: 5.0 (line 36) · a step that stands out is skipped by `train.max_spike`, which is a factor of the usual loss
-            Left: evals_per_epoch: 4 (line 39) · how many steps an epoch has is known only with the data: `train.eval_every` has its default
-            Left: saves_per_epoch: 1 (line 40) · how many steps an epoch has is known only with the data: `train.checkpoint_every` has its default
+            Left: evals_per_epoch: 4 (line 39) · how many steps an epoch has is not known before the rows are encoded: `train.eval_every` has its default
+            Left: saves_per_epoch: 1 (line 40) · how many steps an epoch has is not known before the rows are encoded: `train.checkpoint_every` has its default
             Idle: special_tokens.pad_token: <pad> (line 43) · nothing is padded
             Left: special_tokens.eos_token: <end> (line 44) · the base's tokenizer stays as it is
             Idle: load_in_8bit: false (line 2) · so it is here in any case
@@ -454,7 +454,7 @@ logging:
   enable_wandb: false
 ",
         expect![[r#"
-            Unsloth · 16 carried
+            Unsloth · 17 carried
             # From config.yml, a configuration of Unsloth, by `tune import`.
             # Each comment names the key that a line comes from.
 
@@ -477,6 +477,7 @@ logging:
             val_split = 0.0                   # Unsloth's command line sets no rows aside
             # training.train_on_completions: false: questions are learnt with the answers, as there; "assistant" learns the answers alone
             train_on = "all"
+            packing = false                   # training.packing: false
 
             [train]
             batch_size = 2                    # training.batch_size: 2
@@ -494,7 +495,6 @@ logging:
             ToDo: data.dataset: org/alpaca (line 3) · org/alpaca is no file: save its training rows as JSON, one a line, in datasets/alpaca.jsonl
             Idle: data.format_type: auto (line 4) · rows are told apart by their own keys
             Changed: training.train_on_completions: false (line 20) · questions are learnt with the answers, as there; "assistant" learns the answers alone
-            Idle: training.packing: false (line 19) · rows of a step stand behind one another, unpadded, and do not see each other
             Idle: training.training_type: lora (line 6) · so it is here in any case
             Idle: training.max_steps: 0 (line 15) · so it is here in any case
             Idle: training.save_steps: 0 (line 16) · so it is here in any case
@@ -547,7 +547,7 @@ metric_logger:
   log_dir: ${output_dir}
 ",
         expect![[r#"
-            torchtune · 13 carried
+            torchtune · 14 carried
             # From config.yml, a configuration of torchtune, by `tune import`.
             # Each comment names the key that a line comes from.
 
@@ -564,6 +564,7 @@ metric_logger:
             [data]
             train = "datasets/alpaca_cleaned_dataset.jsonl"  # dataset._component_: torchtune.datasets.alpaca_cleaned_dataset
             train_on = "assistant"            # the answers; some of torchtune's data sets learn the questions too
+            packing = true                    # dataset.packed: true
             val_split = 0.0                   # no rows are set aside, as there
 
             [train]
@@ -582,7 +583,6 @@ metric_logger:
             Idle: model.apply_lora_to_mlp: true (line 5) · in `adapter.targets` as gate_proj, up_proj and down_proj
             ToDo: dataset._component_: torchtune.datasets.alpaca_cleaned_dataset (line 19) · alpaca_cleaned_dataset is no file: save its training rows as JSON, one a line, in datasets/alpaca_cleaned_dataset.jsonl
             Idle: dataset._component_: torchtune.datasets.alpaca_cleaned_dataset (line 19) · rows are told apart by their own keys
-            Idle: dataset.packed: true (line 20) · rows of a step stand behind one another, unpadded, and do not see each other
             Idle: model.apply_lora_to_output: false (line 6) · so it is here in any case
             Idle: resume_from_checkpoint: false (line 17) · so it is here in any case
             Idle: output_dir: /tmp/out (line 1) · done otherwise here, with the same result

@@ -43,6 +43,7 @@ pub fn convert(draft: &mut Draft) {
     draft.default("training.weight_decay", "train.weight_decay", Value::Number(0.01));
     draft.whole("training.random_seed", "train.seed");
     draft.default("training.random_seed", "train.seed", Value::Whole(3407));
+    let rows = steps::unpacked(draft, "training.packing", rows);
     let sizes = Sizes { rows, rows_per_step: micro.unwrap_or(2) * steps_in_one.unwrap_or(4) };
     let names = ("training.save_steps", "training.saves_per_epoch", "training.save_strategy");
     steps::every(draft, names, "train.checkpoint_every", sizes);

@@ -119,15 +119,16 @@ fn goal(arguments: &Init, found: &Found, asks: bool, terminal: &mut Terminal) ->
         return Ok(goal);
     }
     let otherwise = if found.is_text { "text" } else { "task" };
-    let mut answer = otherwise.to_owned();
-    while asks {
-        answer = terminal.ask("goal", "learn a task, a style, or text word for word", otherwise)?;
-        if Goal::from_str(&answer, true).is_ok() {
-            break;
-        }
-        terminal.warning(format!("`{answer}` is none of task, style and text"));
+    if !asks {
+        return Goal::from_str(otherwise, true).map_err(Failure::new);
     }
-    Goal::from_str(&answer, true).map_err(Failure::new)
+    loop {
+        let answer = terminal.ask("goal", "learn a task, a style, or text word for word", otherwise)?;
+        match Goal::from_str(&answer, true) {
+            Ok(goal) => return Ok(goal),
+            Err(_) => terminal.warning(format!("`{answer}` is none of task, style and text")),
+        }
+    }
 }
 
 fn memory(arguments: &Init, asks: bool, terminal: &mut Terminal) -> Result<u64, Failure> {
@@ -139,14 +140,16 @@ fn memory(arguments: &Init, asks: bool, terminal: &mut Terminal) -> Result<u64, 
     let free = runner::memory::main_memory().free_bytes;
     let fitting = if free == 0 { USUAL_MEMORY } else { (free - free / 5) / HALF * HALF };
     let otherwise = fitting.clamp(HALF, USUAL_MEMORY);
-    while asks {
+    if !asks {
+        return Ok(otherwise);
+    }
+    loop {
         let answer = terminal.ask("memory", "what training may use", &bytes::show_round(otherwise))?;
         match bytes::parse(&answer) {
             Ok(memory) => return Ok(memory),
             Err(reason) => terminal.warning(reason),
         }
     }
-    Ok(otherwise)
 }
 
 /// The name of the file, or of its folder where the file's name says only what it is for.
