@@ -39,6 +39,8 @@ pub enum Command {
     Serve(Serve),
     /// Show what a pipeline's experts take in memory, or a recipe's training, before anything is loaded
     Plan(Plan),
+    /// Show rows as the model will see them, what of them is learnt, and figures of all
+    Preview(Preview),
     /// Suggest a base, a quantisation and a context for a role and so much memory
     Suggest(Suggest),
     /// Download a model of the Hugging Face hub into its cache
@@ -289,9 +291,27 @@ pub struct Serve {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct Preview {
+    /// The recipe
+    pub recipe: PathBuf,
+    /// How many rows are shown
+    #[arg(long, short = 'n', default_value_t = 3)]
+    pub rows: usize,
+    /// The row that begins at this line of a data file
+    #[arg(long)]
+    pub line: Option<u64>,
+    /// A line for each token: its id, how much it counts, its text
+    #[arg(long)]
+    pub tokens: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct Plan {
     /// A pipeline, such as recipes/pipeline.toml, or a recipe
     pub file: PathBuf,
+    /// Of a recipe: a line for each of these lengths of rows, such as 512,1024,2048, longer rows being cut
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
+    pub sweep: Vec<usize>,
     /// For a graphics card of that size, such as 8GB, instead of this machine
     #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
     pub memory: Option<u64>,

@@ -32,7 +32,7 @@ impl ExportedFile {
 }
 
 fn check_budget(file: &Path, options: &SessionOptions, budget_bytes: Option<u64>) -> Result<(), Failure> {
-    let needs = Session::needs(file, options)?.total_bytes();
+    let needs = Session::needs(file, options)?.main.total_bytes();
     let most = budget_bytes.unwrap_or(u64::MAX);
     if needs <= most {
         return Ok(());
@@ -97,7 +97,8 @@ impl ExportedSpeaker {
     ) -> Result<ExportedSpeaker, Failure> {
         let mut engine = LlamaEngine::new()?;
         let load = LoadOptions { num_ctx: num_ctx.unwrap_or(0), ..LoadOptions::default() };
-        check_budget(file, &load, budget_bytes)?;
+        let session = SessionOptions { load: load.clone(), check_tensors: false, all_logits: false };
+        check_budget(file, &session, budget_bytes)?;
         let card = ExpertCard::from_file(
             "chat",
             file,

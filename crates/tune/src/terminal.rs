@@ -14,6 +14,15 @@ const WARN: Style = AnsiColor::Yellow.on_default().bold();
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const DIM: Style = Style::new().dimmed();
 
+/// What a piece of a training row is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shade {
+    /// The model is given it.
+    Given,
+    /// The model is to say it.
+    Learnt,
+}
+
 /// Where a command's output goes, and how.
 pub struct Terminal {
     json: bool,
@@ -59,6 +68,22 @@ impl Terminal {
         self.open_line = !shown.ends_with('\n');
         let mut out = std::io::stdout().lock();
         drop(write!(out, "{shown}").and_then(|()| out.flush()));
+    }
+
+    /// Text on standard output of which some is learnt and some only given: that is dimmed, or where there are no colours
+    /// the rest stands in brackets.
+    pub fn shaded(&mut self, parts: &[(Shade, &str)]) {
+        let is_screen = std::io::stdout().is_terminal();
+        let colour = is_screen && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let shown: String = parts
+            .iter()
+            .map(|(shade, text)| match (shade, colour) {
+                (Shade::Given, true) => format!("{}{}{}", DIM.render(), harmless(text), DIM.render_reset()),
+                (Shade::Learnt, true) | (Shade::Given, false) => harmless(text),
+                (Shade::Learnt, false) => format!("⟦{}⟧", harmless(text)),
+            })
+            .collect();
+        self.result(shown.trim_end_matches('\n'));
     }
 
     /// Ends the line that an answer has left open.

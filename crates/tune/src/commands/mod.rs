@@ -8,6 +8,7 @@ mod import;
 mod init;
 mod inspect;
 mod plan;
+mod preview;
 mod pull;
 mod run;
 mod serve;
@@ -30,6 +31,7 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Run(arguments) => run::run(&arguments, terminal),
         Command::Serve(arguments) => serve::run(&arguments, terminal),
         Command::Plan(arguments) => plan::run(&arguments, terminal),
+        Command::Preview(arguments) => preview::run(&arguments, terminal),
         Command::Suggest(arguments) => suggest::run(&arguments, terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, terminal),
         Command::Pull(arguments) => pull::run(&arguments, terminal),

@@ -14,7 +14,7 @@ use model::step::LayerInputs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
-use trainer::{Event, Init, ResultAdapter, Start};
+use trainer::{Event, Init, Options, ResultAdapter, Start};
 
 /// Where no screen shows a progress bar, a line of progress at most this often.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
@@ -49,6 +49,16 @@ pub fn run(arguments: &Train, terminal: &mut Terminal) -> Result<(), Failure> {
     }
 }
 
+/// A recipe and its options, the base found where it lies, for commands that look at a run before it is begun.
+pub fn located(path: &Path, terminal: &mut Terminal) -> Result<(Recipe, Options), Failure> {
+    let recipe = Recipe::read(path)?;
+    let mut options = recipe.options(default_run_dir(path), Start::Fresh)?;
+    options.validate().map_err(|error| failure(&error, path, &recipe))?;
+    let base = base_location::locate(&recipe.model.base, None, terminal, &interrupt::flag())?;
+    (options.model.base, options.model.hub) = (base.path, base.hub);
+    Ok((recipe, options))
+}
+
 /// The command that goes on with an interrupted run.
 fn again(arguments: &Train) -> String {
     let run_dir =
@@ -61,7 +71,7 @@ fn default_run_dir(recipe: &Path) -> PathBuf {
 }
 
 /// The trainer's error with the place in the user's files that it is about, and the way out.
-fn failure(error: &trainer::Error, path: &Path, recipe: &Recipe) -> Failure {
+pub fn failure(error: &trainer::Error, path: &Path, recipe: &Recipe) -> Failure {
     let base = recipe.model.base.display().to_string();
     let failure = match error {
         trainer::Error::Option { key, .. } => Failure::new(format!("{}: {error}", place(path, key))),
@@ -120,8 +130,8 @@ impl View<'_> {
             return;
         }
         match event {
-            Event::Data(data) => self.data(&data),
-            Event::Plan(plan) => self.plan(&plan),
+            Event::Data(data) => show_data(&data, self.terminal),
+            Event::Plan(plan) => show_plan(&plan, self.terminal),
             Event::Loading { done, total } => {
                 self.terminal.progress_on_screen(done as u64, total as u64, "reading the base");
             }
@@ -196,55 +206,6 @@ impl View<'_> {
             Event::Warning { message } => self.terminal.warning(message),
             Event::Finished(outcome) => self.finished(&outcome),
             _ => {}
-        }
-    }
-
-    fn data(&mut self, data: &DataSummary) {
-        self.terminal.row(
-            "data",
-            format!(
-                "{} rows · {} tokens, {} of them learnt · longest row {} · {} rows for validation, {} for the test",
-                show::count(data.train_rows as u64),
-                show::count(data.train_tokens),
-                show::count(data.target_tokens),
-                data.longest_row_tokens,
-                data.validation_rows,
-                data.test_rows
-            ),
-        );
-        for (rows, what) in [(data.dropped_rows, "left out"), (data.truncated_rows, "cut")] {
-            if rows > 0 {
-                self.terminal.warning(format!("{rows} rows are {what}: longer than data.max_seq_len"));
-            }
-        }
-        if data.bad_rows > 0 {
-            self.terminal.warning(format!("{} rows are left out, the first being", data.bad_rows));
-            data.named_bad_rows.iter().for_each(|row| self.terminal.more(row));
-        }
-        if data.duplicate_rows > 0 {
-            let rows = show::count(data.duplicate_rows as u64);
-            self.terminal.warning(format!("{rows} rows say what a row before them says"));
-        }
-    }
-
-    fn plan(&mut self, plan: &PlanTable) {
-        let budget = plan.budget_bytes.map_or_else(String::new, |b| format!(" of {}", bytes::show(b)));
-        self.terminal.row(
-            "plan",
-            format!(
-                "{}{budget} · {} steps of {} rows · {} parameters trained · products in {}",
-                bytes::show(plan.total_bytes),
-                show::count(plan.total_steps),
-                plan.rows_per_step,
-                show::count(plan.trained_parameters),
-                plan.precision
-            ),
-        );
-        if plan.layer_inputs == LayerInputs::BF16 {
-            self.terminal.more("layer inputs are kept in 16 bits, since not one row fits otherwise");
-        }
-        for (what, size) in &plan.rows {
-            self.terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
         }
     }
 
@@ -335,6 +296,57 @@ fn show_preference(figures: &PreferenceFigures) -> String {
         return String::new();
     }
     format!(" · {:.0} % of the pairs right, margin {:.3}", 100.0 * figures.accuracy, figures.margin)
+}
+
+/// What became of the rows.
+pub fn show_data(data: &DataSummary, terminal: &mut Terminal) {
+    terminal.row(
+        "data",
+        format!(
+            "{} rows · {} tokens, {} of them learnt · longest row {} · {} rows for validation, {} for the test",
+            show::count(data.train_rows as u64),
+            show::count(data.train_tokens),
+            show::count(data.target_tokens),
+            data.longest_row_tokens,
+            data.validation_rows,
+            data.test_rows
+        ),
+    );
+    for (rows, what) in [(data.dropped_rows, "left out"), (data.truncated_rows, "cut")] {
+        if rows > 0 {
+            terminal.warning(format!("{rows} rows are {what}: longer than data.max_seq_len"));
+        }
+    }
+    if data.bad_rows > 0 {
+        terminal.warning(format!("{} rows are left out, the first being", data.bad_rows));
+        data.named_bad_rows.iter().for_each(|row| terminal.more(row));
+    }
+    if data.duplicate_rows > 0 {
+        let rows = show::count(data.duplicate_rows as u64);
+        terminal.warning(format!("{rows} rows say what a row before them says"));
+    }
+}
+
+/// The plan's table.
+pub fn show_plan(plan: &PlanTable, terminal: &mut Terminal) {
+    let budget = plan.budget_bytes.map_or_else(String::new, |b| format!(" of {}", bytes::show(b)));
+    terminal.row(
+        "plan",
+        format!(
+            "{}{budget} · {} steps of {} rows · {} parameters trained · products in {}",
+            bytes::show(plan.total_bytes),
+            show::count(plan.total_steps),
+            plan.rows_per_step,
+            show::count(plan.trained_parameters),
+            plan.precision
+        ),
+    );
+    if plan.layer_inputs == LayerInputs::BF16 {
+        terminal.more("layer inputs are kept in 16 bits, since not one row fits otherwise");
+    }
+    for (what, size) in &plan.rows {
+        terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
+    }
 }
 
 fn step_line(step: &StepReport) -> String {

@@ -1,6 +1,7 @@
 //! `tune plan`: what a pipeline's experts take, or a recipe's training, before anything is loaded.
 
 mod pipeline;
+mod recipe;
 
 pub use pipeline::parts;
 
@@ -17,9 +18,7 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
         return pipeline::run(arguments, terminal);
     }
     if tables.contains_key("model") {
-        // The plan of a recipe has its place here.
-        return Err(Failure::new(format!("{}: is a recipe; only pipelines are planned yet", path.display()))
-            .hint("tune train prints the plan of a recipe before it begins"));
+        return recipe::run(arguments, terminal);
     }
     Err(Failure::new(format!("{}: is neither a pipeline nor a recipe", path.display()))
         .hint("a pipeline has [experts] and [[steps]], a recipe has [model] and [data]"))
