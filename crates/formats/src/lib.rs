@@ -29,6 +29,7 @@ pub mod observe;
 pub mod ollama;
 pub mod safetensors;
 pub mod source;
+pub mod tensorboard;
 
 pub use block::BlockType;
 pub use error::{Error, Result};

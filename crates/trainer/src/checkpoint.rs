@@ -316,14 +316,18 @@ pub fn steps(run_dir: &RunDir) -> Result<Vec<u64>> {
 
 /// Removes what a killed process left half-written or half-removed.
 pub fn sweep(run_dir: &RunDir) -> Result<()> {
-    let dir = run_dir.checkpoints();
-    for name in entries(&dir)? {
-        if step_of(&name).is_none() && !name.ends_with(".damaged") {
-            let path = dir.join(&name);
-            if path.is_dir() { remove_dir(&path)? } else { remove_file(&path)? }
-        }
+    for path in leftovers(run_dir)? {
+        if path.is_dir() { remove_dir(&path)? } else { remove_file(&path)? }
     }
     Ok(())
+}
+
+/// What a killed process left half-written or half-removed, if no process trains the run.
+pub fn leftovers(run_dir: &RunDir) -> Result<Vec<PathBuf>> {
+    let dir = run_dir.checkpoints();
+    let mut names = entries(&dir)?;
+    names.retain(|name| step_of(name).is_none() && !name.ends_with(".damaged"));
+    Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 fn remove_old(run_dir: &RunDir, keep: usize) -> Result<()> {

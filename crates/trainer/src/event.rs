@@ -155,6 +155,11 @@ pub enum Event {
         /// Its size.
         bytes: u64,
     },
+    /// The report of the run, as it stands when the run ends or stops.
+    Report {
+        /// The page.
+        path: PathBuf,
+    },
     /// Something that the user should know and that does not stop the run.
     Warning {
         /// One sentence.
@@ -166,6 +171,7 @@ pub enum Event {
 
 /// What became of the rows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DataSummary {
     /// Rows that are trained on.
     pub train_rows: usize,
@@ -196,6 +202,7 @@ pub struct DataSummary {
 
 /// The memory that a run will use, line by line.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PlanTable {
     /// What takes memory, and bytes.
     pub rows: Vec<(String, u64)>,
@@ -285,6 +292,33 @@ pub enum Weights {
     Base,
     /// Base and adapter.
     Adapter,
+}
+
+/// One held-out row and an answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Which weights answered.
+    pub weights: Weights,
+    /// The last message before the answer.
+    pub prompt: String,
+    /// The reference.
+    pub expected: String,
+    /// The answer.
+    pub answer: String,
+}
+
+impl Sample {
+    /// Whether the answer is the reference, but for white space around them.
+    pub fn is_match(&self) -> bool {
+        self.answer.trim() == self.expected.trim()
+    }
+
+    /// What an event tells, if it tells of an answer.
+    pub(crate) fn of(event: &Event) -> Option<Self> {
+        let Event::Sample { weights, prompt, expected, answer, .. } = event else { return None };
+        let (prompt, expected, answer) = (prompt.clone(), expected.clone(), answer.clone());
+        Some(Self { weights: *weights, prompt, expected, answer })
+    }
 }
 
 /// Greedy answers compared with the references.

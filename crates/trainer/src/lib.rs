@@ -34,10 +34,14 @@ mod speed;
 mod spikes;
 
 mod checkpoint;
+pub mod course;
 mod lock;
 pub mod metrics;
 pub mod record;
+pub mod report;
 pub mod run_dir;
+pub mod runs;
+mod tensorboard;
 
 pub use base_cache::CacheOptions;
 pub use error::{Change, Error, Result};

@@ -212,6 +212,8 @@ pub struct TrainOptions {
     pub early_stopping: u64,
     /// Which adapter is the result; without it the last, or the best where the run was stopped early.
     pub result: Option<ResultAdapter>,
+    /// Whether event files for TensorBoard are written.
+    pub tensorboard: bool,
 }
 
 impl Default for TrainOptions {
@@ -240,6 +242,7 @@ impl Default for TrainOptions {
             keep: 2,
             early_stopping: 0,
             result: None,
+            tensorboard: false,
         }
     }
 }

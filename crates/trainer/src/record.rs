@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Change, Error, Result};
-use crate::event::Outcome;
+use crate::event::{DataSummary, Outcome, PlanTable, Sample};
 use crate::options::{Options, Source};
 use crate::run_dir::RunDir;
 
@@ -16,7 +16,7 @@ use crate::run_dir::RunDir;
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Keys that may differ when a run is resumed: places, whose contents are hashed, and what leaves the result alone.
-const FREE_KEYS: [&str; 15] = [
+const FREE_KEYS: [&str; 16] = [
     "run_dir",
     "model.base",
     "model.hub.asked",
@@ -28,6 +28,7 @@ const FREE_KEYS: [&str; 15] = [
     "data.chat_template",
     "train.checkpoint_every",
     "train.keep",
+    "train.tensorboard",
     "eval.samples",
     "eval.samples_each",
     "budget.memory_bytes",
@@ -71,7 +72,7 @@ pub struct Chosen {
 }
 
 /// The body of `run.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// [`LAYOUT_VERSION`].
     pub version: u32,
@@ -83,6 +84,21 @@ pub struct RunRecord {
     pub chosen: Chosen,
     /// How it went so far.
     pub outcome: Outcome,
+    /// When it began, in seconds since 1970.
+    #[serde(default)]
+    pub started_at: Option<u64>,
+    /// Version of the program that began it.
+    #[serde(default)]
+    pub program: Option<String>,
+    /// What became of the rows.
+    #[serde(default)]
+    pub data: Option<DataSummary>,
+    /// The plan.
+    #[serde(default)]
+    pub plan: Option<PlanTable>,
+    /// Answers of the base, which is asked once, before the first step.
+    #[serde(default)]
+    pub base_samples: Vec<Sample>,
 }
 
 impl RunRecord {
@@ -100,6 +116,12 @@ impl RunRecord {
     /// What writing meets.
     pub fn write(&self, run_dir: &RunDir) -> Result<()> {
         write_json(&run_dir.run_json(), self)
+    }
+
+    /// What the base is called: by its name on the hub, or by its path.
+    pub fn base_name(&self) -> String {
+        let model = &self.options.model;
+        model.hub.as_ref().map_or_else(|| model.base.display().to_string(), |hub| hub.repository.clone())
     }
 
     /// Refuses to resume with anything that would change the result.
@@ -163,6 +185,36 @@ fn differences(was: Vec<(String, String)>, is: Vec<(String, String)>) -> Vec<Cha
     keys.retain(|key| !FREE_KEYS.contains(&key.as_str()));
     let changes = keys.into_iter().map(|key| Change { was: value(&was, &key), is: value(&is, &key), key });
     changes.filter(|change| change.was != change.is).collect()
+}
+
+/// Every option under the key that a recipe has for it, in order of the keys' tables.
+pub fn recipe_options(options: &Options) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    flatten("", &to_json(options), &mut leaves);
+    leaves.into_iter().map(|(key, value)| (recipe_key(&key).to_owned(), value)).collect()
+}
+
+/// Every hash of what a run is made from, by name.
+pub fn input_hashes(inputs: &Inputs) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    flatten("", &to_json(inputs), &mut leaves);
+    leaves.into_iter().map(|(key, value)| (key, value.trim_matches('"').to_owned())).collect()
+}
+
+/// The recipe's key for an option that goes by another name inside.
+fn recipe_key(key: &str) -> &str {
+    match key {
+        "data.test" => "eval.test",
+        "train.length.epochs" => "train.epochs",
+        "train.length.max_steps" => "train.max_steps",
+        "train.warmup.ratio" | "train.warmup.steps" => "train.warmup",
+        "train.clip" => "train.max_grad_norm",
+        "train.keep" => "train.keep_checkpoints",
+        "budget.memory_bytes" => "budget.memory",
+        "budget.reserve_bytes" => "budget.reserve",
+        "eval.exact_match_rows" => "eval.rows",
+        other => other,
+    }
 }
 
 /// Every leaf of a JSON value under its dotted key; a list is a leaf.
@@ -246,8 +298,7 @@ mod tests {
             version: LAYOUT_VERSION,
             options: Options::default(),
             inputs: Inputs { base: "a".repeat(64), ..Inputs::default() },
-            chosen: Chosen::default(),
-            outcome: Outcome::default(),
+            ..RunRecord::default()
         };
         let inputs = Inputs { base: "b".repeat(64), recipe: "other".into(), ..Inputs::default() };
         let error = record.check_unchanged(&Options::default(), &inputs).unwrap_err();

@@ -4,7 +4,9 @@
 //! runs/x/lock                   held while a process writes the run; names that process
 //!        run.json               options, hashes of the inputs, figures
 //!        chat_template.jinja    the template, where it is another than the base's
-//!        metrics.jsonl          one object a step or validation
+//!        metrics.jsonl          one object a step, validation, exact match or sample
+//!        report.html            a page made of the two above
+//!        tensorboard/           event files, where the recipe asks for them
 //!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
 //!        reference.jsonl        log-likelihoods of the answers of preferences under the base, where DPO needs them
 //!        init/                  A and B at step 0 and what the base is held without, where a method made them
@@ -58,9 +60,19 @@ impl RunDir {
         self.0.join("chat_template.jinja")
     }
 
-    /// One object a step or validation.
+    /// One object a step, validation, exact match or sample.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
+    }
+
+    /// The page that shows the run.
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+
+    /// Folder of TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.0.join("tensorboard")
     }
 
     /// Folder of all checkpoints.

@@ -28,10 +28,12 @@ use crate::options::{Options, ResultAdapter};
 use crate::plan::Plan;
 use crate::preference::{self, Judging};
 use crate::reference::{Measurement, Reference};
+use crate::report::Reporter;
 use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::speed::Speed;
 use crate::spikes::Spike;
+use crate::tensorboard::{EventLog, wall_time};
 
 /// Steps that may be skipped for a loss or gradient that is not finite; one more ends the run.
 const MOST_SKIPPED_STEPS: u32 = 3;
@@ -75,6 +77,7 @@ pub struct Session<'a, D: Device> {
     packed: Packed,
     state: State,
     metrics: MetricsLog,
+    reporter: Reporter,
     speed: Speed,
     started: Instant,
     seconds_before: f64,
@@ -163,7 +166,7 @@ impl<'a, D: Device> Session<'a, D> {
         };
         let mut batches = Batches::new(&setting.dataset.corpus, &setting.dataset.train_rows, options);
         batches.limit_tokens(setting.plan.chosen.micro_batch_tokens);
-        let metrics = MetricsLog::open(&setting.run_dir.metrics(), saved_step)?;
+        let metrics = open_metrics(setting, saved_step, &state)?;
         Ok(Self {
             beginning,
             batches,
@@ -176,6 +179,7 @@ impl<'a, D: Device> Session<'a, D> {
             optimizer,
             packed: Packed::default(),
             metrics,
+            reporter: Reporter::default(),
             speed: Speed::default(),
             started: Instant::now(),
             seconds_before: state.seconds,
@@ -200,11 +204,17 @@ impl<'a, D: Device> Session<'a, D> {
         }
         while !self.is_complete() && !cancel.load(Ordering::Relaxed) {
             self.one_step(observer)?;
-            if self.is_due(self.setting.options.train.eval_every) {
+            let validation_is_due = self.is_due(self.setting.options.train.eval_every);
+            if validation_is_due {
                 self.validate(observer, cancel)?;
             }
-            if self.is_due(self.setting.options.train.checkpoint_every) {
+            // A validation may have ended the run, which asks for a checkpoint.
+            let checkpoint_is_due = self.is_due(self.setting.options.train.checkpoint_every);
+            if checkpoint_is_due {
                 self.save(observer)?;
+            }
+            if validation_is_due || checkpoint_is_due {
+                self.reporter.write_if_due(self.setting.run_dir, observer);
             }
         }
         if self.saved_step != Some(self.state.step) && self.state.step > 0 {
@@ -544,8 +554,24 @@ impl<'a, D: Device> Session<'a, D> {
         self.state.seconds = self.seconds();
         let dense = self.device.dense();
         let dense_bytes = (dense.peak_bytes(), dense.live_bytes());
-        Ended { dense_bytes, state: self.state, adapter: self.adapter, metrics: self.metrics }
+        let (adapter, metrics, reporter) = (self.adapter, self.metrics, self.reporter);
+        Ended { dense_bytes, state: self.state, adapter, metrics, reporter }
     }
+}
+
+/// The metrics of a run that begins or goes on, and what is known of it before its next step.
+fn open_metrics(setting: Setting<'_>, saved_step: Option<u64>, state: &State) -> Result<MetricsLog> {
+    let path = setting.run_dir.metrics();
+    let mut metrics = MetricsLog::open(&path, saved_step)?;
+    if setting.options.train.tensorboard {
+        metrics.also_to(EventLog::open(&setting.run_dir.tensorboard(), saved_step, &path)?);
+    }
+    if let Some(step) = saved_step {
+        metrics.append(&Metric::Resumed { step, at: wall_time() as u64 })?;
+    } else if let Some(exact_match) = state.base_exact_match {
+        metrics.append(&Metric::ExactMatch { step: 0, exact_match })?;
+    }
+    Ok(metrics)
 }
 
 impl<D: Device> Contents for Session<'_, D> {
@@ -586,6 +612,8 @@ pub struct Ended<D: Device> {
     pub adapter: Adapter<D>,
     /// The run's metrics.
     pub metrics: MetricsLog,
+    /// Writes the run's report.
+    pub reporter: Reporter,
     /// Dense copies of base weights: the most bytes alive at once, and those alive after the last step.
     pub dense_bytes: (u64, u64),
 }

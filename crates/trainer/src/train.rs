@@ -16,7 +16,7 @@ use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::Examination;
-use crate::event::{End, Event, ExactMatch, Outcome, Weights};
+use crate::event::{End, Event, ExactMatch, Outcome, Sample, Weights};
 use crate::lock::RunLock;
 use crate::memory_use::Growth;
 use crate::metrics::Metric;
@@ -24,8 +24,10 @@ use crate::options::{Options, Start};
 use crate::plan::{Plan, Shapes};
 use crate::preference::check_kind;
 use crate::record::{Inputs, LAYOUT_VERSION, RunRecord, option_changes, recipe_blake3};
+use crate::report::Reporter;
 use crate::run_dir::RunDir;
 use crate::session::{Begin, Ended, Session, Setting, Written};
+use crate::tensorboard::wall_time;
 
 /// Runs or resumes a training run.
 ///
@@ -48,7 +50,8 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     beginning::check(options, &base_files)?;
     let dataset = Dataset::read(options, &base_files)?;
     check_kind(options.train.method, &dataset)?;
-    observer.observe(Event::Data(dataset.summary()));
+    let summary = dataset.summary();
+    observer.observe(Event::Data(summary.clone()));
     let inputs = hash_inputs(options, &base_files, &dataset)?;
     if let Some(record) = &record {
         record.check_unchanged(options, &inputs)?;
@@ -73,7 +76,8 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         Some(lock) => lock,
         None => create_run(&run_dir)?,
     };
-    let record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
+    let mut record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
+    (record.data, record.plan) = (Some(summary), Some(plan.table.clone()));
     record.write(&run_dir)?;
     if let Some(template) = base_files.template.as_ref().filter(|_| base_files.has_own_template) {
         formats::atomic::write_bytes(&run_dir.chat_template(), template.source().as_bytes())?;
@@ -183,6 +187,9 @@ fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
             planned_bytes: plan.table.total_bytes,
             ..Outcome::default()
         },
+        started_at: Some(wall_time() as u64),
+        program: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        ..RunRecord::default()
     }
 }
 
@@ -210,7 +217,11 @@ impl Run<'_> {
             resumed => resumed,
         };
         let mut session = Session::new(self.setting, &base, &self.lora, beginning, begin)?;
-        session.run(self.observer, self.cancel)?;
+        if let Err(error) = session.run(self.observer, self.cancel) {
+            // What the figures were until then is what the user will ask for.
+            Reporter::default().write(self.setting.run_dir, self.observer);
+            return Err(error);
+        }
         let written = match session.is_complete() {
             true => Some(session.write_adapter(self.observer)?),
             false => None,
@@ -266,11 +277,12 @@ impl Run<'_> {
     ) -> Result<Option<Box<State>>> {
         if state.base_exact_match.is_none() {
             let start = beginning.map(|beginning| self.adapter_of(base, beginning)).transpose()?;
+            let mut samples = Vec::new();
             state.base_exact_match = self.setting.examination.ask(
                 base,
                 (Weights::Base, 0),
                 start.as_ref(),
-                self.observer,
+                &mut keeping(&mut samples, self.observer),
                 self.cancel,
             )?;
             if self.cancel.load(Ordering::Relaxed) {
@@ -279,8 +291,9 @@ impl Run<'_> {
             if let Some(figures) = state.base_exact_match {
                 self.observer.observe(Event::ExactMatch(figures));
                 self.record.outcome.base_exact_match = Some(figures);
-                self.record.write(self.setting.run_dir)?;
             }
+            self.record.base_samples = samples;
+            self.record.write(self.setting.run_dir)?;
         }
         Ok(Some(state))
     }
@@ -292,10 +305,17 @@ impl Run<'_> {
         Ok(adapter)
     }
 
-    fn interrupt<D: Device>(mut self, ended: Ended<D>) -> Result<Outcome> {
+    fn interrupt<D: Device>(mut self, mut ended: Ended<D>) -> Result<Outcome> {
         self.record.outcome = self.outcome(&ended, None);
         self.record.write(self.setting.run_dir)?;
+        self.report(&mut ended.reporter);
         Ok(self.record.outcome)
+    }
+
+    fn report(&mut self, reporter: &mut Reporter) {
+        if let Some(path) = reporter.write(self.setting.run_dir, self.observer) {
+            self.observer.observe(Event::Report { path });
+        }
     }
 
     /// Exact match with the adapter, then the figures of the run; with these it counts as finished.
@@ -305,14 +325,22 @@ impl Run<'_> {
         mut ended: Ended<D>,
         written: Written,
     ) -> Result<Outcome> {
-        let adapter = Some(&ended.adapter);
-        let by = (Weights::Adapter, ended.state.step);
-        let figures = self.setting.examination.ask(base, by, adapter, self.observer, self.cancel)?;
+        let mut samples = Vec::new();
+        let figures = self.setting.examination.ask(
+            base,
+            (Weights::Adapter, ended.state.step),
+            Some(&ended.adapter),
+            &mut keeping(&mut samples, self.observer),
+            self.cancel,
+        )?;
         if self.cancel.load(Ordering::Relaxed) {
             return self.interrupt(ended);
         }
+        let metrics = &mut ended.metrics;
+        for sample in samples {
+            metrics.append(&Metric::Sample { step: ended.state.step, sample })?;
+        }
         if let Some(exact_match) = figures {
-            let metrics = &mut ended.metrics;
             if let Some(base) = ended.state.base_exact_match {
                 metrics.append(&Metric::ExactMatch { step: 0, exact_match: base })?;
             }
@@ -333,6 +361,7 @@ impl Run<'_> {
         };
         self.record.outcome = outcome;
         self.record.write(self.setting.run_dir)?;
+        self.report(&mut ended.reporter);
         self.observer.observe(Event::Finished(self.record.outcome.clone()));
         Ok(self.record.outcome)
     }
@@ -362,6 +391,17 @@ impl Run<'_> {
             dense_peak_bytes: ended.dense_bytes.0,
             dense_live_bytes: ended.dense_bytes.1,
         }
+    }
+}
+
+/// Passes events on and keeps the answers among them.
+fn keeping<'a>(
+    samples: &'a mut Vec<Sample>,
+    observer: &'a mut dyn Observer<Event>,
+) -> impl FnMut(Event) + use<'a> {
+    move |event| {
+        samples.extend(Sample::of(&event));
+        observer.observe(event);
     }
 }
 

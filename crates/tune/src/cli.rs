@@ -47,6 +47,8 @@ pub enum Command {
     Pull(Pull),
     /// Show what is in a GGUF, a checkpoint, an adapter, a run or a receipt
     Inspect(Inspect),
+    /// Training runs on disk: list, show, compare, clean up
+    Runs(Runs),
     /// Check this machine: what it has, what it lacks, and the remedy
     Doctor,
 }
@@ -353,4 +355,58 @@ pub struct Pull {
 pub struct Inspect {
     /// A .gguf, a .safetensors, a model's folder, an adapter's folder, a run or a receipt.json
     pub path: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Runs {
+    #[command(subcommand)]
+    pub command: Option<RunsCommand>,
+    /// The folder that the runs lie in
+    #[arg(long = "in", value_name = "FOLDER", default_value = "runs", global = true)]
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// All training runs: steps, losses, exact match, time, size (what `tune runs` does)
+    List,
+    /// One training run: how it stands, its figures, data and plan, and what it was made from
+    Show(RunName),
+    /// Several training runs: the options that differ, and the figures side by side
+    Compare(CompareRuns),
+    /// Say what of the training runs is no longer needed, and remove it with --yes
+    ///
+    /// Checkpoints of finished runs, what killed processes left half-written, and runs that were left before their end.
+    /// Never an adapter or an export, and nothing of a run that is being trained.
+    Clean(CleanRuns),
+    /// Write report.html of a training run anew
+    Report(RunName),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RunName {
+    /// Its name, as `tune runs` lists it, or its folder
+    pub run: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CompareRuns {
+    /// Their names, or their folders
+    #[arg(required = true, num_args = 2..)]
+    pub runs: Vec<PathBuf>,
+    /// Write a page with their losses in one plot
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CleanRuns {
+    /// Their names, or their folders [default: all]
+    pub runs: Vec<PathBuf>,
+    /// Remove it
+    #[arg(long)]
+    pub yes: bool,
+    /// Days after which a run that was left before its end counts as abandoned
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    pub abandoned_after: u64,
 }

@@ -152,6 +152,8 @@ pub struct TrainTable {
     pub early_stopping: u64,
     /// Which adapter is the result: the last, unless the run is stopped early.
     pub result: Option<ResultAdapter>,
+    /// Whether event files for TensorBoard are written beside the run's own records.
+    pub tensorboard: bool,
 }
 
 /// `[eval]`: held-out rows whose answers are generated and compared, for the base, the adapter and the export.
@@ -256,6 +258,7 @@ impl Default for TrainTable {
             keep_checkpoints: 2,
             early_stopping: 0,
             result: None,
+            tensorboard: false,
         }
     }
 }
@@ -399,6 +402,8 @@ const ALIASES: Aliases = &[
     ("orpo_alpha", "train.beta"),
     ("dpo_label_smoothing", "train.label_smoothing"),
     ("pref_ftx", "train.rpo_alpha"),
+    ("report_to", "train.tensorboard (true or false)"),
+    ("use_tensorboard", "train.tensorboard"),
     ("warmup_ratio", "train.warmup (below 1: a ratio, from 1: steps)"),
     ("warmup_steps", "train.warmup (below 1: a ratio, from 1: steps)"),
     ("early_stopping_patience", "train.early_stopping"),
@@ -558,6 +563,7 @@ impl TrainTable {
             keep: self.keep_checkpoints,
             early_stopping: self.early_stopping,
             result: self.result,
+            tensorboard: self.tensorboard,
         })
     }
 }
@@ -595,13 +601,13 @@ mod tests {
         check(
             &format!("{GOOD}[train]\nlerning_rate = 1.0\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`
+            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint: did you mean `learning_rate`?"#]],
         );
         check(
             &format!("{GOOD}[train]\nmicro_batch_size = 1\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`
+            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint: here it is called `train.batch_size`"#]],
         );
         check(

@@ -1,9 +1,10 @@
-//! Whole runs over a tiny base that the test writes itself: results, resuming, refusals.
+//! Whole runs over a tiny base that the test writes itself: results, records, resuming, refusals.
 
 mod asked;
 mod cache;
 mod policies;
 mod preference;
+mod records;
 mod refusals;
 mod results;
 mod resume;

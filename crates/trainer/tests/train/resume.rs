@@ -43,7 +43,7 @@ pub fn result(options: &Options) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Losses and rates of all steps and validations, without times.
+/// Losses and rates of all steps and validations, without times and without how often the run was resumed.
 pub fn course(options: &Options) -> Vec<String> {
     let lines = metrics::read(&RunDir::new(&options.run_dir).metrics()).unwrap();
     let show = |line: &Metric| match line {
@@ -53,7 +53,7 @@ pub fn course(options: &Options) -> Vec<String> {
         }
         other => format!("{other:?}"),
     };
-    lines.iter().map(show).collect()
+    lines.iter().filter(|line| !matches!(line, Metric::Resumed { .. })).map(show).collect()
 }
 
 fn newest_checkpoint(options: &Options) -> std::path::PathBuf {

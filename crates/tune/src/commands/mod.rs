@@ -11,6 +11,7 @@ mod plan;
 mod preview;
 mod pull;
 mod run;
+mod runs;
 mod serve;
 mod suggest;
 mod train;
@@ -35,6 +36,7 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Suggest(arguments) => suggest::run(&arguments, terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, terminal),
         Command::Pull(arguments) => pull::run(&arguments, terminal),
+        Command::Runs(arguments) => runs::run(&arguments, terminal),
         Command::Doctor => doctor::run(terminal),
     }
 }

@@ -203,6 +203,7 @@ impl View<'_> {
                 self.sample(step, weights, &prompt, &expected, &answer)
             }
             Event::Checkpoint { .. } => {}
+            Event::Report { path } => self.terminal.row("report", path.display().to_string()),
             Event::Warning { message } => self.terminal.warning(message),
             Event::Finished(outcome) => self.finished(&outcome),
             _ => {}
