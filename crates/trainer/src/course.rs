@@ -69,7 +69,11 @@ impl Course {
                 });
             }
             Metric::Skipped { step, what } => self.skipped.push((step, what)),
-            Metric::Validation { step, loss } => self.validations.push((step, loss)),
+            Metric::Spike { step, what, value, median } => {
+                let what = format!("{what} {value:.4}, {:.1} times the usual", value / median);
+                self.skipped.push((step, what));
+            }
+            Metric::Validation { step, loss, .. } => self.validations.push((step, loss)),
             Metric::ExactMatch { step, exact_match } => self.exact_matches.push((step, exact_match)),
             Metric::Sample { step, sample } => self.samples.push((step, sample)),
             Metric::Resumed { step, at } => self.resumed.push((step, at)),
@@ -117,10 +121,10 @@ mod tests {
         let mut course = Course::default();
         let outcome = Outcome { validation_loss: Some(9.0), ..Outcome::default() };
         assert_eq!((course.last_step(), course.validation_loss(&outcome)), (0, Some(9.0)));
-        course.add(Metric::Validation { step: 0, loss: 3.0 });
+        course.add(Metric::Validation { step: 0, loss: 3.0, preference: None });
         assert_eq!(course.validation_loss(&outcome), None, "the base's alone");
         for (step, loss) in [(5, 1.0), (10, f64::NAN), (15, 2.0)] {
-            course.add(Metric::Validation { step, loss });
+            course.add(Metric::Validation { step, loss, preference: None });
         }
         course.add(Metric::Skipped { step: 16, what: "loss".into() });
         assert_eq!(course.last_step(), 16);

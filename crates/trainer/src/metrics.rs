@@ -303,9 +303,10 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_survives() {
-        let line = serde_json::to_string(&Metric::Validation { step: 3, loss: f64::NAN }).unwrap();
+        let line =
+            serde_json::to_string(&Metric::Validation { step: 3, loss: f64::NAN, preference: None }).unwrap();
         let read: Metric = serde_json::from_str(&line).unwrap();
-        assert!(matches!(read, Metric::Validation { step: 3, loss } if loss.is_nan()), "{line}");
+        assert!(matches!(read, Metric::Validation { step: 3, loss, .. } if loss.is_nan()), "{line}");
     }
 
     #[test]

@@ -92,9 +92,18 @@ fn scalars(metric: &Metric) -> Vec<(&'static str, f64)> {
                 ("train/tokens_per_second", step.tokens_per_second),
             ];
             scalars.extend(step.memory_bytes.map(|bytes| ("train/memory_mib", bytes as f64 / 1048576.0)));
+            // As TRL's trainers call them.
+            scalars.extend(step.preference.into_iter().flat_map(|figures| {
+                [
+                    ("train/rewards/chosen", figures.rewards_chosen),
+                    ("train/rewards/rejected", figures.rewards_rejected),
+                    ("train/rewards/margins", figures.margin),
+                    ("train/rewards/accuracies", figures.accuracy),
+                ]
+            }));
             scalars
         }
-        Metric::Skipped { .. } => vec![("train/skipped", 1.0)],
+        Metric::Skipped { .. } | Metric::Spike { .. } => vec![("train/skipped", 1.0)],
         Metric::Validation { loss, .. } => vec![("eval/loss", *loss)],
         Metric::ExactMatch { exact_match, .. } => match exact_match.weights {
             Weights::Base | Weights::Adapter => vec![("eval/exact_match", exact_match.share())],
@@ -126,7 +135,7 @@ mod tests {
     use super::*;
 
     fn validation(step: u64) -> Metric {
-        Metric::Validation { step, loss: step as f64 }
+        Metric::Validation { step, loss: step as f64, preference: None }
     }
 
     /// Steps of all figures, in the order in which TensorBoard reads them.

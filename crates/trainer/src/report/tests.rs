@@ -57,9 +57,9 @@ fn record() -> RunRecord {
 
 fn course() -> Course {
     let mut course = Course::default();
-    course.add(Metric::Validation { step: 0, loss: 2.5 });
+    course.add(Metric::Validation { step: 0, loss: 2.5, preference: None });
     (1..=60).map(step).for_each(|metric| course.add(metric));
-    course.add(Metric::Validation { step: 60, loss: 0.25 });
+    course.add(Metric::Validation { step: 60, loss: 0.25, preference: None });
     course.add(Metric::Skipped { step: 61, what: HOSTILE.into() });
     course.add(Metric::Resumed { step: 40, at: 1_795_228_200 });
     course.add(Metric::Sample { step: 60, sample: sample(Weights::Adapter, &format!("{HOSTILE} yes")) });

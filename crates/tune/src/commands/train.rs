@@ -296,7 +296,11 @@ fn show_preference(figures: &PreferenceFigures) -> String {
     if figures.margin.abs() < 5e-4 {
         return String::new();
     }
-    format!(" · {:.0} % of the pairs right, margin {:.3}", 100.0 * figures.accuracy, figures.margin)
+    let PreferenceFigures { accuracy, margin, nll, .. } = figures;
+    format!(
+        " · {:.0} % of the pairs right, margin {margin:.3}, better answers {nll:.3} a token",
+        100.0 * accuracy
+    )
 }
 
 /// What became of the rows.

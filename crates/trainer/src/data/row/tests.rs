@@ -1,3 +1,5 @@
+//! Rows of every format, and what is said of those that are none.
+
 use std::collections::BTreeMap;
 
 use expect_test::{Expect, expect};
