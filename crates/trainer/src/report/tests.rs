@@ -15,6 +15,7 @@ fn step(step: u64) -> Metric {
         total_steps: 100,
         epoch: step as f64 / 50.0,
         loss: 2.0 / step as f64,
+        preference: None,
         validation_loss: None,
         learning_rate: 1e-4,
         grad_norm: 0.5,
@@ -51,7 +52,7 @@ fn record() -> RunRecord {
         ..RunRecord::default()
     };
     record.options.model.base = PathBuf::from(HOSTILE);
-    record.options.data.train = vec![PathBuf::from(HOSTILE)];
+    record.options.data.train = vec![PathBuf::from(HOSTILE).into()];
     record
 }
 
