@@ -167,7 +167,7 @@ impl Code for Squared {
 /// The larger one; what is not a number is larger than all, so that it shows in a scale.
 #[inline(always)]
 fn larger(largest: f32, value: f32) -> f32 {
-    if value <= largest { largest } else { value }
+    if largest.is_nan() || value <= largest { largest } else { value }
 }
 
 #[inline(always)]
