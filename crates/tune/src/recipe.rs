@@ -601,13 +601,13 @@ mod tests {
         check(
             &format!("{GOOD}[train]\nlerning_rate = 1.0\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
+            DIR/r.toml:6: unknown field `lerning_rate`, expected one of `method`, `beta`, `label_smoothing`, `rpo_alpha`, `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint: did you mean `learning_rate`?"#]],
         );
         check(
             &format!("{GOOD}[train]\nmicro_batch_size = 1\n"),
             expect![[r#"
-            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
+            DIR/r.toml:6: unknown field `micro_batch_size`, expected one of `method`, `beta`, `label_smoothing`, `rpo_alpha`, `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint: here it is called `train.batch_size`"#]],
         );
         check(

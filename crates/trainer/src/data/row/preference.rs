@@ -40,7 +40,8 @@ pub fn parse(row: &mut Fields<'_>) -> Result<Preference, Fault> {
         let asked = prompt::turns(row, "prompt", "user")?;
         // Some files have the prompt, and in both answers the whole conversation once more.
         if chosen.first() == asked.last() && rejected.first() == asked.last() {
-            (chosen.remove(0), rejected.remove(0));
+            chosen.remove(0);
+            rejected.remove(0);
         }
         system.into_iter().chain(asked).collect()
     } else if let Some(key) = ["messages", "conversations"].into_iter().find(|key| row.has(key)) {
