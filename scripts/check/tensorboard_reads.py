@@ -31,6 +31,13 @@ def single(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
+def preference(tags: dict[str, list[tuple[int, float]]], of: str, line: dict) -> None:
+    names = {"accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+    names |= {f"{what}_{which}": f"{what}/{which}" for what in ["rewards", "logps"] for which in ["chosen", "rejected"]}
+    for key, name in names.items() if line.get("preference") else []:
+        tags.setdefault(f"{of}/{name}", []).append((line["step"], single(line["preference"][key])))
+
+
 def recorded(run: Path) -> dict[str, list[tuple[int, float]]]:
     tags: dict[str, list[tuple[int, float]]] = {}
     for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
@@ -38,13 +45,15 @@ def recorded(run: Path) -> dict[str, list[tuple[int, float]]]:
         if line["kind"] == "step":
             for key in ["loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second"]:
                 tags.setdefault(f"train/{key}", []).append((step, single(line[key])))
+            preference(tags, "train", line)
             if line["memory_bytes"] is not None:
                 tags.setdefault("train/memory_mib", []).append((step, single(line["memory_bytes"] / 2**20)))
         elif line["kind"] == "validation":
             tags.setdefault("eval/loss", []).append((step, single(line["loss"])))
+            preference(tags, "eval", line)
         elif line["kind"] == "exact_match":
             tags.setdefault("eval/exact_match", []).append((step, single(line["matched"] / line["rows"])))
-        elif line["kind"] == "skipped":
+        elif line["kind"] in ["skipped", "spike"]:
             tags.setdefault("train/skipped", []).append((step, 1.0))
     return tags
 

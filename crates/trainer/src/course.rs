@@ -1,7 +1,7 @@
 //! The course of a run: what `metrics.jsonl` says, in columns.
 
 use crate::error::Result;
-use crate::event::{ExactMatch, Outcome, Sample};
+use crate::event::{ExactMatch, Outcome, PreferenceFigures, Sample};
 use crate::metrics::{self, Metric};
 use crate::run_dir::RunDir;
 
@@ -10,8 +10,10 @@ use crate::run_dir::RunDir;
 pub struct StepPoint {
     /// The step, from 1.
     pub step: u64,
-    /// Mean negative log-likelihood of a target token.
+    /// Mean negative log-likelihood of a target token, or of preferences the loss that is trained on.
     pub loss: f64,
+    /// Of preferences.
+    pub preference: Option<PreferenceFigures>,
     /// Learning rate.
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.
@@ -31,11 +33,13 @@ pub struct Course {
     pub epoch: Option<f64>,
     /// Steps done before each measurement, and the validation loss.
     pub validations: Vec<(u64, f64)>,
+    /// The same of preferences.
+    pub preferences: Vec<(u64, PreferenceFigures)>,
     /// Steps done before each measurement, and the figures.
     pub exact_matches: Vec<(u64, ExactMatch)>,
     /// Steps done before each answer, and the answer.
     pub samples: Vec<(u64, Sample)>,
-    /// Skipped steps, and what was not finite.
+    /// Skipped steps, and why.
     pub skipped: Vec<(u64, String)>,
     /// Steps after which a later sitting went on, and when, in seconds since 1970.
     pub resumed: Vec<(u64, u64)>,
@@ -62,18 +66,21 @@ impl Course {
                 self.steps.push(StepPoint {
                     step: report.step,
                     loss: report.loss,
+                    preference: report.preference,
                     learning_rate: report.learning_rate,
                     grad_norm: report.grad_norm,
                     tokens_per_second: report.tokens_per_second,
                     memory_bytes: report.memory_bytes,
                 });
             }
-            Metric::Skipped { step, what } => self.skipped.push((step, what)),
+            Metric::Skipped { step, what } => self.skipped.push((step, format!("{what} was not finite"))),
             Metric::Spike { step, what, value, median } => {
-                let what = format!("{what} {value:.4}, {:.1} times the usual", value / median);
-                self.skipped.push((step, what));
+                self.skipped.push((step, format!("{what} was {value:.4}, {median:.4} being usual")));
             }
-            Metric::Validation { step, loss, .. } => self.validations.push((step, loss)),
+            Metric::Validation { step, loss, preference } => {
+                self.validations.push((step, loss));
+                self.preferences.extend(preference.map(|figures| (step, figures)));
+            }
             Metric::ExactMatch { step, exact_match } => self.exact_matches.push((step, exact_match)),
             Metric::Sample { step, sample } => self.samples.push((step, sample)),
             Metric::Resumed { step, at } => self.resumed.push((step, at)),
@@ -97,9 +104,10 @@ impl Course {
         self.validations.iter().find(|(step, _)| *step == 0).map(|(_, loss)| *loss)
     }
 
-    /// The newest validation loss after a step; that of the outcome for a run whose metrics are gone.
+    /// That of the result when the run is finished, which may be of an earlier step; before that the newest after a step.
     pub fn validation_loss(&self, outcome: &Outcome) -> Option<f64> {
         match self.validations.as_slice() {
+            _ if outcome.is_finished => outcome.validation_loss,
             [] => outcome.validation_loss,
             all => all.iter().rev().find(|(step, _)| *step > 0).map(|(_, loss)| *loss),
         }
@@ -126,6 +134,8 @@ mod tests {
         for (step, loss) in [(5, 1.0), (10, f64::NAN), (15, 2.0)] {
             course.add(Metric::Validation { step, loss, preference: None });
         }
+        let finished = Outcome { is_finished: true, ..outcome.clone() };
+        assert_eq!(course.validation_loss(&finished), Some(9.0), "of the result");
         course.add(Metric::Skipped { step: 16, what: "loss".into() });
         assert_eq!(course.last_step(), 16);
         assert_eq!((course.base_validation_loss(), course.validation_loss(&outcome)), (Some(3.0), Some(2.0)));

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use formats::observe::Observer;
 use model::device::Precision;
 use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
@@ -314,10 +315,21 @@ impl Sample {
     }
 
     /// What an event tells, if it tells of an answer.
-    pub(crate) fn of(event: &Event) -> Option<Self> {
+    fn of(event: &Event) -> Option<Self> {
         let Event::Sample { weights, prompt, expected, answer, .. } = event else { return None };
         let (prompt, expected, answer) = (prompt.clone(), expected.clone(), answer.clone());
         Some(Self { weights: *weights, prompt, expected, answer })
+    }
+}
+
+/// Passes events on and keeps the answers among them.
+pub(crate) fn keeping_samples<'a>(
+    samples: &'a mut Vec<Sample>,
+    observer: &'a mut dyn Observer<Event>,
+) -> impl FnMut(Event) + use<'a> {
+    move |event| {
+        samples.extend(Sample::of(&event));
+        observer.observe(event);
     }
 }
 

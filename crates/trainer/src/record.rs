@@ -213,6 +213,8 @@ fn recipe_key(key: &str) -> &str {
         "budget.memory_bytes" => "budget.memory",
         "budget.reserve_bytes" => "budget.reserve",
         "eval.exact_match_rows" => "eval.rows",
+        "eval.samples_each" => "eval.samples",
+        "eval.samples" => "eval.samples before and after",
         other => other,
     }
 }

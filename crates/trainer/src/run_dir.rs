@@ -5,7 +5,7 @@
 //!        run.json               options, hashes of the inputs, figures
 //!        chat_template.jinja    the template, where it is another than the base's
 //!        metrics.jsonl          one object a step, validation, exact match or sample
-//!        report.html            a page made of the two above
+//!        report.html            a page made of run.json and metrics.jsonl
 //!        tensorboard/           event files, where the recipe asks for them
 //!        checkpoints/step-N/    adapter, moments, state.json, manifest.json
 //!        reference.jsonl        log-likelihoods of the answers of preferences under the base, where DPO needs them

@@ -21,7 +21,7 @@ use crate::data::epoch::Order;
 use crate::data::packed::Packed;
 use crate::error::{Error, Result};
 use crate::evaluate::{Examination, validation_loss};
-use crate::event::{Event, PreferenceFigures, StepReport};
+use crate::event::{Event, PreferenceFigures, StepReport, keeping_samples};
 use crate::memory_use::Growth;
 use crate::metrics::{Metric, MetricsLog};
 use crate::options::{Options, ResultAdapter};
@@ -208,7 +208,7 @@ impl<'a, D: Device> Session<'a, D> {
             if validation_is_due {
                 self.validate(observer, cancel)?;
             }
-            // A validation may have ended the run, which asks for a checkpoint.
+            // The validation may have ended the run, after which a checkpoint is due.
             let checkpoint_is_due = self.is_due(self.setting.options.train.checkpoint_every);
             if checkpoint_is_due {
                 self.save(observer)?;
@@ -399,7 +399,17 @@ impl<'a, D: Device> Session<'a, D> {
         // Before the first step and after the last one the whole examination shows samples.
         if self.state.step > 0 && !self.is_complete() {
             let Setting { examination, .. } = self.setting;
-            examination.show(&self.base, self.state.step, &self.adapter, observer, cancel)?;
+            let (step, mut samples) = (self.state.step, Vec::new());
+            examination.show(
+                &self.base,
+                step,
+                &self.adapter,
+                &mut keeping_samples(&mut samples, observer),
+                cancel,
+            )?;
+            for sample in samples {
+                self.metrics.append(&Metric::Sample { step, sample })?;
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use formats::tensorboard::{Content, Event, EventWriter, cut_after};
 
 use crate::error::{Error, Result};
-use crate::event::Weights;
+use crate::event::{PreferenceFigures, Weights};
 use crate::metrics::{self, Metric};
 
 /// What every event file's name begins with; TensorBoard looks for it.
@@ -91,25 +91,51 @@ fn scalars(metric: &Metric) -> Vec<(&'static str, f64)> {
                 ("train/epoch", step.epoch),
                 ("train/tokens_per_second", step.tokens_per_second),
             ];
+            scalars.extend(step.preference.iter().flat_map(|figures| preference(figures, &TRAIN)));
             scalars.extend(step.memory_bytes.map(|bytes| ("train/memory_mib", bytes as f64 / 1048576.0)));
-            // As TRL's trainers call them.
-            scalars.extend(step.preference.into_iter().flat_map(|figures| {
-                [
-                    ("train/rewards/chosen", figures.rewards_chosen),
-                    ("train/rewards/rejected", figures.rewards_rejected),
-                    ("train/rewards/margins", figures.margin),
-                    ("train/rewards/accuracies", figures.accuracy),
-                ]
-            }));
             scalars
         }
         Metric::Skipped { .. } | Metric::Spike { .. } => vec![("train/skipped", 1.0)],
-        Metric::Validation { loss, .. } => vec![("eval/loss", *loss)],
+        Metric::Validation { loss, preference: figures, .. } => {
+            let mut scalars = vec![("eval/loss", *loss)];
+            scalars.extend(figures.iter().flat_map(|figures| preference(figures, &EVAL)));
+            scalars
+        }
         Metric::ExactMatch { exact_match, .. } => match exact_match.weights {
             Weights::Base | Weights::Adapter => vec![("eval/exact_match", exact_match.share())],
         },
         Metric::Sample { .. } | Metric::Resumed { .. } => Vec::new(),
     }
+}
+
+/// TRL's tags of preferences.
+const TRAIN: [&str; 6] = [
+    "train/rewards/accuracies",
+    "train/rewards/margins",
+    "train/rewards/chosen",
+    "train/rewards/rejected",
+    "train/logps/chosen",
+    "train/logps/rejected",
+];
+const EVAL: [&str; 6] = [
+    "eval/rewards/accuracies",
+    "eval/rewards/margins",
+    "eval/rewards/chosen",
+    "eval/rewards/rejected",
+    "eval/logps/chosen",
+    "eval/logps/rejected",
+];
+
+fn preference(figures: &PreferenceFigures, tags: &[&'static str; 6]) -> [(&'static str, f64); 6] {
+    let values = [
+        figures.accuracy,
+        figures.margin,
+        figures.rewards_chosen,
+        figures.rewards_rejected,
+        figures.logps_chosen,
+        figures.logps_rejected,
+    ];
+    std::array::from_fn(|index| (tags[index], values[index]))
 }
 
 /// The event files of a folder, oldest first.

@@ -16,7 +16,7 @@ use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::evaluate::Examination;
-use crate::event::{End, Event, ExactMatch, Outcome, Sample, Weights};
+use crate::event::{End, Event, ExactMatch, Outcome, Weights, keeping_samples};
 use crate::lock::RunLock;
 use crate::memory_use::Growth;
 use crate::metrics::Metric;
@@ -282,7 +282,7 @@ impl Run<'_> {
                 base,
                 (Weights::Base, 0),
                 start.as_ref(),
-                &mut keeping(&mut samples, self.observer),
+                &mut keeping_samples(&mut samples, self.observer),
                 self.cancel,
             )?;
             if self.cancel.load(Ordering::Relaxed) {
@@ -330,7 +330,7 @@ impl Run<'_> {
             base,
             (Weights::Adapter, ended.state.step),
             Some(&ended.adapter),
-            &mut keeping(&mut samples, self.observer),
+            &mut keeping_samples(&mut samples, self.observer),
             self.cancel,
         )?;
         if self.cancel.load(Ordering::Relaxed) {
@@ -391,17 +391,6 @@ impl Run<'_> {
             dense_peak_bytes: ended.dense_bytes.0,
             dense_live_bytes: ended.dense_bytes.1,
         }
-    }
-}
-
-/// Passes events on and keeps the answers among them.
-fn keeping<'a>(
-    samples: &'a mut Vec<Sample>,
-    observer: &'a mut dyn Observer<Event>,
-) -> impl FnMut(Event) + use<'a> {
-    move |event| {
-        samples.extend(Sample::of(&event));
-        observer.observe(event);
     }
 }
 

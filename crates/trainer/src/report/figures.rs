@@ -1,9 +1,10 @@
 //! The plots of a run, and the plot of several runs together.
 
-use super::axis::Kind;
+use super::axis::{Axis, Kind, Scale};
 use super::plot::{Line, Mark, Plot, Stroke};
 use super::thin::{smooth, window};
 use crate::course::{Course, StepPoint};
+use crate::event::PreferenceFigures;
 use crate::record::RunRecord;
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -16,12 +17,36 @@ const PLAN: usize = 7;
 
 /// All plots of a run, the loss first.
 pub fn of_run(record: &RunRecord, course: &Course) -> Vec<Plot> {
-    vec![
-        loss(course),
+    let mut plots = vec![loss(course)];
+    if course.steps.iter().any(|point| point.preference.is_some()) {
+        plots.extend(preferences(course));
+    }
+    plots.extend([
         one("Learning rate", "", Kind::FromZero, course, |point| Some(point.learning_rate)),
-        smoothed("Gradient norm", "", Kind::Automatic, course, |point| point.grad_norm),
-        smoothed("Speed", "tokens/s", Kind::FromZero, course, |point| point.tokens_per_second),
+        smoothed("Gradient norm", "", Kind::Automatic, course, |point| Some(point.grad_norm)),
+        smoothed("Speed", "tokens/s", Kind::FromZero, course, |point| Some(point.tokens_per_second)),
         memory(record, course),
+    ]);
+    plots
+}
+
+/// How often, and by how much, the better answers are preferred.
+fn preferences(course: &Course) -> [Plot; 2] {
+    let plot = |title, unit, kind, value: fn(&PreferenceFigures) -> f64| {
+        let mut plot = smoothed(title, unit, kind, course, |point| point.preference.as_ref().map(value));
+        let points =
+            course.preferences.iter().map(|(step, figures)| (*step as f64, value(figures))).collect();
+        plot.lines.push(Line {
+            name: "validation".into(),
+            colour: VALIDATION,
+            stroke: Stroke::Dotted,
+            points,
+        });
+        plot
+    };
+    [
+        plot("Better answer preferred", "% of the pairs", Kind::FromZero, |figures| 100.0 * figures.accuracy),
+        plot("Margin of the rewards", "", Kind::FromZero, |figures| figures.margin),
     ]
 }
 
@@ -32,15 +57,16 @@ pub fn of_runs<'a>(runs: impl Iterator<Item = (&'a str, &'a Course)>) -> [Plot; 
         let line = |stroke, points| Line { name: name.to_owned(), colour, stroke, points };
         let raw = points(course, |point| Some(point.loss));
         measured.push(line(Stroke::Dotted, validations(course)));
-        trained.push(line(Stroke::Solid, smooth(&raw, window(raw.len()))));
+        trained.push(line(Stroke::Solid, smooth(&raw, window(raw.len()), scale(&raw))));
     }
-    let plot =
-        |title, lines| Plot { title, unit: "nats a token", kind: Kind::Automatic, lines, marks: Vec::new() };
+    let plot = |title, lines| Plot { title, unit: "", kind: Kind::Automatic, lines, marks: Vec::new() };
     [plot("Validation loss", measured), plot("Training loss, smoothed", trained)]
 }
 
 fn loss(course: &Course) -> Plot {
-    let mut plot = smoothed("Loss", "nats a token", Kind::Automatic, course, |point| point.loss);
+    let is_of_pairs = course.steps.iter().any(|point| point.preference.is_some());
+    let unit = if is_of_pairs { "" } else { "nats a token" };
+    let mut plot = smoothed("Loss", unit, Kind::Automatic, course, |point| Some(point.loss));
     let points = validations(course);
     plot.lines.push(Line { name: "validation".into(), colour: VALIDATION, stroke: Stroke::Dotted, points });
     plot
@@ -84,19 +110,26 @@ fn smoothed(
     unit: &'static str,
     kind: Kind,
     course: &Course,
-    value: impl Fn(&StepPoint) -> f64,
+    value: impl Fn(&StepPoint) -> Option<f64>,
 ) -> Plot {
-    let raw = points(course, |point| Some(value(point)));
+    let raw = points(course, value);
     let window = window(raw.len());
     let mut lines = Vec::new();
     if window > 1 {
-        let points = smooth(&raw, window);
-        let name = format!("mean of about {window} steps");
+        let scale = if kind == Kind::Automatic { scale(&raw) } else { Scale::Linear };
+        let points = smooth(&raw, window, scale);
+        let geometric = if scale == Scale::Log { "geometric " } else { "" };
+        let name = format!("{geometric}mean of about {window} steps");
         lines.push(Line { name, colour: TRAINING, stroke: Stroke::Solid, points });
     }
     let stroke = if window > 1 { Stroke::Faint } else { Stroke::Solid };
     lines.insert(0, Line { name: "each step".into(), colour: TRAINING, stroke, points: raw });
     Plot { title, unit, kind, lines, marks: marks(course) }
+}
+
+/// How an axis of these values would be drawn.
+fn scale(points: &[(f64, f64)]) -> Scale {
+    Axis::fit(points.iter().map(|(_, value)| *value), Kind::Automatic).scale
 }
 
 fn points(course: &Course, value: impl Fn(&StepPoint) -> Option<f64>) -> Vec<(f64, f64)> {

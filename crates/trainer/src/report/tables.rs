@@ -29,7 +29,12 @@ pub fn data(record: &RunRecord, html: &mut Html) {
             row("longest row", &format!("{} tokens", rows(data.longest_row_tokens)), html);
             row("left out for their length", &rows(data.dropped_rows), html);
             row("cut for their length", &rows(data.truncated_rows), html);
+            row("left out for what is wrong with them", &count(data.bad_rows), html);
+            row("the same as a row before", &rows(data.duplicate_rows), html);
         });
+        for reason in &data.named_bad_rows {
+            html.leaf("p", "note", reason);
+        }
     });
 }
 
@@ -92,7 +97,7 @@ pub fn happenings(course: &Course, html: &mut Html) {
                 row(&format!("resumed after step {}", count(*step)), &date_time(*at), html);
             }
             for (step, what) in &course.skipped {
-                row(&format!("step {} skipped", count(*step)), &format!("{what} was not finite"), html);
+                row(&format!("step {} skipped", count(*step)), what, html);
             }
         });
     });

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::event::{DataSummary, ExactMatch, Outcome, PlanTable, Sample, StepReport, Weights};
+use crate::event::{
+    DataSummary, End, ExactMatch, Outcome, PlanTable, PreferenceFigures, Sample, StepReport, Weights,
+};
 use crate::metrics::{Metric, MetricsLog};
 
 /// What a data set, a model or a folder's name may hold.
@@ -107,6 +109,35 @@ fn the_figures_of_a_run_stand_on_its_page() {
     }
     assert_eq!(page.matches("<figure").count(), 5);
     assert!(page.contains("class=\"match\"") && page.contains("class=\"other\""));
+}
+
+#[test]
+fn preferences_and_early_stops_show() {
+    let (mut record, mut course) = (record(), course());
+    let figures = PreferenceFigures {
+        accuracy: 0.75,
+        margin: 1.5,
+        rewards_chosen: 1.0,
+        rewards_rejected: -0.5,
+        logps_chosen: -3.0,
+        logps_rejected: -4.0,
+        nll: 0.5,
+    };
+    course.steps.iter_mut().for_each(|point| point.preference = Some(figures));
+    course.add(Metric::Spike { step: 62, what: "gradient".into(), value: 80.0, median: 1.0 });
+    let outcome = &mut record.outcome;
+    (outcome.is_finished, outcome.end, outcome.result_step) = (true, Some(End::EarlyStopping), Some(30));
+    let page = page("pairs", &record, &course);
+    assert_eq!(page.matches("<figure").count(), 7);
+    let text = text(&page);
+    for shown in [
+        "finished, stopped early after step 62",
+        "the result is the adapter of step 30",
+        "Better answer preferred · % of the pairs",
+        "step 62 skipped gradient was 80.0000, 1.0000 being usual",
+    ] {
+        assert!(text.contains(shown), "{shown} is not in {text}");
+    }
 }
 
 /// One script, the page's own, whose hash the policy names; no tag and no attribute that came from outside.

@@ -1,5 +1,7 @@
 //! Many points as the few that a plot can show: none that stands out is lost.
 
+use super::axis::Scale;
+
 /// Stretches that a line is divided into; of each, the lowest and the highest point stay.
 const N_STRETCHES: usize = 300;
 
@@ -28,13 +30,16 @@ pub fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The exponential mean over about `window` points, of the points so far where they are fewer.
-pub fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+/// The exponential mean over about `window` points, of the points so far where they are fewer; of the logarithms where
+/// these are drawn, since one high value would lift the plain mean far above all others.
+pub fn smooth(points: &[(f64, f64)], window: usize, scale: Scale) -> Vec<(f64, f64)> {
     let decay = 1.0 - 2.0 / (window as f64 + 1.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let mut mean = |&(x, y): &(f64, f64)| {
-        (sum, weight) = (decay * sum + y, decay * weight + 1.0);
-        (x, sum / weight)
+        let drawn = if scale == Scale::Log { y.max(f64::MIN_POSITIVE).ln() } else { y };
+        (sum, weight) = (decay * sum + drawn, decay * weight + 1.0);
+        let mean = sum / weight;
+        (x, if scale == Scale::Log { f64::exp(mean) } else { mean })
     };
     points.iter().map(&mut mean).collect()
 }
@@ -66,9 +71,13 @@ mod tests {
     #[test]
     fn the_mean_begins_at_the_first_point_and_follows() {
         let points = [(1.0, 4.0), (2.0, 4.0), (3.0, 0.0), (4.0, 0.0)];
-        assert_eq!(smooth(&points, 1), points);
-        let means: Vec<f64> = smooth(&points, 3).iter().map(|(_, y)| *y).collect();
+        assert_eq!(smooth(&points, 1, Scale::Linear), points);
+        let means: Vec<f64> = smooth(&points, 3, Scale::Linear).iter().map(|(_, y)| *y).collect();
         // decay 1/2: 4, 4, 6/1.75 - ..., worked out by hand.
         assert_eq!(means, [4.0, 4.0, 3.0 / 1.75, 1.5 / 1.875]);
+        let orders = [(1.0, 100.0), (2.0, 1.0)];
+        let last = smooth(&orders, 3, Scale::Log)[1].1;
+        // Half the weight on what is before: 100^(1/3) · 1^(2/3).
+        assert!((last - 100_f64.cbrt()).abs() < 1e-9, "{last}");
     }
 }

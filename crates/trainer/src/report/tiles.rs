@@ -3,7 +3,7 @@
 use super::html::Html;
 use super::numbers::{bytes, count, date_time, duration, figure};
 use crate::course::Course;
-use crate::event::ExactMatch;
+use crate::event::{End, ExactMatch};
 use crate::record::RunRecord;
 
 /// Name, state, base and time of the run.
@@ -11,14 +11,22 @@ pub fn header(name: &str, record: &RunRecord, course: &Course, html: &mut Html) 
     let total = record.outcome.total_steps;
     html.element("header", &[], |html| {
         html.leaf("h1", "", name);
-        match record.outcome.is_finished {
-            true => html.leaf("span", "badge good", "finished"),
-            false => html.leaf("span", "badge", &not_finished(course.last_step(), total)),
+        let (outcome, last_step) = (&record.outcome, course.last_step());
+        match (outcome.is_finished, outcome.end) {
+            (true, Some(End::EarlyStopping)) => html.leaf(
+                "span",
+                "badge good",
+                &format!("finished, stopped early after step {}", count(last_step)),
+            ),
+            (true, _) => html.leaf("span", "badge good", "finished"),
+            (false, _) => html.leaf("span", "badge", &not_finished(last_step, total)),
         };
         let started = record.started_at.map(|at| format!("begun {}", date_time(at)));
         let program = record.program.as_ref().map(|version| format!("tune {version}"));
         let base = format!("base {}", record.base_name());
-        let parts: Vec<_> = [Some(base), started, program].into_iter().flatten().collect();
+        let result = outcome.result_step.filter(|step| *step != last_step);
+        let result = result.map(|step| format!("the result is the adapter of step {}", count(step)));
+        let parts: Vec<_> = [Some(base), result, started, program].into_iter().flatten().collect();
         html.leaf("span", "note", &parts.join(" · "));
     });
 }
@@ -67,7 +75,7 @@ pub fn tiles(record: &RunRecord, course: &Course, html: &mut Html) {
             tile("Memory", &bytes(measured), note, html);
         }
         if !course.skipped.is_empty() {
-            let note = Some("loss or gradient was not finite".into());
+            let note = Some("why is said below".into());
             tile("Skipped steps", &count(course.skipped.len() as u64), note, html);
         }
     });

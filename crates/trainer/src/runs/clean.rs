@@ -84,7 +84,8 @@ fn unneeded_for(run_dir: &RunDir, abandoned: Age, untouched: Duration) -> Result
     let Some(record) = RunRecord::read(run_dir)? else { return Ok(Vec::new()) };
     let mut paths = Vec::new();
     if is_finished(run_dir, &record) {
-        paths.extend([run_dir.checkpoints(), run_dir.init()].map(|path| (path, Reason::Finished)));
+        // `init` stays: with it the adapter is evaluated as it was trained.
+        paths.extend([run_dir.checkpoints(), run_dir.reference()].map(|path| (path, Reason::Finished)));
     } else if untouched >= abandoned.0 {
         paths.extend(abandoned_files(run_dir).into_iter().map(|path| (path, Reason::Abandoned)));
     } else {
@@ -106,10 +107,12 @@ fn unneeded_for(run_dir: &RunDir, abandoned: Age, untouched: Duration) -> Result
 /// Of a run that has a result of some kind, its checkpoints alone; of another, all that a run writes.
 fn abandoned_files(run_dir: &RunDir) -> Vec<PathBuf> {
     let results = [run_dir.adapter(), run_dir.best(), run_dir.path().join("export")];
-    let mut files = vec![run_dir.checkpoints(), run_dir.init()];
+    let mut files = vec![run_dir.checkpoints(), run_dir.reference()];
     if !results.iter().any(|path| path.exists()) {
         files.extend([
+            run_dir.init(),
             run_dir.tensorboard(),
+            run_dir.chat_template(),
             run_dir.report(),
             run_dir.metrics(),
             run_dir.path().join("recipe.toml"),
@@ -231,6 +234,7 @@ mod tests {
         let files = [
             "checkpoints/step-8/state.json",
             "init/factors/a",
+            "reference.jsonl",
             "adapter/a",
             "best/a",
             "export/x.gguf",
@@ -243,9 +247,9 @@ mod tests {
         check(
             run(true, &files),
             MONTH,
-            "checkpoints Finished, init Finished, .report.html.1-0.tmp Leftover, \
+            "checkpoints Finished, reference.jsonl Finished, .report.html.1-0.tmp Leftover, \
              export/q8_0/y.gguf.journal.tmp Leftover, export/x.gguf.tmp Leftover",
-            "adapter best export lock metrics.jsonl notes.txt recipe.toml run.json",
+            "adapter best export init lock metrics.jsonl notes.txt recipe.toml run.json",
         );
     }
 

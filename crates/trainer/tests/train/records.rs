@@ -160,7 +160,8 @@ fn a_run_on_disk_says_how_it_stands() {
 
     let outcome = train(&resumed(&options)).0.unwrap();
     let found = runs::find(&place.path("runs")).unwrap();
-    assert_eq!(found, [run_dir.clone()]);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0], run_dir);
     let finished = runs::summary(&run_dir).unwrap();
     assert_eq!((finished.name.as_str(), &finished.standing), ("a", &Standing::Finished));
     assert_eq!(finished.steps, 12);

@@ -87,7 +87,7 @@ fn lines(
         format!("{} of {}{time}{sittings}", show::count(summary.steps), show::count(summary.total_steps)),
     );
     if !course.skipped.is_empty() {
-        row("", format!("{} skipped, loss or gradient being not finite", course.skipped.len()));
+        row("", format!("{} skipped: the report says why", course.skipped.len()));
     }
     if let Some(loss) = summary.train_loss {
         row("loss", format!("{} in the last step", show::nats(loss)));
