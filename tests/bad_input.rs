@@ -197,15 +197,15 @@ fn datasets() {
         &format!("{}{{\"messages\":[\n", row("a")),
         expect![[r#"
         error    DIR/data.jsonl:2: broken JSON at column 13: EOF while parsing a list
-        hint     a row is one JSON object with `messages` (a list of `role` and `content`) or `text`
+        hint     a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, `data.max_bad_rows` lets broken rows pass
         exit 1
     "#]],
     );
     check(
         &format!("{}{{\"colour\":\"red\"}}\n", row("a")),
         expect![[r#"
-        error    DIR/data.jsonl:2: the row has neither `messages` nor `text`, but `colour`
-        hint     a row is one JSON object with `messages` (a list of `role` and `content`) or `text`
+        error    DIR/data.jsonl:2: the row's keys tell of no known format: `colour`
+        hint     a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, `data.max_bad_rows` lets broken rows pass
         exit 1
     "#]],
     );

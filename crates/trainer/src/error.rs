@@ -246,9 +246,8 @@ impl Error {
         let hint = match self {
             Self::Row { .. } => {
                 "a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and \
-                 `completion`, `chosen` and `rejected`, or `text`; other names are told by `fields`, as in \
-                 train = { path = \"x.jsonl\", fields = { prompt = \"question\", completion = \"answer\" } }; \
-                 `data.max_bad_rows` lets some rows pass"
+                 `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, \
+                 `data.max_bad_rows` lets broken rows pass"
                     .into()
             }
             Self::NoAssistantTurn { .. } => "add the answer that is to be learned, or remove the row".into(),

@@ -67,7 +67,7 @@ fn data_that_cannot_be_read() {
         |place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"messages\": [\n")),
         expect![[r#"
         train.jsonl:3: broken JSON at column 14: EOF while parsing a list
-        hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]],
+        hint: a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, `data.max_bad_rows` lets broken rows pass"#]],
     );
     check(
         |place, _| place.write_data("train.jsonl", &rows(0..2).replace("assistant", "user")),
@@ -88,8 +88,8 @@ fn data_that_cannot_be_read() {
     check(
         |place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"text\": \"x\"}\n")),
         expect![[r#"
-            train.jsonl:3: the row has `text`, the rows before it `messages`
-            hint: a row is one JSON object with `messages` (a list of `role` and `content`) or `text`"#]],
+            train.jsonl:3: the row is of kind `text`, the rows before it are `messages`
+            hint: a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, `data.max_bad_rows` lets broken rows pass"#]],
     );
 }
 
