@@ -353,7 +353,7 @@ mod tests {
         );
         let whole = pack(&b"{\"a\":1}\n".repeat(1000));
         let found = rows(&whole[..whole.len() - 9]);
-        assert!(found.ends_with("FILE: unexpected end of file\n"), "{}", &found[found.len() - 60..]);
+        assert!(found.ends_with("FILE: incomplete deflate stream\n"), "{}", &found[found.len() - 60..]);
     }
 
     #[test]

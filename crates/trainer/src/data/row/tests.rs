@@ -134,7 +134,7 @@ fn calls_of_tools_come_in_the_form_that_templates_expect() {
         ]],
     );
     check(
-        r#"{"conversations":[{"from":"human","value":"a"},{"from":"function_call","value":"f(1)"}]}"#,
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"function_call","value":"call it"}]}"#,
         expect![
             "x.jsonl:7: message 2 calls a tool with something that is not JSON: expected value at line 1 column 1"
         ],
