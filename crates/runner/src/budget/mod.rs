@@ -35,10 +35,10 @@ pub const COMPUTE_ERROR: f64 = 0.02;
 pub const CARD_OVERHEAD_BYTES: u64 = 300 << 20;
 
 /// Main memory of the engine and of both readings of a vocabulary (llama.cpp's and the text layer's), for each token.
-/// Measured over vocabularies of 32,000 to 262,000 tokens: 640 to 900 bytes.
+/// An estimate from what each keeps for a token (texts, maps both ways, merges), on the high side; not measured yet.
 const VOCABULARY_BYTES: u64 = 900;
 
-/// What the program takes with no expert loaded.
+/// What the program takes with no expert loaded; an estimate on the high side.
 const PROGRAM_BYTES: u64 = 24 << 20;
 
 /// Where an expert is to run.

@@ -88,7 +88,7 @@ fn data_that_cannot_be_read() {
     check(
         |place, _| place.write_data("train.jsonl", &(rows(0..2) + "{\"text\": \"x\"}\n")),
         expect![[r#"
-            train.jsonl:3: the row is of kind `text`, the rows before it are `messages`
+            train.jsonl:3: the row has no token to learn
             hint: a row is one JSON object with `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `chosen` and `rejected`, or `text`; `fields` names keys that are called otherwise, `data.max_bad_rows` lets broken rows pass"#]],
     );
 }
