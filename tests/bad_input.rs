@@ -36,7 +36,7 @@ fn recipes() {
         &folder,
         &recipe(&[("learning_rate", "lerning_rate = 1e-3")]),
         expect![[r#"
-            error    DIR/wrong.toml:9: unknown field `lerning_rate`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            error    DIR/wrong.toml:9: unknown field `lerning_rate`, expected one of `method`, `beta`, `label_smoothing`, `rpo_alpha`, `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint     did you mean `learning_rate`?
             exit 1
         "#]],
@@ -45,7 +45,7 @@ fn recipes() {
         &folder,
         &recipe(&[("batch_size", "micro_batch_size = 4")]),
         expect![[r#"
-            error    DIR/wrong.toml:8: unknown field `micro_batch_size`, expected one of `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `warmup`, `weight_decay`, `max_grad_norm`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`
+            error    DIR/wrong.toml:8: unknown field `micro_batch_size`, expected one of `method`, `beta`, `label_smoothing`, `rpo_alpha`, `epochs`, `max_steps`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`, `lora_plus_ratio`, `scheduler`, `min_learning_rate`, `warmup`, `decay`, `weight_decay`, `moments`, `max_grad_norm`, `max_spike`, `seed`, `eval_every`, `checkpoint_every`, `keep_checkpoints`, `early_stopping`, `result`, `tensorboard`
             hint     here it is called `train.batch_size`
             exit 1
         "#]],
