@@ -332,20 +332,21 @@ pub fn show_data(data: &DataSummary, terminal: &mut Terminal) {
     }
 }
 
+/// `238 steps of 16 rows · 466,944 parameters trained · products in bf16`
+pub fn planned_steps(plan: &PlanTable) -> String {
+    format!(
+        "{} steps of {} rows · {} parameters trained · products in {}",
+        show::count(plan.total_steps),
+        plan.rows_per_step,
+        show::count(plan.trained_parameters),
+        plan.precision
+    )
+}
+
 /// The plan's table.
 pub fn show_plan(plan: &PlanTable, terminal: &mut Terminal) {
     let budget = plan.budget_bytes.map_or_else(String::new, |b| format!(" of {}", bytes::show(b)));
-    terminal.row(
-        "plan",
-        format!(
-            "{}{budget} · {} steps of {} rows · {} parameters trained · products in {}",
-            bytes::show(plan.total_bytes),
-            show::count(plan.total_steps),
-            plan.rows_per_step,
-            show::count(plan.trained_parameters),
-            plan.precision
-        ),
-    );
+    terminal.row("plan", format!("{}{budget} · {}", bytes::show(plan.total_bytes), planned_steps(plan)));
     if plan.layer_inputs == LayerInputs::BF16 {
         terminal.more("layer inputs are kept in 16 bits, since not one row fits otherwise");
     }

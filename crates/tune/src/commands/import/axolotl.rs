@@ -478,15 +478,7 @@ fn train(draft: &mut Draft) {
     }
     steps::warmup(draft, "warmup_steps", "warmup_ratio", Some(0.03));
     steps::optimiser(draft, "optimizer");
-    draft.number("weight_decay", "train.weight_decay");
-    draft.number("max_grad_norm", "train.max_grad_norm");
-    draft.whole("seed", "train.seed");
-    draft.whole("save_total_limit", "train.keep_checkpoints");
-    draft.whole("early_stopping_patience", "train.early_stopping");
-    draft.where_on("load_best_model_at_end", "train.result", "best".into());
-    for key in ["adam_beta1", "adam_beta2", "adam_epsilon"] {
-        super::fixed_constant(draft, key);
-    }
+    steps::of_hugging_face(draft, "early_stopping_patience");
     for key in ["loss_watchdog_threshold", "loss_watchdog_patience"] {
         if let Some(setting) = draft.source.take(key) {
             let meaning =

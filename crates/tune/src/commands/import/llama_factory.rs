@@ -247,15 +247,7 @@ fn train(draft: &mut Draft) {
     steps::scheduler(draft, "lr_scheduler_type", "lr_scheduler_kwargs", "linear");
     steps::warmup(draft, "warmup_steps", "warmup_ratio", Some(0.0));
     steps::optimiser(draft, "optim");
-    draft.number("weight_decay", "train.weight_decay");
-    draft.number("max_grad_norm", "train.max_grad_norm");
-    draft.whole("seed", "train.seed");
-    draft.whole("save_total_limit", "train.keep_checkpoints");
-    draft.whole("early_stopping_steps", "train.early_stopping");
-    draft.where_on("load_best_model_at_end", "train.result", "best".into());
-    for key in ["adam_beta1", "adam_beta2", "adam_epsilon"] {
-        super::fixed_constant(draft, key);
-    }
+    steps::of_hugging_face(draft, "early_stopping_steps");
     if let Some(setting) = draft.source.take("resume_from_checkpoint") {
         draft.note(Fate::Left, &setting, "go on with `tune train RECIPE --resume`");
     }

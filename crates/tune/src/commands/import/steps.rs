@@ -242,3 +242,16 @@ pub fn validation(draft: &mut Draft, theirs: &str, rows: Option<u64>) {
         (None, _) => draft.note(Fate::Left, &setting, "a share or a number of rows was expected"),
     }
 }
+
+/// The keys that tools have from Hugging Face's trainer; each calls the patience of an early stop otherwise.
+pub fn of_hugging_face(draft: &mut Draft, patience: &str) {
+    draft.number("weight_decay", "train.weight_decay");
+    draft.number("max_grad_norm", "train.max_grad_norm");
+    draft.whole("seed", "train.seed");
+    draft.whole("save_total_limit", "train.keep_checkpoints");
+    draft.whole(patience, "train.early_stopping");
+    draft.where_on("load_best_model_at_end", "train.result", "best".into());
+    for key in ["adam_beta1", "adam_beta2", "adam_epsilon"] {
+        super::fixed_constant(draft, key);
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::list::{change, percent, state};
 use crate::bytes;
+use crate::commands::train;
 use crate::failure::Failure;
 use crate::show;
 use crate::terminal::{Terminal, harmless};
@@ -66,17 +67,7 @@ fn lines(
         }
     }
     if let Some(plan) = &record.plan {
-        row(
-            "plan",
-            format!(
-                "{} · {} steps of {} rows · {} parameters trained · products in {}",
-                bytes::show(plan.total_bytes),
-                show::count(plan.total_steps),
-                plan.rows_per_step,
-                show::count(plan.trained_parameters),
-                plan.precision
-            ),
-        );
+        row("plan", format!("{} · {}", bytes::show(plan.total_bytes), train::planned_steps(plan)));
     }
     let sittings = course.resumed.len() + 1;
     let sittings = if sittings == 1 { String::new() } else { format!(" · {sittings} sittings") };
