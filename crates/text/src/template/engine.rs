@@ -1,16 +1,17 @@
 //! minijinja, set up to render as transformers' jinja2 does, within bounds.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Rest, Value, ValueOrKwargs};
 use minijinja::{Environment, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::clock::strftime;
-use super::growth::unbounded;
+use super::growth::growth;
 use super::python::{json_of, str_of};
 use crate::{Error, Result};
 
@@ -20,6 +21,12 @@ const SOURCE_LIMIT_BYTES: usize = 512 << 10;
 const OUTPUT_LIMIT_BYTES: usize = 32 << 20;
 /// Instructions of one rendering; a message takes some hundreds.
 const FUEL: u64 = 20_000_000;
+/// What all `{{ }}` of one rendering put out together, those within macros and blocks that are kept in a variable, too.
+const EMITTED_LIMIT_BYTES: usize = 4 * OUTPUT_LIMIT_BYTES;
+/// What the text between tags may come to: each instruction puts out the longest.
+const TEXT_LIMIT_BYTES: u64 = 2 << 30;
+/// The widest field of a `format`.
+const FIELD_LIMIT_DIGITS: usize = 3;
 /// The widest indentation that makes sense.
 const INDENT_LIMIT: usize = 64;
 
@@ -42,18 +49,22 @@ impl Engine {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Arc::new(AtomicI64::new(since_1970.as_secs() as i64));
         let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut syntax = minijinja::syntax::SyntaxConfig::builder();
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
-        if let Some(name) = unbounded(&source, &syntax) {
-            let reason = format!("`{name}` is made of itself more than once, and grows without bound");
+        let growth = growth(&source, &syntax);
+        if let Some(reason) = growth.problem {
             return Err(Error::Template { reason });
         }
+        environment.set_fuel(Some(FUEL.min(TEXT_LIMIT_BYTES / growth.longest_text.max(1) as u64)));
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(method);
-        environment
-            .set_formatter(|out, _, value| out.write_str(&str_of(value)).map_err(minijinja::Error::from));
+        environment.set_formatter(|out, _, value| {
+            let text = str_of(value);
+            count_emitted(text.len())?;
+            out.write_str(&text).map_err(minijinja::Error::from)
+        });
+        environment.add_filter("format", format);
         environment.add_filter("tojson", tojson);
         environment.add_filter("indent", indent);
         // None cannot be iterated over in Python; here it can, over nothing.
@@ -77,8 +88,13 @@ impl Engine {
         self.now.store(unix_seconds, Ordering::Relaxed);
     }
 
+    pub fn now(&self) -> i64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<String> {
         let mut output = Bounded(Vec::new());
+        EMITTED_BYTES.set(0);
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let rendered = template.render_captured_to(Value::from_pairs(variables), &mut output).map(|_| ());
         match rendered {
@@ -91,6 +107,35 @@ impl Engine {
             }
         }
     }
+}
+
+thread_local! {
+    /// What the rendering on this thread has put out.
+    static EMITTED_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count_emitted(bytes: usize) -> Result<(), minijinja::Error> {
+    let emitted = EMITTED_BYTES.get().saturating_add(bytes);
+    EMITTED_BYTES.set(emitted);
+    if emitted <= EMITTED_LIMIT_BYTES {
+        return Ok(());
+    }
+    let message = format!("it puts out more than {} MiB", EMITTED_LIMIT_BYTES >> 20);
+    Err(minijinja::Error::new(ErrorKind::OutOfFuel, message))
+}
+
+/// minijinja's `format`, which takes fields of any width.
+fn format(
+    state: &mut State,
+    text: &Value,
+    arguments: Rest<ValueOrKwargs>,
+) -> Result<Value, minijinja::Error> {
+    let digits = |text: &str| text.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
+    if text.as_str().is_some_and(|text| digits(text) > FIELD_LIMIT_DIGITS || text.contains('*')) {
+        let message = "`format` with fields of such a width is not known here";
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+    }
+    minijinja::filters::format(state, text, arguments)
 }
 
 /// Marks the messages of `raise_exception`, which need no line of the template.

@@ -4,7 +4,7 @@
 //! instructions and a terabyte. So the template is followed here with sizes in place of values, each loop some
 //! sixty times: text that a conversation makes longer grows with a small power of the number of messages, text
 //! that is made of itself grows past every bound. What grows by detours slow enough is not found out; what it
-//! puts out is still bounded.
+//! puts out is still bounded, and a product is never of more than a line of text.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,30 @@ use minijinja::syntax::SyntaxConfig;
 const ROUNDS: usize = 64;
 /// Sixty-four messages, each put together with each and all again, stay below.
 const LIMIT: f64 = 1e12;
+/// The widest line that someone draws with `'-' * n`, many times over; the engine would make 100 MB of one.
+const PRODUCT_LIMIT: f64 = 1e5;
+/// A number that is read out of a text, or written out: larger ones are no different.
+const LARGE: f64 = 1e6;
 /// Statements to follow; loops within loops within loops are cut short at that.
 const STEPS: usize = 30_000;
 
-/// Whether the template makes text of itself without bound; the variable that grows.
-pub(super) fn unbounded(source: &str, syntax: &SyntaxConfig) -> Option<String> {
-    // What does not parse is refused with a better message elsewhere.
-    let Ok(Stmt::Template(template)) = parse(source, "chat_template", syntax.clone()) else { return None };
+/// What following a template found.
+#[derive(Debug, Default)]
+pub(super) struct Growth {
+    /// How it makes text of itself without bound, if it does.
+    pub problem: Option<String>,
+    /// Bytes of the longest text that stands between its tags.
+    pub longest_text: usize,
+}
+
+/// Follows a template. What does not parse is refused with a better message elsewhere.
+pub(super) fn growth(source: &str, syntax: &SyntaxConfig) -> Growth {
+    let Ok(Stmt::Template(template)) = parse(source, "chat_template", syntax.clone()) else {
+        return Growth::default();
+    };
     let mut sizes = Sizes::default();
     sizes.statements(&template.children);
-    sizes.found
+    Growth { problem: sizes.found, longest_text: sizes.longest_text }
 }
 
 /// How much longer than the parts of a conversation texts are.
@@ -37,8 +51,9 @@ struct Sizes<'a> {
     /// Macros being followed, with the sizes of their parameters.
     following: Vec<(&'a str, Vec<f64>)>,
     steps: usize,
-    /// A variable that is too large.
+    /// What is too large.
     found: Option<String>,
+    longest_text: usize,
 }
 
 impl<'a> Sizes<'a> {
@@ -48,7 +63,7 @@ impl<'a> Sizes<'a> {
 
     fn set(&mut self, name: String, size: f64) {
         if size > LIMIT && self.found.is_none() {
-            self.found = Some(name.clone());
+            self.found = Some(format!("`{name}` is made of itself more than once, and grows without bound"));
         }
         self.of.insert(name, size);
     }
@@ -80,9 +95,13 @@ impl<'a> Sizes<'a> {
     fn statement(&mut self, statement: &'a Stmt<'a>) -> f64 {
         match statement {
             Stmt::EmitExpr(emit) => self.expression(&emit.expr),
-            Stmt::EmitRaw(_) => 1.0,
+            Stmt::EmitRaw(text) => {
+                self.longest_text = self.longest_text.max(text.raw.len());
+                1.0
+            }
             Stmt::ForLoop(repeated) => {
                 let items = self.expression(&repeated.iter);
+                self.look_at(&repeated.filter_expr);
                 let otherwise = self.statements(&repeated.else_body);
                 let mut size = 0.0;
                 for round in 1..=ROUNDS {
@@ -98,6 +117,7 @@ impl<'a> Sizes<'a> {
                 size + otherwise
             }
             Stmt::IfCond(condition) => {
+                self.expression(&condition.expr);
                 let before = self.of.clone();
                 let taken = self.statements(&condition.true_body);
                 let after = std::mem::replace(&mut self.of, before);
@@ -129,13 +149,21 @@ impl<'a> Sizes<'a> {
             }
             Stmt::SetBlock(block) => {
                 let size = self.statements(&block.body);
+                let size = block.filter.as_ref().map_or(size, |filter| self.filtered(filter, size));
                 self.assign(&block.target, size);
                 0.0
             }
-            Stmt::FilterBlock(block) => self.statements(&block.body),
+            Stmt::FilterBlock(block) => {
+                let size = self.statements(&block.body);
+                self.filtered(&block.filter, size)
+            }
             Stmt::AutoEscape(block) => self.statements(&block.body),
             Stmt::Macro(declared) => {
                 self.macros.insert(declared.name, &**declared);
+                // The engine works out products of constants even where nobody calls for them.
+                let before = self.of.clone();
+                self.statements(&declared.body);
+                self.of = before;
                 0.0
             }
             Stmt::CallBlock(block) => self.statements(&block.macro_decl.body) + self.call(&block.call),
@@ -201,66 +229,141 @@ impl<'a> Sizes<'a> {
     fn expression(&mut self, expression: &'a Expr<'a>) -> f64 {
         match expression {
             Expr::Var(variable) => self.get(variable.id),
-            Expr::Slice(slice) => self.expression(&slice.expr),
+            Expr::Const(constant) => match f64::try_from(constant.value.clone()) {
+                Ok(number) => number.abs().clamp(1.0, LARGE),
+                Err(_) => 1.0,
+            },
+            Expr::Slice(slice) => {
+                [&slice.start, &slice.stop, &slice.step].into_iter().for_each(|bound| self.look_at(bound));
+                self.expression(&slice.expr)
+            }
+            Expr::UnaryOp(operation) => self.expression(&operation.expr),
+            Expr::Test(test) => {
+                self.arguments(&test.args);
+                self.expression(&test.expr);
+                1.0
+            }
+            Expr::Compare(compared) => {
+                self.expression(&compared.expr);
+                compared.ops.iter().for_each(|compared| {
+                    self.expression(&compared.expr);
+                });
+                1.0
+            }
             Expr::BinOp(operation) => {
                 let (left, right) = (self.expression(&operation.left), self.expression(&operation.right));
                 match operation.op {
                     BinOpKind::Add | BinOpKind::Concat | BinOpKind::Rem => left + right,
-                    BinOpKind::Mul => left * right,
+                    BinOpKind::Mul => self.product(left * right),
                     BinOpKind::ScAnd | BinOpKind::ScOr => left.max(right),
                     _ => 1.0,
                 }
             }
             Expr::IfExpr(either) => {
+                self.expression(&either.test_expr);
                 let other = either.false_expr.as_ref().map_or(1.0, |other| self.expression(other));
                 self.expression(&either.true_expr).max(other)
             }
             Expr::Filter(filter) => {
                 let base = filter.expr.as_ref().map_or(1.0, |base| self.expression(base));
-                self.applied(filter.name, base, &filter.args)
+                self.applied(filter.name, (filter.expr.as_ref(), base), &filter.args)
             }
             Expr::GetAttr(attribute) => match path(expression).and_then(|path| self.of.get(&path).copied()) {
                 Some(size) => size,
                 None => self.expression(&attribute.expr),
             },
-            Expr::GetItem(item) => self.expression(&item.expr),
+            Expr::GetItem(item) => {
+                self.expression(&item.subscript_expr);
+                self.expression(&item.expr)
+            }
             Expr::Call(call) => self.call(call),
             Expr::List(list) => list.items.iter().map(|item| self.expression(item)).sum(),
             Expr::Tuple(tuple) => tuple.items.iter().map(|item| self.expression(item)).sum(),
-            Expr::Map(map) => map.values.iter().map(|value| self.expression(value)).sum(),
-            _ => 1.0,
+            Expr::Map(map) => map.keys.iter().chain(&map.values).map(|part| self.expression(part)).sum(),
         }
+    }
+
+    fn product(&mut self, size: f64) -> f64 {
+        if size > PRODUCT_LIMIT && self.found.is_none() {
+            self.found = Some("a product with `*` may have any size".to_owned());
+        }
+        size
     }
 
     fn call(&mut self, call: &'a Call<'a>) -> f64 {
         match &call.expr {
             Expr::GetAttr(method) => {
                 let base = self.expression(&method.expr);
-                self.applied(method.name, base, &call.args)
+                self.applied(method.name, (Some(&method.expr), base), &call.args)
             }
             Expr::Var(function) if function.id == "raise_exception" => 0.0,
             Expr::Var(function) => match self.macros.get(function.id).copied() {
                 Some(called) => self.expand(called, &call.args),
                 None => self.arguments(&call.args).iter().sum::<f64>().max(1.0),
             },
-            _ => 1.0,
+            other => {
+                self.arguments(&call.args);
+                self.expression(other)
+            }
         }
     }
 
-    /// A filter or method: most keep the size, some put arguments between or instead of parts.
-    fn applied(&mut self, name: &str, base: f64, arguments: &'a [CallArg<'a>]) -> f64 {
+    /// A filter over what a block puts out.
+    fn filtered(&mut self, filter: &'a Expr<'a>, size: f64) -> f64 {
+        let Expr::Filter(filter) = filter else { return size };
+        let size = filter.expr.as_ref().map_or(size, |inner| self.filtered(inner, size));
+        self.applied(filter.name, (filter.expr.as_ref(), size), &filter.args)
+    }
+
+    /// A part whose size is of no interest, but perhaps what it is made of.
+    fn look_at(&mut self, part: &'a Option<Expr<'a>>) {
+        part.iter().for_each(|part| {
+            self.expression(part);
+        });
+    }
+
+    /// A filter or method: most keep the size, some put arguments between or instead of parts. Text that is made of text
+    /// by such a one may have its argument for each character.
+    fn applied(
+        &mut self,
+        name: &str,
+        (expression, base): (Option<&Expr>, f64),
+        arguments: &'a [CallArg<'a>],
+    ) -> f64 {
         let sizes = self.arguments(arguments);
         let is_made = |argument: &CallArg| {
             !matches!(argument, CallArg::Pos(Expr::Const(_)) | CallArg::Kwarg(_, Expr::Const(_)))
         };
-        let made =
-            arguments.iter().zip(sizes).filter(|(argument, _)| is_made(argument)).map(|(_, size)| size);
+        let made: Vec<f64> = arguments
+            .iter()
+            .zip(&sizes)
+            .filter_map(|(argument, size)| is_made(argument).then_some(*size))
+            .collect();
+        let first = arguments.first().and_then(positional);
         match name {
-            "length" | "count" | "find" | "startswith" | "endswith" | "int" | "float" | "round" | "abs" => {
-                1.0
-            }
-            "replace" | "join" | "format" => base + made.sum::<f64>(),
-            "default" | "d" | "get" => made.fold(base, f64::max),
+            // Numbers: of what was counted, or of what stands in a text.
+            "length" | "count" | "find" | "rfind" | "round" | "abs" => base,
+            "int" | "float" => LARGE,
+            "startswith" | "endswith" => 1.0,
+            "replace" => match (first.and_then(text), arguments.get(1).and_then(positional).and_then(text)) {
+                (Some(""), Some(new)) => base * (1 + new.len()) as f64,
+                (Some(old), Some(new)) => base * (new.len() as f64 / old.len() as f64).max(1.0),
+                _ => base * (1.0 + made.iter().sum::<f64>()),
+            },
+            // As a filter what is joined stands in front, as a method in the parentheses.
+            "join" => match (expression.and_then(text), first) {
+                (Some(between), Some(parts)) => joined(parts, sizes[0], between.len() as f64),
+                (None, between) => {
+                    let between = between.and_then(text).map(|between| between.len() as f64);
+                    let between = between.unwrap_or_else(|| made.iter().sum());
+                    expression.map_or(base + between, |parts| joined(parts, base, between))
+                }
+                (Some(_), None) => base,
+            },
+            // A quotation mark becomes two characters, and these four the next time.
+            "tojson" => 2.0 * base,
+            "format" => base + made.iter().sum::<f64>(),
+            "default" | "d" | "get" => made.into_iter().fold(base, f64::max),
             _ => base,
         }
     }
@@ -274,6 +377,23 @@ impl<'a> Sizes<'a> {
         };
         arguments.iter().map(size).collect()
     }
+}
+
+/// The size of parts put together: those of a list that is written out are few, those of anything else may be characters.
+fn joined(parts: &Expr, size: f64, between: f64) -> f64 {
+    match parts {
+        Expr::List(list) => size + between * list.items.len() as f64,
+        _ => size * (1.0 + between),
+    }
+}
+
+fn positional<'a>(argument: &'a CallArg<'a>) -> Option<&'a Expr<'a>> {
+    if let CallArg::Pos(expression) = argument { Some(expression) } else { None }
+}
+
+/// A text that is written out.
+fn text<'a>(expression: &'a Expr<'a>) -> Option<&'a str> {
+    if let Expr::Const(constant) = expression { constant.value.as_str() } else { None }
 }
 
 fn is_variable(expression: &Expr, name: &str) -> bool {

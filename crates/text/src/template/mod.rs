@@ -104,6 +104,11 @@ impl ChatTemplate {
         self
     }
 
+    /// The day that `strftime_now` tells, counted from 1970 (UTC); `None` where the template does not ask for it.
+    pub fn day(&self) -> Option<i64> {
+        self.source.contains("strftime_now").then(|| self.engine.now().div_euclid(86_400))
+    }
+
     /// The same template with a variable of its own from now on, whatever it is called with: the source says so in front,
     /// so that whoever is given it renders the same.
     ///

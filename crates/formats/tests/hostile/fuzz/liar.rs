@@ -3,15 +3,16 @@
 use proptest::prelude::{Rng, RngExt};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-pub(super) struct Liar {
+pub(crate) struct Liar {
     random: TestRng,
     /// One number in so many is a lie; `None` for an honest file.
     one_in: Option<usize>,
 }
 
+#[allow(dead_code, reason = "each kind of file has its own lies")]
 impl Liar {
     /// The same for the same seed.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
@@ -20,32 +21,32 @@ impl Liar {
     }
 
     /// A number below `n`.
-    pub(super) fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.random.random_range(0..n)
     }
 
     /// True once in `n`.
-    pub(super) fn once_in(&mut self, n: usize) -> bool {
+    pub(crate) fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         pick(&mut self.random, from)
     }
 
-    pub(super) fn bytes(&mut self, n: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         let mut bytes = vec![0; n];
         self.random.fill_bytes(&mut bytes);
         bytes
     }
 
     /// Whether to lie here.
-    pub(super) fn lies(&mut self) -> bool {
+    pub(crate) fn lies(&mut self) -> bool {
         self.one_in.is_some_and(|n| self.random.random_range(0..n) == 0)
     }
 
     /// `truth`, or a number that overflows, wraps, is off by one, or asks for more than there is.
-    pub(super) fn number(&mut self, truth: u64) -> u64 {
+    pub(crate) fn number(&mut self, truth: u64) -> u64 {
         if !self.lies() {
             return truth;
         }
@@ -76,12 +77,12 @@ impl Liar {
     }
 
     /// The name of the entry `index`, which no other has unless it lies.
-    pub(super) fn own_name(&mut self, usual: &[&str], index: usize) -> String {
+    pub(crate) fn own_name(&mut self, usual: &[&str], index: usize) -> String {
         if self.lies() { (*self.pick(usual)).to_owned() } else { format!("{}{index}", self.name(usual)) }
     }
 
     /// A name: mostly one of a few.
-    pub(super) fn name(&mut self, usual: &[&str]) -> String {
+    pub(crate) fn name(&mut self, usual: &[&str]) -> String {
         match self.below(24) {
             0 => String::new(),
             1 => "é\u{202e}\u{0}\n\"\\".to_owned(),
@@ -92,7 +93,7 @@ impl Liar {
     }
 
     /// Damages a whole file: flipped bits, a cut, a piece lost, a piece twice, a piece elsewhere.
-    pub(super) fn damage(&mut self, file: &mut Vec<u8>) {
+    pub(crate) fn damage(&mut self, file: &mut Vec<u8>) {
         while self.lies() && !file.is_empty() {
             let at = self.below(file.len());
             let end = at + self.below((file.len() - at).min(64) + 1);
