@@ -12,6 +12,7 @@ pub mod atomic;
 pub mod block;
 pub mod block_file;
 pub mod checkpoint;
+pub mod column;
 pub mod config;
 pub mod disk;
 pub mod error;

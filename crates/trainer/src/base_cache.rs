@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::memory_use::Growth;
 
-/// Where bases are kept, and which.
+/// Where bases and tokenised rows are kept, and which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CacheOptions {
@@ -26,6 +26,8 @@ pub struct CacheOptions {
     pub dir: Option<PathBuf>,
     /// Bases that take fewer bytes in memory are quantised each time, which is as fast.
     pub least_bytes: u64,
+    /// Data files that are smaller together are tokenised each time.
+    pub least_data_bytes: u64,
 }
 
 /// How the blocks are encoded and laid out: another number for bytes that an older program would not have written.

@@ -24,12 +24,12 @@ use crate::reference::Likelihoods;
 pub fn check_kind(method: Method, dataset: &Dataset) -> Result<()> {
     let learns_from_pairs = method != Method::Sft;
     for corpus in std::iter::once(&dataset.corpus).chain(&dataset.validation) {
-        let reason = match (learns_from_pairs, corpus.kind == PREFERENCE) {
+        let reason = match (learns_from_pairs, corpus.kind() == PREFERENCE) {
             (false, true) => {
                 "is \"sft\", and the rows are preferences, from which \"dpo\" and \"orpo\" learn".to_owned()
             }
             (true, false) => {
-                let (name, kind) = (method.name(), corpus.kind);
+                let (name, kind) = (method.name(), corpus.kind());
                 format!(
                     "is \"{name}\", which learns from `chosen` and `rejected`, and the rows are of kind `{kind}`"
                 )

@@ -98,6 +98,27 @@ impl BaseFiles {
         }
     }
 
+    /// BLAKE3 of everything that makes token ids of rows: tokenizer, template, and the day where the template tells it.
+    ///
+    /// # Errors
+    /// What reading meets.
+    pub fn text_blake3(&self) -> Result<String> {
+        let tokenizer = match &self.weights {
+            BaseWeights::Folder { .. } => text::files_blake3(&self.path)?,
+            BaseWeights::Gguf(reader) => formats::TensorSource::content_hash(reader)?,
+        };
+        let template = self.template.as_ref().map(|template| (template.source(), template.day()));
+        let template = serde_json::json!([tokenizer, template]).to_string();
+        Ok(formats::hash::blake3_bytes(template.as_bytes()))
+    }
+
+    /// Has the template tell this moment, in seconds since 1970: the one at which the run began, so that a run which goes on
+    /// another day learns from the same tokens.
+    pub fn set_now(&mut self, unix_seconds: u64) {
+        let at = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
+        self.template = self.template.take().map(|template| template.at(at));
+    }
+
     /// Fits tokenizer and template to the rest; `stop` are further tokens at which an answer ends.
     fn assemble(
         path: &Path,

@@ -37,6 +37,14 @@ impl BaseWeights {
         })
     }
 
+    /// Whether some matrix has fewer than 16 bits a weight where it lies, so that whatever is added to it is rounded again.
+    pub fn are_rounded_on_disk(&self) -> bool {
+        match self {
+            BaseWeights::Folder { .. } => false,
+            BaseWeights::Gguf(reader) => reader.tensors().iter().any(|tensor| tensor.ty.block_len() > 1),
+        }
+    }
+
     /// Brings them to a device, those of a folder less what the adapter began with.
     ///
     /// # Errors

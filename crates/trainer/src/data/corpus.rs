@@ -1,12 +1,14 @@
 //! The rows of one or more data files as token ids, with the place each came from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::encoder::{Encoded, Fate, RowEncoder};
 use super::reader::{Place, RowReader, rows_again};
 use super::row::Row;
+use super::rows::{Rows, RowsWriter};
 use crate::error::{Error, Result};
 use crate::options::Source;
 
@@ -16,23 +18,27 @@ const CHUNK_ROWS: usize = 512;
 /// How many of the rows that are left out for being wrong are named.
 const NAMED_BAD_ROWS: usize = 5;
 
-/// Token ids and masks of all sequences, one after another.
+/// The sequences of some data files, and what became of the rows they were made of.
 ///
-/// A sequence ends at its last target, since nothing after that is ever learned from. An example, which is what is split,
-/// shuffled and counted, is one sequence, or of preferences two: the better answer, then the worse.
+/// An example, which is what is split, shuffled and counted, is one sequence, or of preferences two: the better answer,
+/// then the worse.
 #[derive(Debug, Default)]
 pub struct Corpus {
     sources: Vec<Source>,
-    ids: Vec<u32>,
-    is_target: Vec<bool>,
-    starts: Vec<usize>,
-    /// Of the sequences whose targets do not count alike, the weight of each token.
-    weights: HashMap<usize, Box<[f32]>>,
-    places: Vec<(u32, Place)>,
+    rows: Rows,
+    /// What became of the rows.
+    pub tally: Tally,
+    /// What went wrong that is no reason to stop.
+    pub warning: Option<String>,
+}
+
+/// What became of the rows of some files.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
     /// BLAKE3 of the files' hashes.
     pub blake3: String,
     /// What the files hold: `messages`, `text` or `preference`.
-    pub kind: &'static str,
+    pub kind: String,
     /// Rows left out for their length.
     pub dropped_rows: usize,
     /// Rows cut for their length.
@@ -45,150 +51,72 @@ pub struct Corpus {
     pub duplicate_rows: usize,
     /// Whether some row has the end-of-turn token among its targets.
     pub has_end_of_turn: bool,
+}
+
+/// A corpus that is being read.
+struct Reading<'a> {
+    sources: &'a [Source],
+    encoder: &'a RowEncoder<'a>,
+    end_of_turn: Option<u32>,
+    writer: RowsWriter,
+    tally: Tally,
+    n_examples: usize,
     seen: HashSet<u128>,
 }
 
 impl Corpus {
-    /// Reads, parses and encodes all rows of the files, in order.
+    /// Reads, parses and encodes all rows of the files, in order, into `writer`.
     ///
     /// # Errors
     /// [`Error::NoRows`] for an empty file or when no row was short enough; whatever is wrong with a row, when that is one
     /// more than the recipe lets pass.
-    pub fn read(sources: &[Source], encoder: &RowEncoder<'_>, end_of_turn: Option<u32>) -> Result<Self> {
-        let mut corpus = Self { sources: sources.to_vec(), starts: vec![0], ..Self::default() };
+    pub fn read(
+        sources: &[Source],
+        encoder: &RowEncoder<'_>,
+        end_of_turn: Option<u32>,
+        writer: RowsWriter,
+    ) -> Result<Self> {
+        let (tally, seen) = (Tally::default(), HashSet::new());
+        let mut reading = Reading { sources, encoder, end_of_turn, writer, tally, n_examples: 0, seen };
         let mut hashes = String::new();
         for (index, source) in sources.iter().enumerate() {
-            corpus.read_file(index as u32, source, encoder, end_of_turn)?;
+            reading.read_file(index as u32, source)?;
             hashes += &formats::hash::blake3_file(&source.path)?;
         }
-        corpus.blake3 = formats::hash::blake3_bytes(hashes.as_bytes());
-        corpus.seen = HashSet::new();
-        if corpus.n_examples() == 0 {
-            let path = sources.first().map(|source| source.path.clone()).unwrap_or_default();
-            let dropped = corpus.dropped_rows;
-            let reason = match corpus.bad_rows {
-                0 => format!("all {dropped} rows are longer than `data.max_seq_len`"),
-                bad => format!(
-                    "{dropped} rows are longer than `data.max_seq_len`, and the other {bad} are broken"
-                ),
-            };
-            return Err(Error::NoRows { path, reason });
-        }
-        Ok(corpus)
+        reading.tally.blake3 = formats::hash::blake3_bytes(hashes.as_bytes());
+        reading.check_any()?;
+        let Reading { writer, tally, .. } = reading;
+        Ok(Self { sources: sources.to_vec(), rows: writer.finish()?, tally, warning: None })
     }
 
-    fn read_file(
-        &mut self,
-        file: u32,
-        source: &Source,
-        encoder: &RowEncoder<'_>,
-        end_of_turn: Option<u32>,
-    ) -> Result<()> {
-        let mut reader = RowReader::open(&source.path)?;
-        let mut n_rows = 0;
-        loop {
-            let chunk = read_chunk(&mut reader)?;
-            if chunk.is_empty() {
-                break;
-            }
-            n_rows += chunk.len();
-            let rows: Vec<_> =
-                chunk.par_iter().map(|(place, bytes)| encode_row(source, *place, bytes, encoder)).collect();
-            for ((place, _), row) in chunk.iter().zip(rows) {
-                let row = row.and_then(|(kind, fate)| self.check_kind(kind, source, *place).map(|()| fate));
-                match row {
-                    Ok(fate) => self.push((file, *place), fate, encoder, end_of_turn)?,
-                    Err(error) => self.skip(error, encoder.options().max_bad_rows)?,
-                }
-            }
-        }
-        match n_rows {
-            0 => Err(Error::NoRows { path: source.path.clone(), reason: "the data file has no rows".into() }),
-            _ => Ok(()),
-        }
+    /// Rows that were read before.
+    pub fn of_kept(sources: &[Source], rows: Rows, tally: Tally) -> Self {
+        Self { sources: sources.to_vec(), rows, tally, warning: None }
     }
 
-    /// Leaves a broken row out, if the recipe lets one more pass.
-    fn skip(&mut self, error: Error, most: u64) -> Result<()> {
-        if self.bad_rows >= most {
-            return Err(error);
-        }
-        self.bad_rows += 1;
-        if self.named_bad_rows.len() < NAMED_BAD_ROWS {
-            self.named_bad_rows.push(error.to_string());
-        }
-        Ok(())
+    /// The sequences.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
     }
 
-    /// All rows are of one kind, so that nothing is guessed wrong silently.
-    fn check_kind(&mut self, kind: &'static str, source: &Source, place: Place) -> Result<()> {
-        if self.kind.is_empty() {
-            self.kind = kind;
-        }
-        if self.kind == kind {
-            return Ok(());
-        }
-        let reason = format!("the row is of kind `{kind}`, the rows before it are `{}`", self.kind);
-        Err(Error::Row { path: source.path.clone(), line: place.line, reason })
-    }
-
-    fn push(
-        &mut self,
-        place: (u32, Place),
-        fate: Fate,
-        encoder: &RowEncoder<'_>,
-        end_of_turn: Option<u32>,
-    ) -> Result<()> {
-        let sequences = match fate {
-            Fate::Kept(sequences) => sequences,
-            Fate::Truncated(sequences) => {
-                self.truncated_rows += 1;
-                sequences
-            }
-            Fate::Dropped => {
-                self.dropped_rows += 1;
-                return Ok(());
-            }
-            Fate::TooLong { tokens } => {
-                let path = self.sources[place.0 as usize].path.clone();
-                let limit = encoder.options().max_seq_len;
-                return Err(Error::RowTooLong { path, line: place.1.line, tokens, limit });
-            }
-        };
-        if !self.seen.insert(fingerprint(&sequences)) {
-            self.duplicate_rows += 1;
-        }
-        for sequence in sequences {
-            self.has_end_of_turn |= end_of_turn.is_some_and(|token| sequence.teaches(token));
-            self.push_sequence(&sequence);
-        }
-        self.places.push(place);
-        Ok(())
-    }
-
-    fn push_sequence(&mut self, encoded: &Encoded) {
-        let end = encoded.is_target.iter().rposition(|&is_target| is_target).map_or(0, |last| last + 1);
-        if !encoded.weights.is_empty() {
-            self.weights.insert(self.starts.len() - 1, encoded.weights[..end].into());
-        }
-        self.ids.extend_from_slice(&encoded.ids[..end]);
-        self.is_target.extend_from_slice(&encoded.is_target[..end]);
-        self.starts.push(self.ids.len());
+    /// What the files hold: `messages`, `text` or `preference`.
+    pub fn kind(&self) -> &str {
+        &self.tally.kind
     }
 
     /// Number of examples.
     pub fn n_examples(&self) -> usize {
-        self.places.len()
+        self.rows.n_examples()
     }
 
     /// Number of sequences.
     pub fn n_rows(&self) -> usize {
-        self.starts.len() - 1
+        self.rows.n_rows()
     }
 
     /// Sequences of an example.
     pub fn rows_per_example(&self) -> usize {
-        if self.kind == "preference" { 2 } else { 1 }
+        if self.kind() == "preference" { 2 } else { 1 }
     }
 
     /// The sequences of some examples, in order.
@@ -199,7 +127,7 @@ impl Corpus {
 
     /// Index of the file that an example comes from.
     pub fn source_index(&self, example: usize) -> usize {
-        self.places[example].0 as usize
+        self.rows.place(example).0
     }
 
     /// The files.
@@ -209,23 +137,23 @@ impl Corpus {
 
     /// File and line of an example.
     pub fn place(&self, example: usize) -> (&Source, u64) {
-        let (file, place) = &self.places[example];
-        (&self.sources[*file as usize], place.line)
+        let (file, place) = self.rows.place(example);
+        (&self.sources[file], place.line)
     }
 
     /// Token ids of a sequence, the last of which is a target.
     pub fn ids(&self, row: usize) -> &[u32] {
-        &self.ids[self.starts[row]..self.starts[row + 1]]
+        self.rows.ids(row)
     }
 
     /// Whether each token of a sequence is a target.
     pub fn is_target(&self, row: usize) -> &[bool] {
-        &self.is_target[self.starts[row]..self.starts[row + 1]]
+        self.rows.is_target(row)
     }
 
     /// How much each token of a sequence counts as a target; `None` where all count alike.
     pub fn weights(&self, row: usize) -> Option<&[f32]> {
-        self.weights.get(&row).map(|weights| &**weights)
+        self.rows.weights(row)
     }
 
     /// Tokens that a sequence puts into the model: all but the last, which is only predicted.
@@ -261,15 +189,111 @@ impl Corpus {
     /// As [`Corpus::read_again`].
     pub fn bytes_again(&self, examples: &[usize]) -> Result<Vec<(&Source, Place, Vec<u8>)>> {
         let mut rows = vec![None; examples.len()];
-        for (file, source) in (0..).zip(&self.sources) {
-            let here: Vec<usize> =
-                (0..examples.len()).filter(|&at| self.places[examples[at]].0 == file).collect();
-            let places: Vec<Place> = here.iter().map(|&at| self.places[examples[at]].1).collect();
+        let stands: Vec<(usize, Place)> = examples.iter().map(|&example| self.rows.place(example)).collect();
+        for (file, source) in self.sources.iter().enumerate() {
+            let here: Vec<usize> = (0..examples.len()).filter(|&at| stands[at].0 == file).collect();
+            let places: Vec<Place> = here.iter().map(|&at| stands[at].1).collect();
             for ((at, place), bytes) in here.iter().zip(&places).zip(rows_again(&source.path, &places)?) {
                 rows[*at] = Some((source, *place, bytes));
             }
         }
         Ok(rows.into_iter().flatten().collect())
+    }
+}
+
+impl Reading<'_> {
+    fn read_file(&mut self, file: u32, source: &Source) -> Result<()> {
+        let mut reader = RowReader::open(&source.path)?;
+        let mut n_rows = 0;
+        loop {
+            let chunk = read_chunk(&mut reader)?;
+            if chunk.is_empty() {
+                break;
+            }
+            n_rows += chunk.len();
+            let encoder = self.encoder;
+            let rows: Vec<_> =
+                chunk.par_iter().map(|(place, bytes)| encode_row(source, *place, bytes, encoder)).collect();
+            for ((place, _), row) in chunk.iter().zip(rows) {
+                let row = row.and_then(|(kind, fate)| self.check_kind(kind, source, *place).map(|()| fate));
+                match row {
+                    Ok(fate) => self.push((file, *place), fate)?,
+                    Err(error) => self.skip(error)?,
+                }
+            }
+        }
+        match n_rows {
+            0 => Err(Error::NoRows { path: source.path.clone(), reason: "the data file has no rows".into() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves a broken row out, if the recipe lets one more pass.
+    fn skip(&mut self, error: Error) -> Result<()> {
+        let tally = &mut self.tally;
+        if tally.bad_rows >= self.encoder.options().max_bad_rows {
+            return Err(error);
+        }
+        tally.bad_rows += 1;
+        if tally.named_bad_rows.len() < NAMED_BAD_ROWS {
+            tally.named_bad_rows.push(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// All rows are of one kind, so that nothing is guessed wrong silently.
+    fn check_kind(&mut self, kind: &'static str, source: &Source, place: Place) -> Result<()> {
+        let known = &mut self.tally.kind;
+        if known.is_empty() {
+            kind.clone_into(known);
+        }
+        if known == kind {
+            return Ok(());
+        }
+        let reason = format!("the row is of kind `{kind}`, the rows before it are `{known}`");
+        Err(Error::Row { path: source.path.clone(), line: place.line, reason })
+    }
+
+    fn push(&mut self, (file, place): (u32, Place), fate: Fate) -> Result<()> {
+        let sequences = match fate {
+            Fate::Kept(sequences) => sequences,
+            Fate::Truncated(sequences) => {
+                self.tally.truncated_rows += 1;
+                sequences
+            }
+            Fate::Dropped => {
+                self.tally.dropped_rows += 1;
+                return Ok(());
+            }
+            Fate::TooLong { tokens } => {
+                let path = self.sources[file as usize].path.clone();
+                let limit = self.encoder.options().max_seq_len;
+                return Err(Error::RowTooLong { path, line: place.line, tokens, limit });
+            }
+        };
+        if !self.seen.insert(fingerprint(&sequences)) {
+            self.tally.duplicate_rows += 1;
+        }
+        let teaches_end =
+            self.end_of_turn.is_some_and(|token| sequences.iter().any(|sequence| sequence.teaches(token)));
+        self.tally.has_end_of_turn |= teaches_end;
+        self.n_examples += 1;
+        self.writer.push(file, place, &sequences)
+    }
+
+    fn check_any(&self) -> Result<()> {
+        if self.n_examples > 0 {
+            return Ok(());
+        }
+        let path = self.sources.first().map(|source| source.path.clone()).unwrap_or_default();
+        let dropped = self.tally.dropped_rows;
+        let reason = match self.tally.bad_rows {
+            0 => format!("all {dropped} rows are longer than `data.max_seq_len`"),
+            bad => {
+                format!("{dropped} rows are longer than `data.max_seq_len`, and the other {bad} are broken")
+            }
+        };
+        Err(Error::NoRows { path, reason })
     }
 }
 
@@ -311,26 +335,29 @@ fn encode_row(
 
 #[cfg(test)]
 impl Corpus {
+    /// A corpus of made-up rows, one a line of a file: the index of the file, token ids, and the index of the first target.
+    fn made_up(n_sources: usize, rows: &[(u32, Vec<u32>, usize)]) -> Self {
+        let mut writer = RowsWriter::new(None).unwrap();
+        for (file, ids, first_target) in rows {
+            let is_target = (0..ids.len()).map(|index| index >= *first_target).collect();
+            let encoded = Encoded { ids: ids.clone(), is_target, weights: Vec::new() };
+            writer.push(*file, Place { line: 1, offset: 0, bytes: 0 }, &[encoded]).unwrap();
+        }
+        let sources = vec![Source::new("made up"); n_sources];
+        Self { sources, rows: writer.finish().unwrap(), ..Self::default() }
+    }
+
     /// A corpus of made-up rows: token ids, and the index of the first target.
     pub fn of_rows(rows: &[(Vec<u32>, usize)]) -> Self {
-        let mut corpus = Self { starts: vec![0], ..Self::default() };
-        for (ids, first_target) in rows {
-            let is_target = (0..ids.len()).map(|index| index >= *first_target).collect();
-            corpus.push_sequence(&Encoded { ids: ids.clone(), is_target, weights: Vec::new() });
-            corpus.places.push((0, Place { line: 1, offset: 0, bytes: 0 }));
-        }
-        corpus
+        let rows: Vec<_> = rows.iter().map(|(ids, first)| (0, ids.clone(), *first)).collect();
+        Self::made_up(0, &rows)
     }
 
     /// A corpus of rows that differ, so many from each source.
     pub fn of_sources(n_rows: &[usize]) -> Self {
-        let rows: Vec<(Vec<u32>, usize)> =
-            (0..n_rows.iter().sum()).map(|row| (vec![row as u32; 4], 1)).collect();
-        let mut corpus = Self::of_rows(&rows);
         let files = n_rows.iter().enumerate().flat_map(|(file, &n)| std::iter::repeat_n(file as u32, n));
-        corpus.places.iter_mut().zip(files).for_each(|(place, file)| place.0 = file);
-        corpus.sources = vec![Source::new("made up"); n_rows.len()];
-        corpus
+        let rows: Vec<_> = files.enumerate().map(|(row, file)| (file, vec![row as u32; 4], 1)).collect();
+        Self::made_up(n_rows.len(), &rows)
     }
 
     /// The files, to be weighed otherwise.

@@ -6,6 +6,7 @@ use super::corpus::Corpus;
 use super::encoder::RowEncoder;
 use super::order::split;
 use super::row::Row;
+use super::row_cache::RowCache;
 use super::{conversations, up_to_last_answer};
 use crate::base_files::BaseFiles;
 use crate::error::{Error, Result};
@@ -47,10 +48,12 @@ impl Dataset {
     /// Whatever is wrong with a file or row; [`Error::NeverStops`], [`Error::PositionsExceeded`].
     pub fn read(options: &Options, base: &BaseFiles) -> Result<Self> {
         let encoder = RowEncoder::new(&base.tokenizer, base.template.as_ref(), &options.data);
-        let corpus = Corpus::read(&options.data.train, &encoder, base.end_of_turn)?;
+        let text_blake3 = || base.text_blake3();
+        let cache = RowCache::new(&options.cache, &text_blake3);
+        let corpus = cache.read(&options.data.train, &encoder, base.end_of_turn)?;
         check_end_of_turn(&corpus, base)?;
         let validation = match &options.data.validation {
-            Some(source) => Some(Corpus::read(std::slice::from_ref(source), &encoder, base.end_of_turn)?),
+            Some(source) => Some(cache.read(std::slice::from_ref(source), &encoder, base.end_of_turn)?),
             None => None,
         };
         let (train_rows, validation_rows) = match &validation {
@@ -67,6 +70,11 @@ impl Dataset {
     /// The corpus that [`Dataset::validation_rows`] points into.
     pub fn validation_corpus(&self) -> &Corpus {
         self.validation.as_ref().unwrap_or(&self.corpus)
+    }
+
+    /// What went wrong in reading that is no reason to stop.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.corpus).chain(&self.validation).filter_map(|corpus| corpus.warning.as_deref())
     }
 
     /// Tokens of the longest row that enters the model.
@@ -92,14 +100,16 @@ impl Dataset {
             train_rows: self.train_rows.len(),
             validation_rows: self.validation_rows.len(),
             test_rows: self.n_exact_match,
-            dropped_rows: self.corpus.dropped_rows + validation.map_or(0, |corpus| corpus.dropped_rows),
-            truncated_rows: self.corpus.truncated_rows + validation.map_or(0, |corpus| corpus.truncated_rows),
-            bad_rows: self.corpus.bad_rows + validation.map_or(0, |corpus| corpus.bad_rows),
+            dropped_rows: self.corpus.tally.dropped_rows
+                + validation.map_or(0, |corpus| corpus.tally.dropped_rows),
+            truncated_rows: self.corpus.tally.truncated_rows
+                + validation.map_or(0, |corpus| corpus.tally.truncated_rows),
+            bad_rows: self.corpus.tally.bad_rows + validation.map_or(0, |corpus| corpus.tally.bad_rows),
             named_bad_rows: {
                 let corpora = std::iter::once(&self.corpus).chain(validation);
-                corpora.flat_map(|corpus| corpus.named_bad_rows.iter().cloned()).collect()
+                corpora.flat_map(|corpus| corpus.tally.named_bad_rows.iter().cloned()).collect()
             },
-            duplicate_rows: self.corpus.duplicate_rows,
+            duplicate_rows: self.corpus.tally.duplicate_rows,
             train_tokens: rows.iter().map(|&row| self.corpus.ids(row).len() as u64).sum(),
             target_tokens: rows.iter().map(|&row| self.corpus.n_targets(row) as u64).sum(),
             longest_row_tokens: self.longest_row() + 1,
@@ -111,8 +121,9 @@ impl Dataset {
     /// # Errors
     /// What reading meets.
     pub fn hash_into(&self, inputs: &mut Inputs, options: &Options) -> Result<()> {
-        inputs.dataset = self.corpus.blake3.clone();
-        inputs.validation = self.validation.as_ref().map(|corpus| corpus.blake3.clone()).unwrap_or_default();
+        inputs.dataset = self.corpus.tally.blake3.clone();
+        inputs.validation =
+            self.validation.as_ref().map(|corpus| corpus.tally.blake3.clone()).unwrap_or_default();
         if let Some(source) = &options.data.test {
             inputs.test = formats::hash::blake3_file(&source.path)?;
         }
@@ -166,7 +177,7 @@ pub(crate) fn question(base: &BaseFiles, conversation: &Conversation) -> Result<
 /// A model that never sees the end of a turn never learns to stop.
 fn check_end_of_turn(corpus: &Corpus, base: &BaseFiles) -> Result<()> {
     match base.end_of_turn {
-        Some(token) if corpus.kind != "text" && !corpus.has_end_of_turn => {
+        Some(token) if corpus.kind() != "text" && !corpus.tally.has_end_of_turn => {
             Err(Error::NeverStops { token: base.tokenizer.decode_with_special(&[token]) })
         }
         _ => Ok(()),

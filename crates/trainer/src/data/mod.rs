@@ -9,6 +9,8 @@ pub(crate) mod order;
 pub(crate) mod packed;
 pub mod reader;
 pub mod row;
+pub(crate) mod row_cache;
+pub(crate) mod rows;
 
 use text::Conversation;
 

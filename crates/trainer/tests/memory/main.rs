@@ -35,7 +35,11 @@ fn train_apart(place: &Workplace, options: &Options, test: &str) -> Outcome {
 fn train_if_told() -> bool {
     let Some(path) = std::env::var_os(OPTIONS) else { return false };
     let mut options: Options = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    options.cache = CacheOptions { dir: std::env::var_os(CACHE).map(Into::into), least_bytes: 0 };
+    options.cache = CacheOptions {
+        dir: std::env::var_os(CACHE).map(Into::into),
+        least_bytes: 0,
+        least_data_bytes: u64::MAX,
+    };
     assert!(train(&options).0.unwrap().is_finished);
     true
 }
@@ -80,7 +84,8 @@ fn a_mapped_base_takes_what_was_planned_and_what_one_in_memory_takes() {
         options.train.length = Length::MaxSteps(2);
         options.data.val_split = 0.0;
         options.train.checkpoint_every = 0;
-        options.cache = CacheOptions { dir: dir.map(|dir| place.path(dir)), least_bytes: 0 };
+        options.cache =
+            CacheOptions { dir: dir.map(|dir| place.path(dir)), least_bytes: 0, least_data_bytes: u64::MAX };
         let outcome = train_apart(&place, &options, NAME);
         Some((outcome.memory_bytes?, outcome.planned_bytes))
     };

@@ -10,7 +10,7 @@ use crate::tiny_base::{Workplace, train, write_base};
 fn cached(place: &Workplace, run: &str, quant: &str) -> Options {
     let mut options = place.options(run);
     options.model.quant = Some(quant.into());
-    options.cache = CacheOptions { dir: Some(place.path("cache")), least_bytes: 0 };
+    options.cache = CacheOptions { dir: Some(place.path("cache")), least_bytes: 0, least_data_bytes: 0 };
     options
 }
 

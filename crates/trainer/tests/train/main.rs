@@ -2,6 +2,7 @@
 
 mod asked;
 mod cache;
+mod kept_rows;
 mod policies;
 mod preference;
 mod records;
