@@ -28,13 +28,13 @@ fn pairs(numbers: std::ops::Range<u32>) -> String {
     numbers.map(row).collect()
 }
 
-fn place() -> Workplace {
+pub fn place() -> Workplace {
     let place = Workplace::new();
     place.write_data("train.jsonl", &pairs(0..40));
     place
 }
 
-fn options(place: &Workplace, run: &str, method: Method) -> Options {
+pub fn options(place: &Workplace, run: &str, method: Method) -> Options {
     let mut options = place.options(run);
     options.train.method = method;
     options

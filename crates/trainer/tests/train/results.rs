@@ -349,3 +349,28 @@ fn the_course_of_a_run_is_pinned() {
         assert!((found - pinned).abs() < PROCESSOR_TOLERANCE, "{found} instead of {pinned}");
     }
 }
+
+/// An epoch in one step has the same rows packed and single, in micro-batches of other sizes and another order.
+#[test]
+fn packed_and_single_rows_are_the_same_step() {
+    let place = Workplace::new();
+    let step = |name: &str, packing: bool, batch_size: usize, accumulation: usize| {
+        let mut options = place.options(name);
+        (options.data.packing, options.data.max_seq_len) = (packing, 128);
+        options.train.batch_size = batch_size;
+        options.train.gradient_accumulation_steps = accumulation;
+        options.train.length = Length::MaxSteps(1);
+        let events = train(&options).1;
+        let step =
+            events.iter().find_map(|event| if let Event::Step(step) = event { Some(step) } else { None });
+        step.unwrap().clone()
+    };
+    let single = step("single", false, 64, 1);
+    for (name, batch_size, accumulation) in [("packed", 64, 1), ("packed in parts", 1, 64)] {
+        let packed = step(name, true, batch_size, accumulation);
+        assert_eq!((packed.tokens, packed.target_tokens), (single.tokens, single.target_tokens));
+        for (a, b) in [(packed.loss, single.loss), (packed.grad_norm, single.grad_norm)] {
+            assert!((a / b - 1.0).abs() <= REGROUPED_TOLERANCE, "{name}: {a} and {b}");
+        }
+    }
+}

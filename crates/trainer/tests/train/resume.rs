@@ -1,13 +1,15 @@
 //! Stop anywhere, resume: the same bits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use model::optimizer::MomentForm;
 use trainer::metrics::{self, Metric};
 use trainer::run_dir::RunDir;
-use trainer::{Error, Event, Init, Options, Outcome, Start};
+use trainer::{Error, Event, Init, Method, Options, Outcome, Start};
 
+use crate::preference;
 use crate::tiny_base::{Workplace, train};
 
 /// Trains until `stop` says so of an event.
@@ -56,7 +58,7 @@ pub fn course(options: &Options) -> Vec<String> {
     lines.iter().filter(|line| !matches!(line, Metric::Resumed { .. })).map(show).collect()
 }
 
-fn newest_checkpoint(options: &Options) -> std::path::PathBuf {
+fn newest_checkpoint(options: &Options) -> PathBuf {
     let dir = RunDir::new(&options.run_dir).checkpoints();
     let step =
         |path: &Path| -> Option<u64> { path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok() };
@@ -167,6 +169,84 @@ fn a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same() {
     assert!(events.iter().any(|event| matches!(event, Event::Resumed { step: 8, total_steps: 12 })));
     assert_eq!(result(&options), result(&whole));
     assert_eq!(course(&options), course(&whole));
+}
+
+/// All files below a folder.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
+    files.sort();
+    files
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    for file in files_below(from) {
+        let copy = to.join(file.strip_prefix(from).unwrap());
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(file, copy).unwrap();
+    }
+}
+
+/// Whatever happens to a file of a run that was stopped: the end is the same to the bit, or the run is refused by name.
+#[test]
+fn no_damage_to_a_stopped_run_goes_unnoticed() {
+    let pairs = |place: &Workplace, run: &str| {
+        let mut options = preference::options(place, run, Method::Dpo);
+        options.train.moments = MomentForm::Int8;
+        options
+    };
+    let plain = |place: &Workplace, run: &str| {
+        let mut options = place.options(run);
+        (options.train.max_spike, options.train.keep) = (100.0, 2);
+        options
+    };
+    type Make<'a> = &'a dyn Fn(&Workplace, &str) -> Options;
+    let runs = [("plain", Workplace::new(), &plain as Make<'_>), ("pairs", preference::place(), &pairs)];
+    for (name, place, make) in runs {
+        let whole = make(&place, &format!("{name}-whole"));
+        train(&whole).0.unwrap();
+        let stopped = make(&place, &format!("{name}-stopped"));
+        train_until(&stopped, |event| matches!(event, Event::Step(step) if step.step == 9)).0.unwrap();
+        let (mut the_same, mut refused) = (0, BTreeMap::<String, u32>::new());
+        for file in files_below(&stopped.run_dir) {
+            let within = file.strip_prefix(&stopped.run_dir).unwrap();
+            let sound = std::fs::read(&file).unwrap();
+            let mut flipped = [sound.clone(), sound.clone(), sound.clone()];
+            if let Some(last) = sound.len().checked_sub(1) {
+                flipped[0][0] ^= 1;
+                flipped[1][last / 2] ^= 4;
+                flipped[2][last] ^= 0x40;
+            }
+            let cut = [&sound[..sound.len() / 2], &sound[..sound.len().saturating_sub(1)], &[]];
+            let damages = flipped.iter().map(Vec::as_slice).chain(cut).map(Some).chain([None]);
+            for damaged in damages {
+                let options = make(&place, "damaged");
+                copy_folder(&stopped.run_dir, &options.run_dir);
+                match damaged {
+                    Some(bytes) => std::fs::write(options.run_dir.join(within), bytes).unwrap(),
+                    None => std::fs::remove_file(options.run_dir.join(within)).unwrap(),
+                }
+                match train(&resumed(&options)).0 {
+                    Ok(outcome) => {
+                        assert!(outcome.is_finished);
+                        assert_eq!(result(&options), result(&whole), "{name}: {}", within.display());
+                        the_same += 1;
+                    }
+                    Err(error) => {
+                        let named = within.file_name().unwrap().to_str().unwrap();
+                        let said = error.to_string();
+                        assert!(said.contains(named), "{name}: {}: {said}", within.display());
+                        *refused.entry(within.display().to_string()).or_default() += 1;
+                    }
+                }
+            }
+        }
+        println!("{name}: {the_same} damaged runs ended the same, refused were {refused:?}");
+        // Every checkpoint has a way around it; the record of the run has none.
+        assert!(refused.keys().all(|file| !file.contains("checkpoints")), "{refused:?}");
+    }
 }
 
 #[test]
