@@ -213,8 +213,11 @@ pub struct PlanTable {
     pub budget_bytes: Option<u64>,
     /// Tokens in the largest micro-batch.
     pub micro_batch_tokens: usize,
-    /// Rows in an optimiser step.
+    /// Rows, or packs or pairs of them, in an optimiser step.
     pub rows_per_step: usize,
+    /// What a step counts.
+    #[serde(default)]
+    pub unit: Unit,
     /// Optimiser steps in an epoch.
     pub steps_per_epoch: u64,
     /// Optimiser steps in all.
@@ -229,6 +232,29 @@ pub struct PlanTable {
     pub trained_parameters: u64,
     /// Disk that checkpoints and adapter will take.
     pub disk_bytes: u64,
+}
+
+/// What the steps of a run count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Rows of the data.
+    #[default]
+    Rows,
+    /// Rows that were put together.
+    Packs,
+    /// A better and a worse answer.
+    Pairs,
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rows => "rows",
+            Self::Packs => "packs",
+            Self::Pairs => "pairs",
+        })
+    }
 }
 
 /// Figures of one optimiser step.

@@ -27,6 +27,7 @@ mod adapter_files;
 mod beginning;
 mod evaluate;
 mod preference;
+pub mod probe;
 mod reference;
 mod schedule;
 mod session;
@@ -45,7 +46,7 @@ mod tensorboard;
 
 pub use base_cache::CacheOptions;
 pub use error::{Change, Error, Result};
-pub use event::{End, Event, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
+pub use event::{End, Event, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Unit, Weights};
 pub use options::{
     Init, Length, Method, OnTooLong, Options, ResultAdapter, Scheduler, Start, TrainOn, Warmup,
 };

@@ -16,7 +16,7 @@ use model::{Cpu, LoraOptions, ModelConfig};
 use crate::data::batches::Batches;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::event::PlanTable;
+use crate::event::{PlanTable, Unit};
 use crate::memory_use::Growth;
 use crate::options::{Init, Options};
 use crate::record::Chosen;
@@ -103,6 +103,11 @@ impl Plan {
             budget_bytes: budget,
             micro_batch_tokens: tokens,
             rows_per_step: batches.rows_per_step(),
+            unit: match options.data.packing {
+                true => Unit::Packs,
+                false if dataset.corpus.rows_per_example() > 1 => Unit::Pairs,
+                false => Unit::Rows,
+            },
             steps_per_epoch: batches.steps_per_epoch(),
             total_steps,
             layer_inputs: step.layer_inputs,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use formats::observe::Observer;
+use model::LoraOptions;
 use model::device::cpu::best_precision;
 use serde::Serialize;
 
@@ -12,11 +14,13 @@ use crate::data::batches::Batches;
 use crate::data::corpus::Corpus;
 use crate::data::dataset::Dataset;
 use crate::data::encoder::RowEncoder;
+use crate::data::rows::RowsWriter;
 use crate::error::Result;
-use crate::event::{DataSummary, PlanTable};
+use crate::event::{DataSummary, Event, PlanTable};
 use crate::memory_use::Growth;
 use crate::options::{DataOptions, Options};
 use crate::plan::{Plan, Shapes};
+use crate::probe::{Estimate, Probe};
 use crate::train::examination;
 
 /// Rows as a base's tokenizer and template see them.
@@ -38,7 +42,7 @@ pub fn lengths(options: &Options) -> Result<Lengths> {
     let base = BaseFiles::open(&options.model, &options.data)?;
     let unlimited = DataOptions { max_seq_len: usize::MAX, ..options.data.clone() };
     let encoder = RowEncoder::new(&base.tokenizer, base.template.as_ref(), &unlimited);
-    let corpus = Corpus::read(&unlimited.train, &encoder, base.end_of_turn)?;
+    let corpus = Corpus::read(&unlimited.train, &encoder, base.end_of_turn, RowsWriter::new(None)?)?;
     let mut tokens: Vec<usize> = (0..corpus.n_rows()).map(|row| corpus.ids(row).len()).collect();
     tokens.sort_unstable();
     let weights_bytes = base.weights.bytes(&base.config)?;
@@ -128,19 +132,37 @@ impl<'a> Survey<'a> {
     /// # Errors
     /// [`crate::Error::BudgetTooSmall`], adapters that cannot be.
     pub fn plan(&self) -> Result<PlanTable> {
+        Ok(self.planned(&self.lora()?)?.table)
+    }
+
+    /// How long the run will take, from some seconds of it.
+    ///
+    /// # Errors
+    /// As [`Survey::plan`]; what loading the base and its step meet.
+    pub fn probe(&self, observer: &mut dyn Observer<Event>) -> Result<Estimate> {
+        let lora = self.lora()?;
+        let plan = self.planned(&lora)?;
+        let Self { options, base, dataset, growth } = self;
+        Probe { options, base_files: base, dataset, plan: &plan, lora: &lora, growth }.run(observer)
+    }
+
+    fn lora(&self) -> Result<LoraOptions> {
+        lora_options(&self.options.adapter, &self.base.config)
+    }
+
+    fn planned(&self, lora: &LoraOptions) -> Result<Plan> {
         let (options, base, dataset) = (self.options, &self.base, &self.dataset);
-        let lora = lora_options(&options.adapter, &base.config)?;
         let examination = examination(options, base, dataset, &self.growth);
         let shapes = Shapes {
             config: &base.config,
             precision: options.model.compute.unwrap_or_else(best_precision),
             weights_bytes: base.weights.bytes(&base.config)?,
-            lora: &lora,
+            lora,
             moments: options.train.moments,
             answers: examination.capacity(),
             samples: examination.samples_capacity(),
         };
-        Ok(Plan::new(options, &shapes, dataset, &self.growth, None)?.table)
+        Plan::new(options, &shapes, dataset, &self.growth, None)
     }
 
     /// Lengths of the training rows.

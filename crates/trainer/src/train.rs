@@ -10,7 +10,7 @@ use model::{Adapter, Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
 use crate::base_cache::BaseCache;
-use crate::base_files::{BaseFiles, BaseWeights};
+use crate::base_files::BaseFiles;
 use crate::beginning::{self, Beginning};
 use crate::checkpoint::{self, State};
 use crate::data::dataset::Dataset;
@@ -45,13 +45,16 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
         return Ok(outcome);
     }
 
-    let base_files = BaseFiles::open(&options.model, &options.data)?;
+    let began_at = record.as_ref().and_then(|record| record.started_at).unwrap_or(wall_time() as u64);
+    let mut base_files = BaseFiles::open(&options.model, &options.data)?;
+    base_files.set_now(began_at);
     let lora = lora_options(&options.adapter, &base_files.config)?;
     beginning::check(options, &base_files)?;
     let dataset = Dataset::read(options, &base_files)?;
     check_kind(options.train.method, &dataset)?;
     let summary = dataset.summary();
     observer.observe(Event::Data(summary.clone()));
+    dataset.warnings().for_each(|message| observer.observe(Event::Warning { message: message.to_owned() }));
     let inputs = hash_inputs(options, &base_files, &dataset)?;
     if let Some(record) = &record {
         record.check_unchanged(options, &inputs)?;
@@ -68,15 +71,15 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
-    if let BaseWeights::Gguf(_) = base_files.weights {
-        observer.observe(Event::Warning { message: NO_EXPORT_FROM_GGUF.to_owned() });
+    if base_files.weights.are_rounded_on_disk() {
+        observer.observe(Event::Warning { message: ROUNDED_BASE.to_owned() });
     }
 
     let _lock = match lock {
         Some(lock) => lock,
         None => create_run(&run_dir)?,
     };
-    let mut record = record.unwrap_or_else(|| new_record(options, &inputs, &plan));
+    let mut record = record.unwrap_or_else(|| new_record(options, &inputs, &plan, began_at));
     (record.data, record.plan) = (Some(summary), Some(plan.table.clone()));
     record.write(&run_dir)?;
     if let Some(template) = base_files.template.as_ref().filter(|_| base_files.has_own_template) {
@@ -96,8 +99,8 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
 }
 
 /// Said before a night is spent, not after it.
-const NO_EXPORT_FROM_GGUF: &str = "the base is a GGUF: the adapter is trained on its blocks, and `tune export` merges \
-                                   only into a folder with 16- or 32-bit weights; the adapter itself is kept in PEFT's layout";
+const ROUNDED_BASE: &str = "the base is a GGUF of fewer than 16 bits: merging the adapter into it rounds its weights once \
+                            more, which `tune export` does with --allow-requantize alone; `--as adapter` loses nothing";
 
 /// Takes up an existing run, or checks that there is none.
 fn open_run(options: &Options, run_dir: &RunDir) -> Result<(Option<RunLock>, Option<RunRecord>)> {
@@ -176,7 +179,7 @@ pub fn examination<'a>(
     }
 }
 
-fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
+fn new_record(options: &Options, inputs: &Inputs, plan: &Plan, began_at: u64) -> RunRecord {
     RunRecord {
         version: LAYOUT_VERSION,
         options: options.clone(),
@@ -187,7 +190,7 @@ fn new_record(options: &Options, inputs: &Inputs, plan: &Plan) -> RunRecord {
             planned_bytes: plan.table.total_bytes,
             ..Outcome::default()
         },
-        started_at: Some(wall_time() as u64),
+        started_at: Some(began_at),
         program: Some(env!("CARGO_PKG_VERSION").to_owned()),
         ..RunRecord::default()
     }

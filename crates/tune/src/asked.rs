@@ -3,7 +3,7 @@
 use crate::base_location;
 use crate::cache_dir::cache_dir;
 use crate::failure::Failure;
-use crate::recipe::{BudgetTable, LEAST_KEPT_BYTES, Recipe};
+use crate::recipe::{BudgetTable, LEAST_KEPT_BYTES, LEAST_KEPT_DATA_BYTES, Recipe};
 use crate::run_record;
 use crate::terminal::Terminal;
 use std::path::{Path, PathBuf};
@@ -97,7 +97,11 @@ fn of_base(path: &Path, terminal: &mut Terminal, cancel: &AtomicBool) -> Result<
         options: Options {
             model: ModelOptions { base: base.path, hub: base.hub, ..ModelOptions::default() },
             budget: BudgetOptions { memory_bytes: Some(budget.memory), reserve_bytes: budget.reserve },
-            cache: CacheOptions { dir: cache_dir(), least_bytes: LEAST_KEPT_BYTES },
+            cache: CacheOptions {
+                dir: cache_dir(),
+                least_bytes: LEAST_KEPT_BYTES,
+                least_data_bytes: LEAST_KEPT_DATA_BYTES,
+            },
             ..Options::default()
         },
         recipe: None,

@@ -314,6 +314,9 @@ pub struct Plan {
     /// Of a recipe: a line for each of these lengths of rows, such as 512,1024,2048, longer rows being cut
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     pub sweep: Vec<usize>,
+    /// Of a recipe: how long the run will take, from some seconds of it
+    #[arg(long, conflicts_with = "sweep")]
+    pub probe: bool,
     /// For a graphics card of that size, such as 8GB, instead of this machine
     #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse)]
     pub memory: Option<u64>,

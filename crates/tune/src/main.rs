@@ -9,6 +9,9 @@ mod bytes;
 mod cache_dir;
 mod cli;
 mod commands;
+#[cfg(test)]
+#[path = "../../formats/tests/hostile/counting.rs"]
+mod counting;
 mod exported;
 mod failure;
 mod hub_access;

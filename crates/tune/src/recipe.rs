@@ -54,6 +54,8 @@ fn yes() -> bool {
 
 /// A smaller base is quantised in a second or two.
 pub const LEAST_KEPT_BYTES: u64 = 64 << 20;
+/// Fewer rows are tokenised in a second or two.
+pub const LEAST_KEPT_DATA_BYTES: u64 = 8 << 20;
 
 /// `[adapter]`: LoRA's shape.
 #[derive(Debug, Clone, Deserialize)]
@@ -461,6 +463,7 @@ impl Recipe {
             cache: CacheOptions {
                 dir: cache_dir().filter(|_| self.model.cache),
                 least_bytes: LEAST_KEPT_BYTES,
+                least_data_bytes: LEAST_KEPT_DATA_BYTES,
             },
             eval: EvalOptions {
                 exact_match_rows: if self.eval.test.is_some() { self.eval.rows } else { 0 },
@@ -567,6 +570,9 @@ impl TrainTable {
         })
     }
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -75,7 +75,7 @@ pub fn plan(record: &RunRecord, course: &Course, html: &mut Html) {
             }
         });
         let parts = [
-            format!("{} steps of {} rows", count(plan.total_steps), plan.rows_per_step),
+            format!("{} steps of {} {}", count(plan.total_steps), plan.rows_per_step, plan.unit),
             format!("{} steps a pass", count(plan.steps_per_epoch)),
             format!("micro-batches of up to {} tokens", count(plan.micro_batch_tokens as u64)),
             format!("{} parameters trained", count(plan.trained_parameters)),

@@ -335,9 +335,10 @@ pub fn show_data(data: &DataSummary, terminal: &mut Terminal) {
 /// `238 steps of 16 rows · 466,944 parameters trained · products in bf16`
 pub fn planned_steps(plan: &PlanTable) -> String {
     format!(
-        "{} steps of {} rows · {} parameters trained · products in {}",
+        "{} steps of {} {} · {} parameters trained · products in {}",
         show::count(plan.total_steps),
         plan.rows_per_step,
+        plan.unit,
         show::count(plan.trained_parameters),
         plan.precision
     )

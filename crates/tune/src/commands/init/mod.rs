@@ -291,6 +291,11 @@ fn recipe(answers: &Answers, facts: &Facts, choice: &Choice, is_exact: bool) -> 
     recipe.set("adapter.alpha", Value::Whole(2 * rank), "twice the rank is customary");
     recipe.set("adapter.targets", "all-linear", "");
     data_table(&mut recipe, answers, facts, choice, is_exact);
+    if answers.found.is_preference {
+        let comment =
+            "learns the better answer, and away from the worse; `dpo` suits a base that answers well already";
+        recipe.set("train.method", "orpo", comment);
+    }
     train_table(&mut recipe, choice);
     if let (_, Some(test)) = rows::companions(&answers.data) {
         recipe.set(
@@ -330,7 +335,7 @@ fn data_table(recipe: &mut RecipeText, answers: &Answers, facts: &Facts, choice:
         _ => ("drop", "longer rows are left out, and counted"),
     };
     recipe.set("data.on_too_long", policy, comment);
-    if !answers.found.is_text {
+    if !answers.found.is_text && !answers.found.is_preference {
         recipe.set("data.train_on", "assistant", "the answers and the token that ends them");
     }
 }

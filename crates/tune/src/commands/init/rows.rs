@@ -19,6 +19,8 @@ pub struct Found {
     pub kind: &'static str,
     /// Whether rows are text that is learnt whole.
     pub is_text: bool,
+    /// Whether rows are pairs of answers, one of which is preferred.
+    pub is_preference: bool,
     /// Messages of a row by role, of the rows that were parsed.
     roles: BTreeMap<String, u64>,
     n_parsed: u64,
@@ -41,6 +43,7 @@ pub fn look(path: &Path) -> Result<Found, Failure> {
         rows: 0,
         kind: "",
         is_text: false,
+        is_preference: false,
         roles: BTreeMap::new(),
         n_parsed: 0,
         mean_bytes: 0,
@@ -74,6 +77,7 @@ impl Found {
             "preference" => ("pairs of a better and a worse answer", false),
             other => (other, false),
         };
+        self.is_preference = row.kind() == "preference";
         let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
         let messages = json.get("messages").and_then(Value::as_array).into_iter().flatten();
         for role in messages.filter_map(|message| message.get("role")?.as_str()) {

@@ -7,8 +7,9 @@ use crate::failure::Failure;
 use crate::show;
 use crate::terminal::Terminal;
 use serde_json::json;
+use trainer::probe::Estimate;
 use trainer::survey::Survey;
-use trainer::{Error, OnTooLong, Options};
+use trainer::{Error, Event, OnTooLong, Options};
 
 /// Reads base and rows, and plans as training does; nothing is written.
 pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -27,8 +28,13 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
         train::show_data(&data, terminal);
     }
     let plan = survey.plan().map_err(failure)?;
+    let estimate = |terminal: &mut Terminal| match arguments.probe {
+        true => survey.probe(&mut |event| show_loading(&event, terminal)).map(Some).map_err(failure),
+        false => Ok(None),
+    };
     if terminal.is_json() {
-        terminal.json(&json!({"event": "plan", "data": data, "plan": plan}));
+        let estimate = estimate(terminal)?;
+        terminal.json(&json!({"event": "plan", "data": data, "plan": plan, "estimate": estimate}));
         return Ok(());
     }
     train::show_plan(&plan, terminal);
@@ -41,7 +47,33 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
         ),
     );
     terminal.row("disk", format!("{} for checkpoints and the adapter", bytes::show(plan.disk_bytes)));
+    match estimate(terminal)? {
+        Some(estimate) => show_estimate(&estimate, terminal),
+        None => terminal.more("how long it will take is measured with --probe"),
+    }
     Ok(())
+}
+
+fn show_loading(event: &Event, terminal: &mut Terminal) {
+    if let Event::Loading { done, total } = event {
+        terminal.progress_on_screen(*done as u64, *total as u64, "reading the base");
+    }
+}
+
+fn show_estimate(estimate: &Estimate, terminal: &mut Terminal) {
+    let &Estimate { training_seconds, forward_seconds, .. } = estimate;
+    let speed = |tokens_per_second: f64| show::count(tokens_per_second as u64);
+    terminal.row(
+        "time",
+        format!(
+            "about {}: {} tokens at {} a second, {} for validation{}",
+            show::seconds(training_seconds + forward_seconds),
+            show::count(estimate.training_tokens),
+            speed(estimate.training_tokens_per_second),
+            show::seconds(forward_seconds),
+            " · answers that are generated come on top"
+        ),
+    );
 }
 
 /// A line for each context: what training takes with rows of up to so many tokens, longer ones being cut.
