@@ -14,6 +14,7 @@ pub mod block_file;
 pub mod checkpoint;
 pub mod column;
 pub mod config;
+pub mod date;
 pub mod disk;
 pub mod error;
 pub mod gguf;

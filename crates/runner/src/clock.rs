@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use formats::date::Date;
+
 /// Time since 1970.
 pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
@@ -19,22 +21,10 @@ pub(crate) fn rfc3339(age: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", age.subsec_nanos())
 }
 
-fn fields(seconds: u64) -> [u64; 6] {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = date(days);
-    [year, month, day, rest / 3600, rest / 60 % 60, rest % 60]
-}
-
-/// The Gregorian date of a day counted from 1970-01-01; years are counted from March so that a leap day is last.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + carry, month, day_of_month)
+fn fields(seconds: u64) -> [i64; 6] {
+    let date = Date::of(i64::try_from(seconds).unwrap_or(0));
+    let [hour, minute, second] = date.time();
+    [date.year, date.month.into(), date.day.into(), hour.into(), minute.into(), second.into()]
 }
 
 #[cfg(test)]

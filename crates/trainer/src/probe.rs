@@ -128,7 +128,7 @@ impl Probe<'_> {
         let validation = of_rows(validation, &validation.rows_of(&dataset.validation_rows));
         // Before the first step, at every multiple, and after the last.
         let every = options.train.eval_every;
-        let measurements = 2 + if every == 0 { 0 } else { total_steps.saturating_sub(1) / every };
+        let measurements = 2 + total_steps.saturating_sub(1).checked_div(every).unwrap_or(0);
         let reference = match options.train.preference().filter(Preference::has_reference) {
             Some(_) => of_rows(&dataset.corpus, &dataset.corpus.rows_of(&dataset.train_rows)) + validation,
             None => 0,

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use formats::date::Date;
+
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -18,46 +20,15 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// A moment, in UTC.
-struct Moment {
-    year: i64,
-    month: usize,
-    day: i64,
-    weekday: usize,
-    second_of_day: i64,
-}
-
-impl Moment {
-    /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-    fn new(unix_seconds: i64) -> Moment {
-        let days = unix_seconds.div_euclid(86_400);
-        let from_march_0000 = days + 719_468;
-        let era = from_march_0000.div_euclid(146_097);
-        let day_of_era = from_march_0000.rem_euclid(146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-        Moment {
-            year: year_of_era + era * 400 + i64::from(month <= 2),
-            month: month as usize,
-            day: day_of_year - (153 * month_from_march + 2) / 5 + 1,
-            weekday: (days + 4).rem_euclid(7) as usize,
-            second_of_day: unix_seconds.rem_euclid(86_400),
-        }
-    }
-
-    fn day_of_year(&self) -> i64 {
-        let leap = self.year % 4 == 0 && (self.year % 100 != 0 || self.year % 400 == 0);
-        let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][self.month - 1];
-        before + self.day + i64::from(leap && self.month > 2)
-    }
+fn day_of_year(date: &Date) -> i64 {
+    let leap = date.year % 4 == 0 && (date.year % 100 != 0 || date.year % 400 == 0);
+    let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][date.month as usize - 1];
+    before + i64::from(date.day) + i64::from(leap && date.month > 2)
 }
 
 /// Formats a moment after `format`. Directives that are not known stay as they are.
 pub(super) fn strftime(unix_seconds: i64, format: &str) -> String {
-    let moment = Moment::new(unix_seconds);
+    let date = Date::of(unix_seconds);
     let mut text = String::new();
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
@@ -70,35 +41,35 @@ pub(super) fn strftime(unix_seconds: i64, format: &str) -> String {
         if unpadded {
             directive = characters.next();
         }
-        write_directive(&mut text, &moment, directive, unpadded);
+        write_directive(&mut text, &date, directive, unpadded);
     }
     text
 }
 
-fn write_directive(text: &mut String, moment: &Moment, directive: Option<char>, unpadded: bool) {
-    let (hour, minute) = (moment.second_of_day / 3_600, moment.second_of_day / 60 % 60);
-    let (month, weekday) = (MONTHS[moment.month - 1], DAYS[moment.weekday]);
+fn write_directive(text: &mut String, date: &Date, directive: Option<char>, unpadded: bool) {
+    let [hour, minute, second] = date.time().map(i64::from);
+    let (month, weekday) = (MONTHS[date.month as usize - 1], DAYS[date.weekday as usize]);
     let padded = |number: i64, width: usize| {
         if unpadded { number.to_string() } else { format!("{number:0width$}") }
     };
     let written = match directive {
-        Some('Y') => moment.year.to_string(),
-        Some('y') => padded(moment.year.rem_euclid(100), 2),
-        Some('m') => padded(moment.month as i64, 2),
+        Some('Y') => date.year.to_string(),
+        Some('y') => padded(date.year.rem_euclid(100), 2),
+        Some('m') => padded(date.month.into(), 2),
         Some('B') => month.to_owned(),
         Some('b' | 'h') => month[..3].to_owned(),
-        Some('d') => padded(moment.day, 2),
-        Some('e') => format!("{:2}", moment.day),
-        Some('j') => padded(moment.day_of_year(), 3),
+        Some('d') => padded(date.day.into(), 2),
+        Some('e') => format!("{:2}", date.day),
+        Some('j') => padded(day_of_year(date), 3),
         Some('A') => weekday.to_owned(),
         Some('a') => weekday[..3].to_owned(),
         Some('H') => padded(hour, 2),
         Some('I') => padded((hour + 11) % 12 + 1, 2),
         Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
         Some('M') => padded(minute, 2),
-        Some('S') => padded(moment.second_of_day % 60, 2),
-        Some('F') => format!("{}-{:02}-{:02}", moment.year, moment.month, moment.day),
-        Some('T') => format!("{hour:02}:{minute:02}:{:02}", moment.second_of_day % 60),
+        Some('S') => padded(second, 2),
+        Some('F') => format!("{}-{:02}-{:02}", date.year, date.month, date.day),
+        Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
         Some('Z') => "UTC".to_owned(),
         Some('z') => "+0000".to_owned(),
         Some('%') => "%".to_owned(),

@@ -121,8 +121,8 @@ fn any_template() {
     fuzz(&Target { make, open, look, allowed, kind, names_file: false });
 }
 
-/// Compiles a template and renders a conversation.
-fn open(path: &Path) -> Result<String, Error> {
+/// Compiles a template and renders a conversation; the length of what comes of it.
+fn open(path: &Path) -> Result<usize, Error> {
     let bytes = std::fs::read(path).unwrap();
     let source = String::from_utf8_lossy(&bytes);
     let template = ChatTemplate::from_source(&source, "<s>", "</s>")?;
@@ -132,11 +132,11 @@ fn open(path: &Path) -> Result<String, Error> {
         Message::new("assistant", "<think>\nadd\n</think>\n\n8"),
         Message::new("user", "And 5 + 5?"),
     ];
-    template.render(&conversation[..], GenerationPrompt::Add)
+    template.render(&conversation[..], GenerationPrompt::Add).map(|rendered| rendered.len())
 }
 
-fn look(rendered: &String, _: &mut Liar) {
-    assert!(rendered.len() <= 32 << 20, "{} bytes", rendered.len());
+fn look(rendered_bytes: &usize, _: &mut Liar) {
+    assert!(*rendered_bytes <= 32 << 20, "{rendered_bytes} bytes");
 }
 
 /// Errors by the first words of what the engine says.

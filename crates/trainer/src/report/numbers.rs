@@ -1,5 +1,7 @@
 //! Numbers as the report shows them.
 
+use formats::date::Date;
+
 /// `12,345`
 pub fn count(n: u64) -> String {
     grouped(&n.to_string())
@@ -77,21 +79,9 @@ pub fn tick(value: f64, step: f64) -> String {
 
 /// `2026-11-29 18:05 UTC` of seconds since 1970.
 pub fn date_time(seconds: u64) -> String {
-    let (days, minutes) = (seconds / 86_400, seconds / 60 % 1440);
-    let (year, month, day) = date(days);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
-}
-
-/// The Gregorian date of a day counted from 1970-01-01; years are counted from March, so that a leap day is last.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days.saturating_add(719_468);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + carry, month, day_of_month)
+    let date = Date::of(i64::try_from(seconds).unwrap_or(0));
+    let [hour, minute, _] = date.time();
+    format!("{:04}-{:02}-{:02} {hour:02}:{minute:02} UTC", date.year, date.month, date.day)
 }
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ fn messages_with_weights_are_kept_with_them() {
 fn what_ids_follow_from_makes_other_rows() {
     let place = Workplace::new();
     run(&cached(&place, "first"));
-    let changes: [(&str, fn(&mut Options)); 3] = [
+    type Change = fn(&mut Options);
+    let changes: [(&str, Change); 3] = [
         ("length", |options| options.data.max_seq_len = 255),
         ("turns", |options| options.data.train_on = trainer::TrainOn::All),
         ("bad rows", |options| options.data.max_bad_rows = 1),

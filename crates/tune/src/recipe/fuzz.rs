@@ -14,8 +14,11 @@ mod liar;
 use harness::{Target, fuzz};
 use liar::Liar;
 
-/// Tables and their keys, each with values that it may have.
-const TABLES: [(&str, &[(&str, &[&str])]); 8] = [
+/// A key and values that it may have.
+type Key = (&'static str, &'static [&'static str]);
+
+/// Tables and their keys.
+const TABLES: [(&str, &[Key]); 8] = [
     (
         "model",
         &[("base", &["\"b\"", "\"ollama:x\""]), ("quant", &["\"q4_k_m\"", "\"nf4\""]), ("cache", &["false"])],
