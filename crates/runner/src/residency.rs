@@ -20,7 +20,7 @@ pub enum ResidencyEvent {
     Loading {
         /// The expert.
         expert: String,
-        /// What it is expected to take.
+        /// What it is expected to take; nothing where its model is on a server, which alone knows.
         needs: ExpertMemory,
         /// The same by place, with what the engine takes beside it.
         planned: Budget,
@@ -116,7 +116,7 @@ impl Residency {
     ) -> Result<(&mut dyn Loaded, Duration)> {
         let same = |resident: &dyn Loaded| {
             let held = resident.card();
-            (&held.file, &held.blake3, &held.load) == (&card.file, &card.blake3, &card.load)
+            held.model.is_same_load(&card.model) && held.load == card.load
         };
         if self.resident.as_deref().is_some_and(same) {
             return self.kept(card);
@@ -124,9 +124,13 @@ impl Residency {
         self.clear(observer)?;
         card.check_file()?;
         let memory = self.engine.memory();
-        let planned = Planned::new(card, self.engine.place(), &Available::now(&memory), fallback)?;
-        planned.check(&card.name)?;
-        let (needs, planned) = (planned.budget.memory(), planned.budget);
+        let mut planned = Budget::default();
+        if card.file().is_some() {
+            let fitted = Planned::new(card, self.engine.place(), &Available::now(&memory), fallback)?;
+            fitted.check(&card.name)?;
+            planned = fitted.budget;
+        }
+        let needs = planned.memory();
         observer.observe(ResidencyEvent::Loading { expert: card.name.clone(), needs, planned, memory });
         let begun = Instant::now();
         let mut told = 0.0;

@@ -23,7 +23,7 @@ impl Planned {
     /// Reads the head of an expert's file and adds up what it takes; `fallback` is the expert that its card names.
     ///
     /// # Errors
-    /// [`Error::Format`] if a file can't be read.
+    /// [`Error::Format`] if a file can't be read, [`Error::Card`] if the model is none.
     pub fn new(
         card: &ExpertCard,
         place: Place,
@@ -31,7 +31,11 @@ impl Planned {
         fallback: Option<&ExpertCard>,
     ) -> Result<Self> {
         let place = place_of(card, place);
-        let head = Head::of_file(&gguf::Reader::open(&card.file)?);
+        let file = card.file().ok_or_else(|| Error::Card {
+            expert: card.name.clone(),
+            reason: "its model is on a server, which alone knows what it takes".to_owned(),
+        })?;
+        let head = Head::of_file(&gguf::Reader::open(&file.file)?);
         let budget = budget(&head, &card.load, place);
         let short_of = short_of(&budget, available);
         let mut planned = Self { budget, place, remedies: Vec::new(), short_of };
@@ -75,10 +79,13 @@ fn short_of(budget: &Budget, available: &Available) -> Option<(Place, u64)> {
         .or_else(|| short(Place::Main, &main, available.main_bytes))
 }
 
-/// The fallback as a remedy, if it fits.
+/// The fallback as a remedy, if it fits; one on a server takes nothing here.
 fn other(card: &ExpertCard, place: Place, available: &Available) -> Result<Option<Remedy>> {
+    let Some(file) = card.file() else {
+        return Ok(Some(Remedy::Server { expert: card.name.clone() }));
+    };
     let place = place_of(card, place);
-    let head = Head::of_file(&gguf::Reader::open(&card.file)?);
+    let head = Head::of_file(&gguf::Reader::open(&file.file)?);
     let budget = budget(&head, &card.load, place);
     let need_bytes = budget.share(place).total_bytes();
     Ok(fits(&budget, available).then(|| Remedy::Fallback { expert: card.name.clone(), need_bytes }))

@@ -3,7 +3,7 @@
 use formats::hash;
 
 use super::refusal::Refusal;
-use crate::card::ExpertCard;
+use crate::card::{ExpertCard, Model};
 use crate::pipeline::Pipeline;
 use crate::{Error, Registry, Result};
 
@@ -27,8 +27,10 @@ impl Experts {
                 continue;
             }
             let mut card = card.clone();
-            if card.sha256.is_none() {
-                card.sha256 = Some(hash::sha256_file(&card.file)?);
+            if let Model::File(file) = &mut card.model
+                && file.sha256.is_none()
+            {
+                file.sha256 = Some(hash::sha256_file(&file.file)?);
             }
             of_pipelines.push(card);
         }

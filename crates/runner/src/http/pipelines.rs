@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::Server;
 use super::accept::body;
 use super::refusal::Refusal;
+use crate::card::Model;
 use crate::pipeline::{self, Afterwards, Event, Pipeline, RunOptions};
 
 /// Runs the history shows.
@@ -64,16 +65,8 @@ fn describe(pipeline: &Pipeline) -> Value {
             })
         })
         .collect();
-    let experts: Map<String, Value> = pipeline
-        .experts()
-        .iter()
-        .map(|(name, card)| {
-            let file = card.file.file_name().map(|name| name.to_string_lossy().into_owned());
-            let expert = json!({"file": file, "file_bytes": card.file_bytes, "architecture": card.architecture,
-                "n_parameters": card.n_parameters, "weight_type": card.weight_type});
-            (name.clone(), expert)
-        })
-        .collect();
+    let experts: Map<String, Value> =
+        pipeline.experts().iter().map(|(name, card)| (name.clone(), of_model(&card.model))).collect();
     json!({
         "name": pipeline.name(),
         "description": spec.description,
@@ -82,6 +75,23 @@ fn describe(pipeline: &Pipeline) -> Value {
         "experts": experts,
         "steps": steps,
     })
+}
+
+/// What a page shows of an expert's model.
+fn of_model(model: &Model) -> Value {
+    match model {
+        Model::File(file) => {
+            let name = file.file.file_name().map(|name| name.to_string_lossy().into_owned());
+            json!({"file": name, "file_bytes": file.file_bytes, "architecture": file.architecture,
+                "n_parameters": file.n_parameters, "weight_type": file.weight_type})
+        }
+        Model::Ollama(model) => {
+            json!({"ollama": model.name, "url": model.url, "file_bytes": model.size_bytes,
+            "architecture": model.family, "parameter_size": model.parameter_size,
+            "weight_type": model.weight_type})
+        }
+        Model::OpenAi(model) => json!({"openai": model.model, "url": model.url}),
+    }
 }
 
 #[derive(Deserialize)]

@@ -223,7 +223,10 @@ const handlers = {
     live.steps.set(event.step, live.current);
     figures.textContent = event.n_items > 1 ? `0 of ${event.n_items}` : "";
   },
-  loading(event) { swapLine(`loading ${event.expert} · needs ${bytes(total(event.needs))}, ${bytes(event.memory.free_bytes)} free`, event.expert); },
+  loading(event) { 
+    const needs = total(event.needs);
+    swapLine(`loading ${event.expert} · ${needs ? `needs ${bytes(needs)}` : "on its server"}, ${bytes(event.memory.free_bytes)} free`, event.expert);
+  },
   load_progress(event) { swapLine(`loading ${event.expert} · ${Math.round(100 * event.part)} %`, event.expert); },
   loaded(event) {
     swapLine(`loaded ${event.expert} in ${duration(event.load_ms)} · takes ${bytes(total(event.takes))} · ${bytes(event.memory.free_bytes)} free`, event.expert);

@@ -160,7 +160,9 @@ impl Pipeline {
 fn hash_of(spec: &PipelineSpec, experts: &BTreeMap<String, ExpertCard>, steps: &[Step]) -> String {
     let experts: Vec<_> = experts
         .iter()
-        .map(|(name, card)| json!([name, card.blake3, card.load, card.sampling, card.system, card.stop]))
+        .map(|(name, card)| {
+            json!([name, card.model.identity(), card.load, card.sampling, card.system, card.stop])
+        })
         .collect();
     let schemas: Vec<_> = steps.iter().map(|step| step.schema().map(|schema| schema.value.clone())).collect();
     hash::blake3_bytes(json!([spec, experts, schemas]).to_string().as_bytes())
@@ -227,7 +229,7 @@ impl Checker<'_> {
                 format!("{asked} is more than the {trained} the model was trained on"),
             ));
         }
-        if card.template_blake3.is_none() {
+        if !card.has_template() {
             return Err(self.wrong(place(""), "its file has no chat template, which a step needs"));
         }
         Ok(card)

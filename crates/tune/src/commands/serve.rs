@@ -64,7 +64,10 @@ fn register(registry: &Registry, file: &Path, terminal: &mut Terminal) -> Result
     // The registry outlives this call, and the folder it was made in.
     let whole = std::fs::canonicalize(file).map_err(|e| Failure::new(format!("{}: {e}", file.display())))?;
     let card = registry.register(&Recipe::run_name(file), &whole, &CardOptions::default())?;
-    terminal.row("expert", format!("{} · {} · {}", card.name, card.architecture, file.display()));
+    terminal.row(
+        "expert",
+        format!("{} · {} · {}", card.name, card.architecture().unwrap_or_default(), file.display()),
+    );
     Ok(())
 }
 

@@ -22,10 +22,10 @@ pub use vocabulary::Vocabulary;
 use self::sampler::Chooser;
 use self::stop::{StopTexts, Watched};
 use super::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
-use crate::Result;
 use crate::budget::Place;
 use crate::card::ExpertCard;
 use crate::memory::{self, MemoryState};
+use crate::{Error, Result};
 
 /// The embedded llama.cpp.
 #[derive(Debug)]
@@ -56,7 +56,11 @@ impl Engine for LlamaEngine {
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Box<dyn Loaded>> {
         let options = SessionOptions { load: card.load.clone(), ..SessionOptions::default() };
-        let session = Session::open_named(&card.name, &card.file, &options, progress)?;
+        let file = card.file().ok_or_else(|| Error::Card {
+            expert: card.name.clone(),
+            reason: "the embedded engine runs files, and its model is on a server".to_owned(),
+        })?;
+        let session = Session::open_named(&card.name, &file.file, &options, progress)?;
         Ok(Box::new(LoadedLlama { card: card.clone(), session }))
     }
 

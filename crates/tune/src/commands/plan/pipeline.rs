@@ -55,7 +55,7 @@ fn expert(terminal: &mut Terminal, pipeline: &Pipeline, name: &str, planned: &Pl
         terminal.more(format!("beside the card, of main memory {}", parts(main)));
     }
     if !planned.budget.is_known {
-        let architecture = &pipeline.experts()[name].architecture;
+        let architecture = pipeline.experts()[name].architecture().unwrap_or_default();
         terminal.warning(format!("{name}: {architecture} is not among the architectures whose figures were compared with llama.cpp's: an estimate"));
     }
 }
