@@ -3,13 +3,19 @@
 //! The embedded llama.cpp is one engine; a server elsewhere is another. So a request carries messages, not
 //! token ids, and what an engine can't know (the tokens of a text, for one) is an error, never a guess.
 
+mod by_model;
 pub mod llama;
+pub mod ollama;
+pub mod openai;
 pub mod processor;
+pub mod remote;
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 use text::Message;
+
+pub use by_model::{EngineByModel, Servers};
 
 use crate::budget::Place;
 use crate::card::{ExpertCard, Sampling};
