@@ -232,7 +232,9 @@ impl Error {
             Self::Remote { hint, .. } => return hint.clone(),
             Self::OnServer { hint, .. } => return Some(hint.clone()),
             Self::ModelChanged { model, .. } => {
-                return Some(format!("`{model}` was made anew or pulled since; read the pipeline anew, or register it"));
+                return Some(format!(
+                    "`{model}` was made anew or pulled since; read the pipeline anew, or register it"
+                ));
             }
             _ => return None,
         };

@@ -276,6 +276,9 @@ pub struct Run {
     /// Continue the run of this id, as printed when it began
     #[arg(long)]
     pub resume: Option<String>,
+    /// Start the `ollama` of the PATH for this run, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -290,6 +293,9 @@ pub struct Serve {
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+    /// Start the `ollama` of the PATH for as long as this serves, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -19,6 +19,7 @@ mod recipe;
 mod recipe_text;
 mod room;
 mod run_record;
+mod servers;
 mod show;
 mod terminal;
 mod toml_file;

@@ -2,15 +2,16 @@
 //! schemas checked, items followed from step to step.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use formats::hash;
 use serde_json::json;
 
+use super::expert::{Lookup, Trouble};
 use super::schema::Schema;
 use super::spec::{ExpertSpec, Map, OnFail, PipelineSpec, StepKind, StepSpec};
 use super::template::Template;
-use crate::card::{CardOptions, Digests, ExpertCard, Sampling, check_name};
+use crate::card::{ExpertCard, Sampling, check_name};
 use crate::{Error, Registry, Result};
 
 /// Repairs a step with a schema is allowed where it does not say.
@@ -189,24 +190,21 @@ impl Checker<'_> {
         Error::Pipeline { pipeline: self.pipeline.to_owned(), place: place.into(), reason: reason.into() }
     }
 
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup { directory: self.directory, registry: self.registry, local: self.spec.local }
+    }
+
+    fn trouble(&self, expert: &str, trouble: Trouble) -> Error {
+        match trouble {
+            Trouble::Key(key, reason) => self.wrong(format!("experts.{expert}{key}"), reason),
+            Trouble::Error(error) => error,
+        }
+    }
+
     fn expert(&self, name: &str, spec: &ExpertSpec) -> Result<ExpertCard> {
         check_name(name)?;
         let place = |key: &str| format!("experts.{name}{key}");
-        let mut card = match (&spec.file, &spec.expert) {
-            (Some(file), None) => {
-                let path: PathBuf = self.directory.join(file);
-                if !path.is_file() {
-                    return Err(self.wrong(place(".file"), format!("{} is not there", path.display())));
-                }
-                ExpertCard::from_file(name, &path, &CardOptions::default(), Digests::Blake3)?
-            }
-            (None, Some(expert)) => {
-                let card = self.registry.card(expert)?;
-                card.check_file()?;
-                card
-            }
-            _ => return Err(self.wrong(place(""), "give either `file` or `expert`")),
-        };
+        let mut card = self.lookup().card(name, spec).map_err(|trouble| self.trouble(name, trouble))?;
         name.clone_into(&mut card.name);
         let load = &mut card.load;
         load.num_ctx = spec.num_ctx.unwrap_or(load.num_ctx);
@@ -438,6 +436,7 @@ impl Checker<'_> {
         let other = self.registry.card(fallback).map_err(|error| {
             wrong(format!("it is not among the experts of the pipeline ({}), and {error}", known.join(", ")))
         })?;
+        self.lookup().check_local(&other).map_err(|trouble| self.trouble(&card.name, trouble))?;
         other.check_file()?;
         Ok(Some(other))
     }

@@ -4,11 +4,11 @@ use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::pipeline_file;
 use crate::recipe::Recipe;
+use crate::servers;
 use crate::show;
 use crate::terminal::Terminal;
 use runner::Registry;
 use runner::card::CardOptions;
-use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
 use runner::residency::ResidencyEvent;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ const MAX_QUEUE: usize = 64;
 
 /// Serves until Ctrl-C.
 pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
+    // It ends with this function, whatever comes.
+    let _ollama = arguments.start_ollama.then(|| servers::start_ollama(terminal)).transpose()?;
     let registry = pipeline_file::registry();
     let (files, pipelines): (Vec<_>, Vec<_>) = arguments
         .offers
@@ -31,10 +33,11 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    let cards = pipelines.iter().flat_map(|pipeline| pipeline.experts().values());
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
-        engine: Box::new(LlamaEngine::new()?),
+        engine: Box::new(servers::engine(cards)?),
         registry,
         pipelines,
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),

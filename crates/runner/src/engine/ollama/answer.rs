@@ -17,7 +17,12 @@ pub(super) const KEEP_ALIVE: &str = "10m";
 /// Route and body of a request.
 ///
 /// Options hold how tokens are chosen, and nothing that would load the model anew.
-pub(super) fn body(model: &OllamaModel, request: &Request, messages: &[Message], stop: &[String]) -> (&'static str, Value) {
+pub(super) fn body(
+    model: &OllamaModel,
+    request: &Request,
+    messages: &[Message],
+    stop: &[String],
+) -> (&'static str, Value) {
     let mut body = json!({
         "model": model.name,
         "stream": true,
@@ -188,7 +193,10 @@ mod tests {
         ];
         let (told, generated) = heard(&lines, 16);
         let generated = generated.unwrap();
-        assert_eq!((told.as_str(), generated.text.as_str(), generated.finish), ("Hello", "Hello", Finish::Stop));
+        assert_eq!(
+            (told.as_str(), generated.text.as_str(), generated.finish),
+            ("Hello", "Hello", Finish::Stop)
+        );
         assert_eq!((generated.prompt_tokens, generated.output_tokens), (7, 3));
         assert_eq!((generated.prompt_ns, generated.decode_ns), (5, 9));
         let (_, shifted) = heard(&lines, 8);

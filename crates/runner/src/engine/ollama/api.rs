@@ -229,7 +229,9 @@ mod tests {
     #[test]
     fn the_stored_file_is_read_from_the_modelfile() {
         let hex = "0123456789abcdef".repeat(4);
-        let file = |path: &str| shown("", &format!("# FROM x\n\nFROM {path}\nTEMPLATE x")).stored_file().map(str::to_owned);
+        let file = |path: &str| {
+            shown("", &format!("# FROM x\n\nFROM {path}\nTEMPLATE x")).stored_file().map(str::to_owned)
+        };
         assert_eq!(file(&format!("/var/lib/ollama/blobs/sha256-{hex}")), Some(hex.clone()));
         assert_eq!(file(&format!("C:\\models\\blobs\\sha256-{hex}")), Some(hex.clone()));
         assert_eq!(file("qwen3:4b"), None);

@@ -14,16 +14,22 @@ const CONTROL: u64 = 3;
 /// The control tokens of a model, as far as the server shows them.
 pub(super) fn tokens(shown: &Shown) -> Vec<String> {
     let list = |key: &str| shown.model_info.get(key).and_then(Value::as_array);
-    let (Some(tokens), Some(types)) = (list("tokenizer.ggml.tokens"), list("tokenizer.ggml.token_type")) else {
+    let (Some(tokens), Some(types)) = (list("tokenizer.ggml.tokens"), list("tokenizer.ggml.token_type"))
+    else {
         return Vec::new();
     };
     let control = tokens.iter().zip(types).filter(|(_, ty)| ty.as_u64() == Some(CONTROL));
-    control.filter_map(|(token, _)| token.as_str()).filter(|token| token.len() > 1).map(str::to_owned).collect()
+    control
+        .filter_map(|(token, _)| token.as_str())
+        .filter(|token| token.len() > 1)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The first control token that stands in a message.
 pub(super) fn within<'a>(control: &'a [String], messages: &[Message]) -> Option<&'a str> {
-    let found = control.iter().find(|token| messages.iter().any(|message| message.content.contains(token.as_str())));
+    let found =
+        control.iter().find(|token| messages.iter().any(|message| message.content.contains(token.as_str())));
     found.map(String::as_str)
 }
 

@@ -30,7 +30,8 @@ impl Version {
     /// # Errors
     /// What is wrong with it, as text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("the server calls its version `{}`", text.chars().take(40).collect::<String>());
+        let wrong =
+            || format!("the server calls its version `{}`", text.chars().take(40).collect::<String>());
         let plain = text.strip_prefix('v').unwrap_or(text);
         let numbers = plain.split(['-', '+']).next().unwrap_or_default();
         let mut parts = numbers.split('.').map(|part| part.parse::<u32>().map_err(|_| wrong()));

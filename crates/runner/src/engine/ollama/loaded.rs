@@ -154,9 +154,17 @@ impl Loaded for LoadedOllama {
         heard.map_err(|(tries, fault)| match fault {
             Fault::Lasting { reason, .. } if !last.is_empty() => Error::Decode {
                 expert: self.card.name.clone(),
-                reason: format!("{} broke off after {} characters: {reason}", self.model.url, last.chars().count()),
+                reason: format!(
+                    "{} broke off after {} characters: {reason}",
+                    self.model.url,
+                    last.chars().count()
+                ),
             },
-            fault => remote::failed(&self.server.address, &format!("answer with `{}`", self.model.name), (tries, fault)),
+            fault => remote::failed(
+                &self.server.address,
+                &format!("answer with `{}`", self.model.name),
+                (tries, fault),
+            ),
         })
     }
 

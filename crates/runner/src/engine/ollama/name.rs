@@ -27,7 +27,9 @@ pub(super) fn with_tag(name: &str) -> Result<String, String> {
         let begins_well = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if !begins_well || !part.chars().all(|c| allowed(c) || (is_host && c == ':')) {
-            return wrong("a part begins with a letter, a digit or `_`, and has besides these only `-` and `.`");
+            return wrong(
+                "a part begins with a letter, a digit or `_`, and has besides these only `-` and `.`",
+            );
         }
     }
     Ok(format!("{path}:{tag}"))

@@ -188,12 +188,17 @@ struct Sent {
 }
 
 impl Plan {
-    fn new(request: &Registration, expert: &str, generation: Generation) -> std::result::Result<Self, Trouble> {
+    fn new(
+        request: &Registration,
+        expert: &str,
+        generation: Generation,
+    ) -> std::result::Result<Self, Trouble> {
         let file = gguf::Reader::open(&request.file).map_err(Error::from)?;
         let file_bytes = std::fs::metadata(&request.file).map_err(Error::io(&request.file))?.len();
         let (tokenizer, template) = text_of(expert, file.metadata())?;
         let template = template.ok_or_else(|| Trouble::Refused {
-            reason: "the file has no chat template, and the server would give it one that fits by chance".to_owned(),
+            reason: "the file has no chat template, and the server would give it one that fits by chance"
+                .to_owned(),
             hint: "set `chat_template` in the recipe and export it again",
         })?;
         let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
@@ -236,7 +241,8 @@ impl Plan {
         observer: &mut dyn Observer<RegisterEvent>,
     ) -> Result<Sent> {
         let file = send(server, &request.file, request.sha256.as_deref(), poll, observer)?;
-        let adapter = request.adapter.as_ref().map(|path| send(server, path, None, poll, observer)).transpose()?;
+        let adapter =
+            request.adapter.as_ref().map(|path| send(server, path, None, poll, observer)).transpose()?;
         Ok(Sent { file, adapter })
     }
 
@@ -270,11 +276,16 @@ impl Plan {
         let silence = server.patience.load;
         let made = patiently(&server.patience, poll, |poll| {
             server.lines("/api/create", &body, silence, poll, &mut |line| {
-                let line: CreateLine = serde::Deserialize::deserialize(line)
-                    .map_err(|error| Fault::passing(format!("a line of the answer is not the API's: {error}")))?;
+                let line: CreateLine = serde::Deserialize::deserialize(line).map_err(|error| {
+                    Fault::passing(format!("a line of the answer is not the API's: {error}"))
+                })?;
                 let is_done = line.status == "success";
                 observer.observe(RegisterEvent::Status(line.status));
-                Ok(if is_done { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) })
+                Ok(if is_done {
+                    std::ops::ControlFlow::Break(())
+                } else {
+                    std::ops::ControlFlow::Continue(())
+                })
             })
         });
         made.map_err(|fault| remote::failed(&server.address, &format!("make `{named}`"), fault))

@@ -133,7 +133,10 @@ pub(super) fn check_running(card: &ExpertCard, model: &OllamaModel, running: &Ru
     let asked = u64::from(card.load.num_ctx);
     if asked > 0 && running.context_length > 0 && running.context_length < asked {
         return Err(refuse(
-            format!("`{}` has {} tokens of context there, its card says {asked}", model.name, running.context_length),
+            format!(
+                "`{}` has {} tokens of context there, its card says {asked}",
+                model.name, running.context_length
+            ),
             "the context is a parameter of the model: register it anew with this num_ctx",
         ));
     }

@@ -156,7 +156,8 @@ impl OllamaServer {
         let name = name::with_tag(name).map_err(|reason| self.refusal("find a model", reason))?;
         self.version()?;
         let (tag, shown) = (self.tag(&name)?, self.show(&name)?);
-        if let Some(elsewhere) = [&tag.remote_host, &shown.remote_host].into_iter().find(|host| !host.is_empty())
+        if let Some(elsewhere) =
+            [&tag.remote_host, &shown.remote_host].into_iter().find(|host| !host.is_empty())
         {
             return Err(self.refusal(
                 &format!("find `{name}`"),
@@ -215,7 +216,8 @@ impl OllamaServer {
         let body = json!({"model": name, "input": texts, "truncate": false});
         let request = format!("embed with `{name}`");
         let limits = Limits { silence: self.patience.load, bytes: ANSWER_BYTES };
-        let answer: Embedded = self.ask_within(&request, Method::POST, "/api/embed", Some(&body), limits, poll)?;
+        let answer: Embedded =
+            self.ask_within(&request, Method::POST, "/api/embed", Some(&body), limits, poll)?;
         Ok(answer.embeddings)
     }
 

@@ -83,7 +83,8 @@ fn same_tensors(sent: &[StoredTensor], stored: &[StoredTensor]) -> std::result::
             return Err(format!("tensor `{}` is not there", tensor.name));
         };
         let reversed: Vec<u64> = tensor.shape.iter().rev().copied().collect();
-        let is_same_shape = trimmed(&there.shape) == trimmed(&tensor.shape) || trimmed(&there.shape) == trimmed(&reversed);
+        let is_same_shape =
+            trimmed(&there.shape) == trimmed(&tensor.shape) || trimmed(&there.shape) == trimmed(&reversed);
         if !there.ty.eq_ignore_ascii_case(&tensor.ty) || !is_same_shape {
             return Err(format!(
                 "tensor `{}` is {} {:?}, in the file {} {:?}",
@@ -129,7 +130,9 @@ fn same_metadata(stored: &serde_json::Map<String, Value>, plan: &Plan) -> std::r
         _ if listed.len() != tokens.len() => {
             Err(format!("it has {} tokens, the file {}", listed.len(), tokens.len()))
         }
-        Some(at) => Err(format!("token {at} is {}, in the file `{}`", listed[at], tokens.get(at).unwrap_or_default())),
+        Some(at) => {
+            Err(format!("token {at} is {}, in the file `{}`", listed[at], tokens.get(at).unwrap_or_default()))
+        }
         None => Ok(()),
     }
 }
@@ -183,7 +186,9 @@ pub(super) fn rendered(
         compare(plan, &messages, &debug.rendered_template).map_err(|reason| wrong(server, plan, reason))?;
         n += 1;
     }
-    observer.observe(RegisterEvent::Checked { what: format!("{n} prompts as the file's own template renders them") });
+    observer.observe(RegisterEvent::Checked {
+        what: format!("{n} prompts as the file's own template renders them"),
+    });
     Ok(())
 }
 
@@ -201,11 +206,13 @@ fn conversations(plan: &Plan) -> Vec<Vec<Message>> {
 
 fn compare(plan: &Plan, messages: &[Message], actual: &str) -> std::result::Result<(), String> {
     let has_system = messages.first().is_some_and(|message| message.role == "system");
-    let system = plan.system.as_ref().filter(|_| !has_system).map(|text| Message::new("system", text.as_str()));
+    let system =
+        plan.system.as_ref().filter(|_| !has_system).map(|text| Message::new("system", text.as_str()));
     let messages: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
     let plain = |text: &str| text.strip_prefix(plan.bos.as_str()).unwrap_or(text).to_owned();
     let actual = plain(actual);
-    let expected = plan.template.render(&messages, GenerationPrompt::Add).map_err(|error| error.to_string())?;
+    let expected =
+        plan.template.render(&messages, GenerationPrompt::Add).map_err(|error| error.to_string())?;
     if plain(&expected) == actual {
         return Ok(());
     }

@@ -38,7 +38,8 @@ impl Heard {
 
     /// Takes a line of the stream.
     pub fn line(&mut self, line: &[u8], tell: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(), Fault> {
-        let line = std::str::from_utf8(line).map_err(|_| Fault::passing("a line of the answer is no UTF-8"))?;
+        let line =
+            std::str::from_utf8(line).map_err(|_| Fault::passing("a line of the answer is no UTF-8"))?;
         if line.is_empty() {
             let data = std::mem::take(&mut self.data);
             return if data.is_empty() { Ok(()) } else { self.event(&data, tell) };
@@ -146,9 +147,13 @@ mod tests {
     fn what_is_no_end_is_a_fault() {
         let text = "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n";
         assert_eq!(heard(text), Err(Fault::passing("the stream ended before its last event")));
-        assert!(matches!(heard("data: {\"error\":{\"message\":\"no\"}}\n\n"), Err(Fault::Passing { reason, .. }) if reason == "no"));
+        assert!(
+            matches!(heard("data: {\"error\":{\"message\":\"no\"}}\n\n"), Err(Fault::Passing { reason, .. }) if reason == "no")
+        );
         let filtered = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"content_filter\"}]}\n\n";
-        assert!(matches!(heard(filtered), Err(Fault::Lasting { reason, .. }) if reason.contains("`content_filter`")));
+        assert!(
+            matches!(heard(filtered), Err(Fault::Lasting { reason, .. }) if reason.contains("`content_filter`"))
+        );
         assert!(matches!(heard("data: {\"cho\n\n"), Err(Fault::Passing { .. })));
     }
 }

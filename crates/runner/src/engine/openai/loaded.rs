@@ -95,7 +95,8 @@ impl Loaded for LoadedOpenAi {
     ) -> Result<Generated> {
         let messages = self.messages(&request.prompt)?;
         request.sampling.check().map_err(|reason| Error::Sampling { reason })?;
-        let stop: Vec<&String> = self.card.stop.iter().chain(&request.stop).filter(|text| !text.is_empty()).collect();
+        let stop: Vec<&String> =
+            self.card.stop.iter().chain(&request.stop).filter(|text| !text.is_empty()).collect();
         let body = body(&self.model, request, &messages, &stop);
         let sink = RefCell::new(sink);
         let poll: &mut Poll<'_> = &mut || (sink.borrow_mut())(Progress::Text(""));
@@ -109,7 +110,14 @@ impl Loaded for LoadedOpenAi {
                 Ok(()) => heard.generated(),
                 Err(Fault::Cancelled) => {
                     let (text, finish) = (heard.text, Finish::Cancelled);
-                    Ok(Generated { text, finish, prompt_tokens: 0, output_tokens: 0, prompt_ns: 0, decode_ns: 0 })
+                    Ok(Generated {
+                        text,
+                        finish,
+                        prompt_tokens: 0,
+                        output_tokens: 0,
+                        prompt_ns: 0,
+                        decode_ns: 0,
+                    })
                 }
                 Err(fault) => Err(fault),
             };

@@ -50,13 +50,22 @@ impl OpenAiEngine {
         let key = self.key(model, &address).map_err(wrong)?;
         let patience = self.servers.patience.clone();
         let context = find(&address, model, key.as_deref(), &patience, progress)?;
-        Ok(Box::new(LoadedOpenAi { card: card.clone(), model: model.clone(), address, key, patience, context }))
+        Ok(Box::new(LoadedOpenAi {
+            card: card.clone(),
+            model: model.clone(),
+            address,
+            key,
+            patience,
+            context,
+        }))
     }
 
     fn key(&self, model: &OpenAiModel, address: &Address) -> std::result::Result<Option<String>, String> {
         let Some(name) = &model.key_env else { return Ok(None) };
         let key = self.servers.keys.get(name).map(|key| key.trim()).filter(|key| !key.is_empty());
-        let key = key.ok_or_else(|| format!("its key is to be in the environment variable {name}, which is not set"))?;
+        let key = key.ok_or_else(|| {
+            format!("its key is to be in the environment variable {name}, which is not set")
+        })?;
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!("the key in the environment variable {name} has characters that no key has"));
         }
@@ -82,7 +91,9 @@ fn find(
         ask.key = key;
         let list = match wire.json(&ask, poll) {
             // Not every server has a list, and the first answer will tell as well.
-            Err(Fault::Lasting { reason, .. }) if reason.contains("404") || reason.contains("405") => Value::Null,
+            Err(Fault::Lasting { reason, .. }) if reason.contains("404") || reason.contains("405") => {
+                Value::Null
+            }
             other => other?,
         };
         let Some(models) = list.get("data").and_then(Value::as_array) else { return Ok(None) };

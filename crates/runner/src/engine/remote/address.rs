@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["ftp://box", "http://", "file:///etc/passwd", "http://a:b@box", "https://box?x=1", "a b"] {
+        for text in ["ftp://box", "http://", "file:///etc/passwd", "http://a:b@box", "https://box?x=1", "a b"]
+        {
             assert!(Address::of_ollama(text).is_err(), "{text}");
         }
         let secret = Address::parse("https://me:hush@box").unwrap_err();
@@ -146,7 +147,10 @@ mod tests {
         ] {
             assert_eq!(Address::parse(text).unwrap().is_loopback(), is_loopback, "{text}");
         }
-        assert_eq!(Address::parse("https://box/v1").unwrap().route("/models").as_str(), "https://box/v1/models");
+        assert_eq!(
+            Address::parse("https://box/v1").unwrap().route("/models").as_str(),
+            "https://box/v1/models"
+        );
         assert_eq!(Address::parse("https://box").unwrap().route("/models").as_str(), "https://box/models");
     }
 }

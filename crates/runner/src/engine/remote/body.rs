@@ -35,7 +35,8 @@ pub(super) fn json(bytes: &[u8]) -> Result<Value, String> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Value::Null);
     }
-    serde_json::from_slice(bytes).map_err(|error| format!("the answer is no JSON ({error}): {}", shown(bytes)))
+    serde_json::from_slice(bytes)
+        .map_err(|error| format!("the answer is no JSON ({error}): {}", shown(bytes)))
 }
 
 /// What a server says when it does not do what it is asked.
@@ -45,10 +46,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    pub(super) async fn read(
-        response: reqwest::Response,
-        watch: &mut Watch<'_, '_>,
-    ) -> Result<Self, Fault> {
+    pub(super) async fn read(response: reqwest::Response, watch: &mut Watch<'_, '_>) -> Result<Self, Fault> {
         let bytes = match whole(response, REFUSAL_BYTES, watch).await {
             Ok(bytes) => bytes,
             Err(Fault::Cancelled) => return Err(Fault::Cancelled),
@@ -79,7 +77,8 @@ impl Refused {
 /// `{"error": "…"}` as Ollama has it, `{"error": {"message": "…"}}` as OpenAI, `{"detail": …}` and `{"message": …}` as
 /// others do.
 pub(crate) fn words_of(value: &Value) -> Option<String> {
-    let found = [value.pointer("/error/message"), value.get("error"), value.get("message"), value.get("detail")];
+    let found =
+        [value.pointer("/error/message"), value.get("error"), value.get("message"), value.get("detail")];
     let text = found.into_iter().flatten().find_map(|value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Null => None,

@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 pub(crate) use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -231,9 +231,7 @@ impl Wire {
         }
         request = match &ask.content {
             Content::Nothing => request,
-            Content::Json(value) => {
-                request.header(CONTENT_TYPE, "application/json").body(value.to_string())
-            }
+            Content::Json(value) => request.header(CONTENT_TYPE, "application/json").body(value.to_string()),
             Content::File(upload) => {
                 let body = upload.body().map_err(|error| Fault::lasting(error.to_string()))?;
                 request.header(CONTENT_LENGTH, upload.bytes()).body(body)
@@ -365,7 +363,8 @@ mod tests {
             if n < 3 { Err(Fault::passing("busy")) } else { Ok(n) }
         });
         assert_eq!(ended, Ok(3));
-        let ended = patiently(&patience(), &mut || ControlFlow::Break(()), |_| Err::<(), _>(Fault::passing("")));
+        let ended =
+            patiently(&patience(), &mut || ControlFlow::Break(()), |_| Err::<(), _>(Fault::passing("")));
         assert_eq!(ended, Err((1, Fault::Cancelled)));
     }
 

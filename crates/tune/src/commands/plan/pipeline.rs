@@ -8,6 +8,7 @@ use crate::room::Room;
 use crate::show;
 use crate::terminal::Terminal;
 use runner::budget::{Place, Planned, Share};
+use runner::card::{ExpertCard, Model};
 use runner::pipeline::Pipeline;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -19,16 +20,43 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
     let pipeline = pipeline_file::read(&arguments.file, &pipeline_file::registry())?;
     let room = Room::new(arguments.memory, arguments.reserve)?;
     let mut plans = Plans::new();
-    for (name, card) in pipeline.experts() {
+    for (name, card) in pipeline.experts().iter().filter(|(_, card)| card.file().is_some()) {
         let fallback = pipeline.fallback(name);
         plans.insert(name.clone(), Planned::new(card, room.place, &room.available, fallback)?);
     }
     terminal.row("memory", &room.shown);
-    for (name, planned) in &plans {
-        expert(terminal, &pipeline, name, planned, &room);
+    for (name, card) in pipeline.experts() {
+        match plans.get(name) {
+            Some(planned) => expert(terminal, &pipeline, name, planned, &room),
+            None => on_server(terminal, card),
+        }
     }
     steps(terminal, &pipeline, &plans, &room);
-    verdict(terminal, &plans)
+    verdict(terminal, &plans, pipeline.experts().len())
+}
+
+/// An expert whose model a server holds, which alone knows what it takes there.
+fn on_server(terminal: &mut Terminal, card: &ExpertCard) {
+    let (what, url, disk_bytes) = match &card.model {
+        Model::Ollama(model) => (&model.name, &model.url, Some(model.size_bytes)),
+        Model::OpenAi(model) => (&model.model, &model.url, None),
+        Model::File(_) => return,
+    };
+    if terminal.is_json() {
+        terminal.json(&json!({
+            "event": "expert", "expert": card.name, "server": url, "model": what, "disk_bytes": disk_bytes,
+            "num_ctx": (card.load.num_ctx > 0).then_some(card.load.num_ctx), "need_bytes": null,
+        }));
+        return;
+    }
+    terminal.row("expert", format!("{} · {what} on {url} · memory not known: the server's own", card.name));
+    let size = disk_bytes
+        .map_or_else(|| "size not known".into(), |bytes| format!("{} on its disk", bytes::show(bytes)));
+    let context = match card.load.num_ctx {
+        0 => "context not known".to_owned(),
+        tokens => format!("{} tokens of context", show::count(u64::from(tokens))),
+    };
+    terminal.more(format!("{size} · {context}"));
 }
 
 fn expert(terminal: &mut Terminal, pipeline: &Pipeline, name: &str, planned: &Planned, room: &Room) {
@@ -86,11 +114,12 @@ fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Roo
         let loads = expert.is_some() && expert != resident;
         let unloads = if loads { resident } else { None };
         resident = expert.or(resident);
-        let share = resident.map(|name| *plans[name].budget.share(plans[name].place)).unwrap_or_default();
+        let planned = resident.and_then(|name| plans.get(name));
+        let share = planned.map(|planned| *planned.budget.share(planned.place)).unwrap_or_default();
         if terminal.is_json() {
             terminal.json(&json!({
                 "event": "step", "step": step, "expert": expert, "resident": resident, "loads": loads,
-                "resident_bytes": share.total_bytes(),
+                "resident_bytes": (resident.is_none() || planned.is_some()).then_some(share.total_bytes()),
                 "left_bytes": room.free_bytes().map(|free| free.saturating_sub(share.total_bytes())),
             }));
             continue;
@@ -101,23 +130,25 @@ fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Roo
             (Some(name), None) if loads => format!("loads {name}"),
             (Some(name), None) => format!("{name}, resident"),
         };
-        terminal.row(
-            "step",
-            format!(
-                "{step} · {what} · {} resident · {}",
-                bytes::show(share.total_bytes()),
-                left(&share, room)
-            ),
-        );
+        let takes = match (resident, planned) {
+            (Some(_), None) => "on its server".to_owned(),
+            _ => format!("{} resident · {}", bytes::show(share.total_bytes()), left(&share, room)),
+        };
+        terminal.row("step", format!("{step} · {what} · {takes}"));
     }
 }
 
-fn verdict(terminal: &mut Terminal, plans: &Plans) -> Result<(), Failure> {
+fn verdict(terminal: &mut Terminal, plans: &Plans, n_experts: usize) -> Result<(), Failure> {
     let refused: Vec<_> = plans.iter().filter_map(|(name, planned)| planned.check(name).err()).collect();
     let Some((last, others)) = refused.split_last() else {
         let largest = plans.values().map(|planned| planned.budget.share(planned.place).total_bytes()).max();
         let largest = bytes::show(largest.unwrap_or(0));
-        terminal.row("fits", format!("one expert at a time, {largest} at most · {} experts", plans.len()));
+        let elsewhere = match n_experts - plans.len() {
+            0 => String::new(),
+            n => format!(" · {n} of them on servers, not counted"),
+        };
+        terminal
+            .row("fits", format!("one expert at a time, {largest} at most · {n_experts} experts{elsewhere}"));
         return Ok(());
     };
     for error in others {
