@@ -6,7 +6,7 @@ use super::spec::ExpertSpec;
 use crate::card::{CardOptions, Digests, ExpertCard, Model, OpenAiModel};
 use crate::engine::ollama::{self, OllamaServer};
 use crate::engine::remote::{Address, Patience};
-use crate::{Error, Registry, Result};
+use crate::{Error, Registry};
 
 /// The one place that an expert's model comes from.
 enum Source<'a> {

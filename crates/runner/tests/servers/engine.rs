@@ -174,7 +174,7 @@ fn a_listener_that_leaves_ends_the_answer() {
     double.hold("poet:latest");
     let card = card(&double, "poet");
     let mut expert = load(&card).unwrap();
-    let long = "x".repeat(4 << 20);
+    let long = "x".repeat(256 << 10);
     let request = Request::new(&card, Prompt::Chat(vec![Message::new("user", long)]));
     let mut n = 0;
     let generated = expert.generate(&request, &mut |progress| {

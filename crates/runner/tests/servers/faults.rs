@@ -208,7 +208,7 @@ const CASES: &[Case] = &[
 ];
 
 /// Workers that share the seeds of a case: most of a run is waiting.
-const WORKERS: u64 = 4;
+const WORKERS: u64 = 10;
 
 fn check(case: &Case) {
     let ends: Vec<(u64, u64)> = std::thread::scope(|scope| {
@@ -219,7 +219,8 @@ fn check(case: &Case) {
     let failed: u64 = ends.iter().map(|(_, failed)| failed).sum();
     println!("{}: {went_well} runs went well, {failed} ended with an error and were resumed", case.name);
     assert_eq!(went_well + failed, SEEDS);
-    assert!(went_well > 0, "{}: not one run went well", case.name);
+    // Of what is not tried again one is enough, and it comes in every run.
+    assert!(went_well > 0 || !case.passes, "{}: not one run went well", case.name);
     assert_eq!(failed > 0, !case.words.is_empty(), "{}: {failed} runs failed", case.name);
 }
 

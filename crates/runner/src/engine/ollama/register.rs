@@ -168,7 +168,6 @@ impl From<Error> for Trouble {
 pub(super) struct Plan {
     pub expert: String,
     pub file: gguf::Reader,
-    pub file_bytes: u64,
     pub generation: Generation,
     pub template: text::ChatTemplate,
     /// What the tokenizer itself puts in front.
@@ -177,7 +176,6 @@ pub(super) struct Plan {
     /// In Go's language, where the template can be written in it.
     pub go: Option<String>,
     pub parameters: Map<String, Value>,
-    pub has_adapter: bool,
     licenses: Vec<String>,
 }
 
@@ -194,7 +192,6 @@ impl Plan {
         generation: Generation,
     ) -> std::result::Result<Self, Trouble> {
         let file = gguf::Reader::open(&request.file).map_err(Error::from)?;
-        let file_bytes = std::fs::metadata(&request.file).map_err(Error::io(&request.file))?.len();
         let (tokenizer, template) = text_of(expert, file.metadata())?;
         let template = template.ok_or_else(|| Trouble::Refused {
             reason: "the file has no chat template, and the server would give it one that fits by chance"
@@ -220,14 +217,12 @@ impl Plan {
         let trained = file.metadata().get_u32(&format!("{architecture}.context_length"));
         Ok(Self {
             expert: expert.to_owned(),
-            file_bytes,
             generation,
             template,
             bos,
             system: request.system.clone(),
             go,
             parameters: parameters(&request.load, trained, stop),
-            has_adapter: request.adapter.is_some(),
             licenses: request.licenses.clone(),
             file,
         })

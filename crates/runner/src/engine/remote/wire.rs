@@ -92,10 +92,6 @@ pub(crate) enum Content<'a> {
 }
 
 impl<'a> Ask<'a> {
-    pub fn get(address: &'a Address, route: &'a str, patience: &Patience, limits: Limits) -> Self {
-        Self::new(Method::GET, address, route, Content::Nothing, patience, limits)
-    }
-
     pub fn post(
         address: &'a Address,
         route: &'a str,
