@@ -16,21 +16,23 @@ use crate::double::{Asked, Double, Plan, Wrong};
 /// One version of each generation, and the first and the last of the one in the middle.
 pub const VERSIONS: [&str; 4] = ["0.24.0", "0.30.0", "0.34.0", "0.34.1"];
 
-/// Time in a fiftieth, so that what hangs is given up soon.
+/// Waits between tries are a thousandth of what they are; a machine that is busy with other things has its time.
 pub fn patience() -> Patience {
-    Patience {
-        back_off: Duration::from_micros(500),
-        answer: Duration::from_millis(400),
-        load: Duration::from_millis(400),
-        silence: Duration::from_millis(120),
-        unload: Duration::from_millis(100),
-        poll: Duration::from_millis(2),
-        ..Patience::default()
-    }
+    Patience { back_off: Duration::from_micros(500), poll: Duration::from_millis(2), ..Patience::default() }
+}
+
+/// What hangs is given up soon.
+pub fn hasty() -> Patience {
+    let soon = Duration::from_millis(300);
+    Patience { silence: soon, unload: soon, ..patience() }
 }
 
 pub fn engine() -> EngineByModel {
-    EngineByModel::new(Servers { patience: patience(), ..Servers::default() }).unwrap()
+    engine_with(patience())
+}
+
+pub fn engine_with(patience: Patience) -> EngineByModel {
+    EngineByModel::new(Servers { patience, ..Servers::default() }).unwrap()
 }
 
 pub fn server(double: &Double) -> OllamaServer {

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use runner::engine::remote::Patience;
 use runner::pipeline::{Event, Pipeline, RunOptions, run};
 use runner::{Error, Residency};
 use serde_json::json;
 
 use crate::double::{Asked, Double, Logged, Plan, Wrong};
-use crate::engine::{VERSIONS, engine};
+use crate::engine::{VERSIONS, engine_with, hasty, patience};
 use crate::pipelines::checked;
 
 const SEEDS: u64 = 100;
@@ -49,9 +50,14 @@ fn pipeline(double: &Double, directory: &Path) -> Pipeline {
 }
 
 /// A run, its id, and what it gave.
-fn go(pipeline: &Pipeline, runs: &Path, resume: Option<String>) -> (String, Result<Vec<String>, Error>) {
+fn go(
+    pipeline: &Pipeline,
+    runs: &Path,
+    resume: Option<String>,
+    patience: Patience,
+) -> (String, Result<Vec<String>, Error>) {
     let options = RunOptions { runs: runs.to_owned(), resume, ..RunOptions::default() };
-    let mut residency = Residency::new(Box::new(engine()));
+    let mut residency = Residency::new(Box::new(engine_with(patience)));
     let mut id = String::new();
     let outcome = run(pipeline, INPUT, &options, &mut residency, &|| false, &mut |event: Event| {
         if let Event::RunStarted { run, .. } = event {
@@ -233,7 +239,7 @@ fn work(case: &Case, first: u64) -> (u64, u64) {
     let directory = directory();
     let pipeline = pipeline(&double, directory.path());
     let runs = directory.path().join("runs");
-    let golden = go(&pipeline, &runs, None).1.unwrap();
+    let golden = go(&pipeline, &runs, None, patience()).1.unwrap();
     let (mut went_well, mut failed) = (0, 0);
     for seed in (first..SEEDS).step_by(WORKERS as usize) {
         let draw = &mut Draw(seed);
@@ -245,7 +251,8 @@ fn work(case: &Case, first: u64) -> (u64, u64) {
         let plan = Plan { wrong: (case.wrong)(draw), at, after, times };
         double.reset(VERSIONS[draw.below(VERSIONS.len())], Some(plan));
         let seen = format!("{}, seed {seed}: {plan:?}", case.name);
-        let (id, went) = go(&pipeline, &runs, None);
+        let waits = matches!(plan.wrong, Wrong::Hangs | Wrong::SilentAfter(_) | Wrong::NeverLeaves);
+        let (id, went) = go(&pipeline, &runs, None, if waits { hasty() } else { patience() });
         let log = double.inside().log.clone();
         // What the list of loaded models says wrongly is an answer like any other.
         if at != Asked::Ps || case.passes {
@@ -293,7 +300,7 @@ fn resumed(double: &Double, pipeline: &Pipeline, runs: &Path, id: &str, golden: 
         log.iter().filter(|l| l.asked == Asked::Chat).map(|l| l.body["messages"].to_string()).collect()
     };
     double.reset(VERSIONS[0], None);
-    let (_, outputs) = go(pipeline, runs, Some(id.to_owned()));
+    let (_, outputs) = go(pipeline, runs, Some(id.to_owned()), patience());
     assert_eq!(outputs.unwrap_or_else(|error| panic!("{seen}: {error}")), golden, "{seen}");
     let after = files(&runs.join(id));
     for (path, bytes) in &before {

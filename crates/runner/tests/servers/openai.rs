@@ -11,12 +11,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use runner::card::{CardOptions, ExpertCard, Model, OpenAiModel};
+use runner::engine::remote::Patience;
 use runner::engine::{Engine, EngineByModel, Finish, Form, Loaded, Progress, Prompt, Request, Servers};
 use runner::{Error, Result};
 use serde_json::{Value, json};
 use text::Message;
 
-use crate::engine::{ask, patience};
+use crate::engine::{ask, hasty, patience};
 
 /// What the server does with the next requests, each once; then it answers as it should.
 #[derive(Debug, Clone)]
@@ -121,8 +122,12 @@ fn card(url: &str, key_env: Option<&str>) -> ExpertCard {
 }
 
 fn load(card: &ExpertCard) -> Result<Box<dyn Loaded>> {
+    load_with(card, patience())
+}
+
+fn load_with(card: &ExpertCard, patience: Patience) -> Result<Box<dyn Loaded>> {
     let keys = [("ARCHITECT_KEY".to_owned(), "sk-secret".to_owned())].into_iter().collect();
-    let mut engine = EngineByModel::new(Servers { keys, patience: patience() })?;
+    let mut engine = EngineByModel::new(Servers { keys, patience })?;
     engine.load(card, &mut |_| ControlFlow::Continue(()))
 }
 
@@ -181,11 +186,15 @@ fn what_passes_is_tried_again_and_what_was_heard_is_not() {
     let played = play();
     let busy = || Does::Refuse(429, "slow down");
     let asked = |does: &[Does]| {
+        let hangs = matches!(does.first(), Some(Does::Hang));
         let mut inside = played.inside.lock().unwrap();
         inside.asked.clear();
         inside.does = does.to_vec();
         drop(inside);
-        let went = ask(load(&card(&played.url, None)).unwrap().as_mut(), "x");
+        let went = ask(
+            load_with(&card(&played.url, None), if hangs { hasty() } else { patience() }).unwrap().as_mut(),
+            "x",
+        );
         let mut inside = played.inside.lock().unwrap();
         inside.does.clear();
         (went, inside.asked.len())

@@ -97,6 +97,34 @@ impl LoadedOllama {
         all
     }
 
+    /// The error of an answer of which so much was heard.
+    fn failed(&self, tries: u32, fault: Fault, heard: &str) -> Error {
+        let expert = self.card.name.clone();
+        match fault {
+            Fault::Lasting { reason, .. } if !heard.is_empty() => {
+                let n = heard.chars().count();
+                let reason = format!("{} broke off after {n} characters: {reason}", self.model.url);
+                Error::Decode { expert, reason }
+            }
+            Fault::Lasting { reason, .. } if reason.contains("exceed") && reason.contains("context") => {
+                let context_tokens = self.context_tokens();
+                match prompt_tokens(&reason) {
+                    Some(prompt_tokens) => Error::PromptTooLong { expert, prompt_tokens, context_tokens },
+                    None => Error::OnServer {
+                        expert,
+                        server: self.model.url.clone(),
+                        reason,
+                        hint: format!("its context has {context_tokens} tokens; a prompt is never cut"),
+                    },
+                }
+            }
+            fault => {
+                let request = format!("answer with `{}`", self.model.name);
+                remote::failed(&self.server.address, &request, (tries, fault))
+            }
+        }
+    }
+
     fn cannot_count(&self) -> Error {
         let reason = "it does not tell how many tokens a text has".to_owned();
         self.server.refusal("count tokens", reason)
@@ -151,21 +179,7 @@ impl Loaded for LoadedOllama {
                 Err(fault) => Err(fault),
             }
         });
-        heard.map_err(|(tries, fault)| match fault {
-            Fault::Lasting { reason, .. } if !last.is_empty() => Error::Decode {
-                expert: self.card.name.clone(),
-                reason: format!(
-                    "{} broke off after {} characters: {reason}",
-                    self.model.url,
-                    last.chars().count()
-                ),
-            },
-            fault => remote::failed(
-                &self.server.address,
-                &format!("answer with `{}`", self.model.name),
-                (tries, fault),
-            ),
-        })
+        heard.map_err(|(tries, fault)| self.failed(tries, fault, &last))
     }
 
     fn switch_to(&mut self, card: &ExpertCard) {
@@ -180,6 +194,12 @@ impl Loaded for LoadedOllama {
     fn unload(self: Box<Self>) -> Result<()> {
         residence::unload(&self.server, &self.model)
     }
+}
+
+/// Tokens of a prompt that was refused for its length, where the server says how many.
+fn prompt_tokens(reason: &str) -> Option<usize> {
+    let (_, rest) = reason.split_once("\"n_prompt_tokens\":")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn cancelled(text: String) -> Generated {

@@ -11,7 +11,7 @@ use super::wire::{Fault, Watch};
 const REFUSAL_BYTES: usize = 64 << 10;
 
 /// Of a refusal that is no JSON so much is shown.
-const SHOWN_CHARS: usize = 200;
+const SHOWN_CHARS: usize = 300;
 
 /// All of an answer.
 pub(super) async fn whole(
