@@ -33,7 +33,7 @@ pub enum Command {
     Chat(Chat),
     /// Merge, quantise and check: one GGUF that an engine can run
     Export(Export),
-    /// Run a pipeline of experts over a file, one expert in memory at a time
+    /// Run a pipeline of experts over a file, as many of them in memory as fit
     Run(Run),
     /// Serve experts and pipelines: Ollama's API and a web page
     Serve(Serve),
@@ -276,6 +276,9 @@ pub struct Run {
     /// Continue the run of this id, as printed when it began
     #[arg(long)]
     pub resume: Option<String>,
+    /// Keep one expert in memory, even where more would fit
+    #[arg(long)]
+    pub one_at_a_time: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -287,6 +290,9 @@ pub struct Serve {
     pub host: std::net::IpAddr,
     #[arg(long, default_value_t = 11435)]
     pub port: u16,
+    /// Keep one expert in memory, even where more would fit
+    #[arg(long)]
+    pub one_at_a_time: bool,
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
@@ -320,6 +326,9 @@ pub struct Plan {
     /// What desktop and other programs take of that memory
     #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse, default_value = "800MB")]
     pub reserve: u64,
+    /// Of a pipeline: as with `tune run --one-at-a-time`
+    #[arg(long)]
+    pub one_at_a_time: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::schema::Schema;
 use super::spec::{ExpertSpec, Map, OnFail, PipelineSpec, StepKind, StepSpec};
 use super::template::Template;
-use crate::card::{CardOptions, Digests, ExpertCard, Sampling, check_name};
+use crate::card::{AdapterOptions, CardOptions, Digests, ExpertCard, Sampling, check_name};
 use crate::{Error, Registry, Result};
 
 /// Repairs a step with a schema is allowed where it does not say.
@@ -151,6 +151,12 @@ impl Pipeline {
         })
     }
 
+    /// The experts that are asked from a step on, in that order.
+    pub(super) fn experts_from(&self, index: usize) -> Vec<ExpertCard> {
+        let names = self.steps().skip(index).filter_map(|(_, expert)| expert);
+        names.filter_map(|name| self.experts.get(name).cloned()).collect()
+    }
+
     /// BLAKE3 of everything its outputs depend on but the input: steps, schemas, experts' files and settings.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -198,7 +204,14 @@ impl Checker<'_> {
                 if !path.is_file() {
                     return Err(self.wrong(place(".file"), format!("{} is not there", path.display())));
                 }
-                ExpertCard::from_file(name, &path, &CardOptions::default(), Digests::Blake3)?
+                let adapters = self.adapters(name, spec)?;
+                let options = CardOptions { adapters, ..CardOptions::default() };
+                ExpertCard::from_file(name, &path, &options, Digests::Blake3)?
+            }
+            (None, Some(_)) if spec.adapter.is_some() || spec.adapter_scale.is_some() => {
+                let reason =
+                    "only with `file`: a registered expert has its own, see `tune register --adapter`";
+                return Err(self.wrong(place(".adapter"), reason));
             }
             (None, Some(expert)) => {
                 let card = self.registry.card(expert)?;
@@ -233,6 +246,22 @@ impl Checker<'_> {
             return Err(self.wrong(place(""), "its file has no chat template, which a step needs"));
         }
         Ok(card)
+    }
+
+    /// The adapter to set over an expert's file.
+    fn adapters(&self, name: &str, spec: &ExpertSpec) -> Result<Vec<AdapterOptions>> {
+        let place = |key: &str| format!("experts.{name}.{key}");
+        let Some(adapter) = &spec.adapter else {
+            return match spec.adapter_scale {
+                None => Ok(Vec::new()),
+                Some(_) => Err(self.wrong(place("adapter_scale"), "there is no `adapter` to scale")),
+            };
+        };
+        let file = self.directory.join(adapter);
+        if !file.is_file() {
+            return Err(self.wrong(place("adapter"), format!("{} is not there", file.display())));
+        }
+        Ok(vec![AdapterOptions { file, scale: spec.adapter_scale.unwrap_or(1.0) }])
     }
 
     fn step(&self, spec: &StepSpec, before: &[Step], experts: &BTreeMap<String, ExpertCard>) -> Result<Step> {

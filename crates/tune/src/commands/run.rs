@@ -1,4 +1,4 @@
-//! `tune run`: a pipeline of experts over a file, one expert in memory at a time.
+//! `tune run`: a pipeline of experts over a file.
 
 use crate::bytes;
 use crate::cli::Run;
@@ -10,7 +10,7 @@ use crate::terminal::Terminal;
 use runner::Residency;
 use runner::engine::llama::LlamaEngine;
 use runner::pipeline::{Event, ItemResult, Outcome, RunOptions};
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,8 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
         ..RunOptions::default()
     };
     let cancel = interrupt::flag();
-    let mut residency = Residency::new(Box::new(LlamaEngine::new()?));
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
+    let mut residency = Residency::new(Box::new(LlamaEngine::new()?)).keeping(keeping);
     let mut run_id = None;
     let outcome = runner::pipeline::run(
         &pipeline,

@@ -6,11 +6,12 @@ use crate::pipeline_file;
 use crate::recipe::Recipe;
 use crate::show;
 use crate::terminal::Terminal;
-use runner::Registry;
 use runner::card::CardOptions;
 use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
-use runner::residency::ResidencyEvent;
+use runner::pipeline::Pipeline;
+use runner::residency::{Keeping, ResidencyEvent};
+use runner::{ExpertCard, Registry, Residency};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -26,15 +27,19 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         .offers
         .iter()
         .partition(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let files_first = files.first().map(|file| Recipe::run_name(file));
     for file in files {
         register(&registry, file, terminal)?;
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    let preload = first_expert(&registry, &pipelines, files_first)?;
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
-        engine: Box::new(LlamaEngine::new()?),
+        residency: Residency::new(Box::new(LlamaEngine::new()?)).keeping(keeping),
+        preload,
         registry,
         pipelines,
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
@@ -57,6 +62,22 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runner::Error::Listen { .. } => Failure::new(error).hint("choose another port with --port"),
         other => Failure::new(other),
     })
+}
+
+/// The expert that is most likely asked for first: one that is offered here, or the first of a pipeline.
+fn first_expert(
+    registry: &Registry,
+    pipelines: &[Pipeline],
+    offered: Option<String>,
+) -> Result<Option<ExpertCard>, Failure> {
+    if let Some(name) = offered {
+        return Ok(Some(registry.card(&name)?));
+    }
+    let first = pipelines.iter().find_map(|pipeline| {
+        let (_, expert) = pipeline.steps().find(|(_, expert)| expert.is_some())?;
+        pipeline.experts().get(expert?).cloned()
+    });
+    Ok(first)
 }
 
 /// Keeps an exported file as an expert of its name, after the checks of a card.

@@ -9,6 +9,7 @@ use crate::show;
 use crate::terminal::Terminal;
 use runner::budget::{Place, Planned, Share};
 use runner::pipeline::Pipeline;
+use runner::residency::{Comes, Keeping, PlannedExpert, forecast};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
     for (name, planned) in &plans {
         expert(terminal, &pipeline, name, planned, &room);
     }
-    steps(terminal, &pipeline, &plans, &room);
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
+    steps(terminal, &pipeline, &plans, &room, keeping);
     verdict(terminal, &plans)
 }
 
@@ -80,26 +82,38 @@ fn left(share: &Share, room: &Room) -> String {
     }
 }
 
-fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Room) {
-    let mut resident: Option<&str> = None;
-    for (step, expert) in pipeline.steps() {
-        let loads = expert.is_some() && expert != resident;
-        let unloads = if loads { resident } else { None };
-        resident = expert.or(resident);
-        let share = resident.map(|name| *plans[name].budget.share(plans[name].place)).unwrap_or_default();
+fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Room, keeping: Keeping) {
+    let names: Vec<&str> = plans.keys().map(String::as_str).collect();
+    let index = |name: &str| names.iter().position(|known| *known == name);
+    let experts: Vec<PlannedExpert<'_>> = plans
+        .iter()
+        .map(|(name, planned)| PlannedExpert { card: &pipeline.experts()[name], budget: &planned.budget })
+        .collect();
+    let asked: Vec<Option<usize>> = pipeline.steps().map(|(_, expert)| expert.and_then(index)).collect();
+    let forecasts = forecast(&experts, &asked, &room.available, room.total_bytes, keeping);
+    for ((step, expert), forecast) in pipeline.steps().zip(&forecasts) {
+        let residents: Vec<&str> = forecast.residents.iter().map(|&index| names[index]).collect();
+        let unloads: Vec<&str> = forecast.unloads.iter().map(|&index| names[index]).collect();
+        let share = residents
+            .iter()
+            .fold(Share::default(), |sum, name| sum.plus(plans[*name].budget.share(plans[*name].place)));
         if terminal.is_json() {
             terminal.json(&json!({
-                "event": "step", "step": step, "expert": expert, "resident": resident, "loads": loads,
+                "event": "step", "step": step, "expert": expert, "residents": residents, "unloads": unloads,
+                "loads": forecast.comes == Comes::Loads, "switches": forecast.comes == Comes::Switches,
                 "resident_bytes": share.total_bytes(),
                 "left_bytes": room.free_bytes().map(|free| free.saturating_sub(share.total_bytes())),
             }));
             continue;
         }
-        let what = match (expert, unloads) {
+        let what = match (expert, forecast.comes) {
+            (Some(name), Comes::Loads) if !unloads.is_empty() => {
+                format!("unloads {}, loads {name}", unloads.join(", "))
+            }
+            (Some(name), Comes::Loads) => format!("loads {name}"),
+            (Some(name), Comes::Switches) => format!("switches to {name}, nothing is loaded"),
+            (Some(name), _) => format!("{name}, resident"),
             (None, _) => "rules, no expert".to_owned(),
-            (Some(name), Some(old)) => format!("unloads {old}, loads {name}"),
-            (Some(name), None) if loads => format!("loads {name}"),
-            (Some(name), None) => format!("{name}, resident"),
         };
         terminal.row(
             "step",
@@ -117,7 +131,7 @@ fn verdict(terminal: &mut Terminal, plans: &Plans) -> Result<(), Failure> {
     let Some((last, others)) = refused.split_last() else {
         let largest = plans.values().map(|planned| planned.budget.share(planned.place).total_bytes()).max();
         let largest = bytes::show(largest.unwrap_or(0));
-        terminal.row("fits", format!("one expert at a time, {largest} at most · {} experts", plans.len()));
+        terminal.row("fits", format!("each of {} experts alone, {largest} at most", plans.len()));
         return Ok(());
     };
     for error in others {

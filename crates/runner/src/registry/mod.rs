@@ -30,11 +30,21 @@ impl Registry {
     /// As [`ExpertCard::from_file`], or the card can't be written.
     pub fn register(&self, name: &str, file: &Path, options: &CardOptions) -> Result<ExpertCard> {
         let card = ExpertCard::from_file(name, file, options, Digests::Blake3AndSha256)?;
-        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
-        let text = serde_json::to_string_pretty(&card)
-            .map_err(|error| Error::Card { expert: name.to_owned(), reason: error.to_string() })?;
-        atomic::write_bytes(&self.path(name), text.as_bytes())?;
+        self.keep(&card)?;
         Ok(card)
+    }
+
+    /// Keeps a card; an expert of that name is replaced.
+    ///
+    /// # Errors
+    /// The card can't be written.
+    pub fn keep(&self, card: &ExpertCard) -> Result<()> {
+        check_name(&card.name)?;
+        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
+        let text = serde_json::to_string_pretty(card)
+            .map_err(|error| Error::Card { expert: card.name.clone(), reason: error.to_string() })?;
+        atomic::write_bytes(&self.path(&card.name), text.as_bytes())?;
+        Ok(())
     }
 
     /// The card of that name.
@@ -78,7 +88,7 @@ impl Registry {
         Ok(names)
     }
 
-    /// Forgets an expert; its model file stays.
+    /// Forgets an expert; its files stay.
     ///
     /// # Errors
     /// [`Error::UnknownExpert`], or the card can't be removed.
