@@ -64,6 +64,14 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// An expert does in the engine what it is not to do.
+    #[error("expert `{expert}` is not registered: {reason}")]
+    Unfit {
+        /// The expert's name.
+        expert: String,
+        /// What it does.
+        reason: String,
+    },
     /// The model file of an expert changed after it was registered.
     #[error("expert `{expert}`: {path} has blake3 {actual}, its card says {expected}")]
     FileChanged {

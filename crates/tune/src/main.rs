@@ -22,6 +22,7 @@ mod run_record;
 mod show;
 mod terminal;
 mod toml_file;
+mod trained_on;
 mod verifier;
 
 use clap::Parser;

@@ -64,13 +64,13 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     })
 }
 
-/// The expert that is most likely asked for first: one that is offered here, or the first of a pipeline.
+/// The expert that is most likely asked for first: the default one, one that is offered here, the first of a pipeline.
 fn first_expert(
     registry: &Registry,
     pipelines: &[Pipeline],
     offered: Option<String>,
 ) -> Result<Option<ExpertCard>, Failure> {
-    if let Some(name) = offered {
+    if let Some(name) = registry.default_expert()?.or(offered) {
         return Ok(Some(registry.card(&name)?));
     }
     let first = pipelines.iter().find_map(|pipeline| {
