@@ -54,6 +54,24 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// An adapter can't be set over the base of an expert.
+    #[error("expert `{expert}`: adapter {path}: {reason}")]
+    Adapter {
+        /// The expert's name.
+        expert: String,
+        /// The adapter's file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An expert does in the engine what it is not to do.
+    #[error("expert `{expert}` is not registered: {reason}")]
+    Unfit {
+        /// The expert's name.
+        expert: String,
+        /// What it does.
+        reason: String,
+    },
     /// The model file of an expert changed after it was registered.
     #[error("expert `{expert}`: {path} has blake3 {actual}, its card says {expected}")]
     FileChanged {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use runner::card::{CardOptions, LoadOptions, Sampling};
 use runner::engine::llama::LlamaEngine;
 use runner::engine::{Finish, Form, Progress, Prompt, Request};
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use runner::{Error, ExpertCard, Registry, Residency};
 use tempfile::TempDir;
 use text::Message;
@@ -81,7 +81,7 @@ fn a_file_that_changed_is_refused_and_one_that_was_touched_is_not() {
 }
 
 fn residency() -> Residency {
-    Residency::new(Box::new(LlamaEngine::new().unwrap()))
+    Residency::new(Box::new(LlamaEngine::new().unwrap())).keeping(Keeping::One)
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod failure;
 mod hub_access;
 mod interrupt;
 mod line_editor;
+mod ollama_model;
 mod pipeline_file;
 mod recipe;
 mod recipe_text;
@@ -23,6 +24,7 @@ mod servers;
 mod show;
 mod terminal;
 mod toml_file;
+mod trained_on;
 mod verifier;
 
 use clap::Parser;

@@ -3,7 +3,7 @@
 use formats::gguf;
 
 use super::{Available, Budget, Head, Place, Remedy, budget, fits, remedies};
-use crate::card::ExpertCard;
+use crate::card::{ExpertCard, ModelFile};
 use crate::{Error, Result};
 
 /// What an expert takes, and what is to be done where that is too much.
@@ -35,7 +35,7 @@ impl Planned {
             expert: card.name.clone(),
             reason: "its model is on a server, which alone knows what it takes".to_owned(),
         })?;
-        let head = Head::of_file(&gguf::Reader::open(&file.file)?);
+        let head = head_of(file)?;
         let budget = budget(&head, &card.load, place);
         let short_of = short_of(&budget, available);
         let mut planned = Self { budget, place, remedies: Vec::new(), short_of };
@@ -64,6 +64,15 @@ impl Planned {
     }
 }
 
+/// The head of a file with its adapters.
+fn head_of(file: &ModelFile) -> Result<Head> {
+    let mut head = Head::of_file(&gguf::Reader::open(&file.file)?);
+    for adapter in &file.adapters {
+        head.add_adapter(&gguf::Reader::open(&adapter.file)?);
+    }
+    Ok(head)
+}
+
 /// An expert whose card leaves no layer to the graphics card runs in main memory.
 fn place_of(card: &ExpertCard, place: Place) -> Place {
     if card.load.num_gpu == Some(0) { Place::Main } else { place }
@@ -85,8 +94,7 @@ fn other(card: &ExpertCard, place: Place, available: &Available) -> Result<Optio
         return Ok(Some(Remedy::Server { expert: card.name.clone() }));
     };
     let place = place_of(card, place);
-    let head = Head::of_file(&gguf::Reader::open(&file.file)?);
-    let budget = budget(&head, &card.load, place);
+    let budget = budget(&head_of(file)?, &card.load, place);
     let need_bytes = budget.share(place).total_bytes();
     Ok(fits(&budget, available).then(|| Remedy::Fallback { expert: card.name.clone(), need_bytes }))
 }

@@ -6,6 +6,7 @@ use formats::{gguf, hash};
 use serde::{Deserialize, Serialize};
 use text::Message;
 
+use super::adapter::{Adapter, AdapterOptions, BaseFile};
 use crate::engine::llama;
 use crate::{Error, Result};
 
@@ -33,6 +34,9 @@ pub struct ModelFile {
     /// BLAKE3 of the chat template, hex; absent when the file has none and only raw prompts work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_blake3: Option<String>,
+    /// What is set over it: experts of one file that differ in nothing else share what is loaded of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Adapter>,
 }
 
 /// How thoroughly a file is hashed for its card.
@@ -46,8 +50,13 @@ pub enum Digests {
 
 impl ModelFile {
     /// Reads a file, after checking that the embedded engine can use it: it opens, its architecture is known, its
-    /// tokenizer is complete, its template renders and ends a turn.
-    pub(super) fn read(expert: &str, file: &Path, digests: Digests) -> Result<Self> {
+    /// tokenizer is complete, its template renders and ends a turn; the adapters are of this base.
+    pub(super) fn read(
+        expert: &str,
+        file: &Path,
+        adapters: &[AdapterOptions],
+        digests: Digests,
+    ) -> Result<Self> {
         let path = std::path::absolute(file).map_err(Error::io(file))?;
         let (file_bytes, file_modified) = stamp(&path)?;
         let reader = gguf::Reader::open(&path)?;
@@ -60,8 +69,11 @@ impl ModelFile {
         let template_blake3 = check_text(expert, metadata)?;
         check_engine(expert, &path)?;
         let (n_parameters, weight_type) = weights(&reader);
+        let blake3 = hash::blake3_file(&path)?;
+        let base = BaseFile { reader: &reader, blake3: &blake3 };
         Ok(Self {
-            blake3: hash::blake3_file(&path)?,
+            adapters: Adapter::all(expert, adapters, &base)?,
+            blake3,
             sha256: (digests == Digests::Blake3AndSha256).then(|| hash::sha256_file(&path)).transpose()?,
             file_bytes,
             file_modified,
@@ -73,18 +85,13 @@ impl ModelFile {
         })
     }
 
-    /// Checks that the file is still the one of the card. It is hashed again only if its length or time of change
-    /// differs, since hashing a large file takes as long as loading it.
+    /// Checks that the file and its adapters are still those of the card.
     pub(super) fn check(&self, expert: &str) -> Result<()> {
-        if stamp(&self.file)? == (self.file_bytes, self.file_modified) {
-            return Ok(());
-        }
-        let actual = hash::blake3_file(&self.file)?;
-        if actual == self.blake3 {
-            return Ok(());
-        }
-        let (expert, path, expected) = (expert.to_owned(), self.file.clone(), self.blake3.clone());
-        Err(Error::FileChanged { expert, path, expected, actual })
+        check_unchanged(expert, &self.file, (self.file_bytes, self.file_modified), &self.blake3)?;
+        self.adapters.iter().try_for_each(|adapter| {
+            let known = (adapter.file_bytes, adapter.file_modified);
+            check_unchanged(expert, &adapter.file, known, &adapter.blake3)
+        })
     }
 
     /// Tokens of context the model was trained on, if its file says.
@@ -94,8 +101,22 @@ impl ModelFile {
     }
 }
 
+/// Checks that a file is still the one that was hashed. It is hashed again only if its length or time of change
+/// differs, since hashing a large file takes as long as loading it.
+fn check_unchanged(expert: &str, path: &Path, known: (u64, u64), blake3: &str) -> Result<()> {
+    if stamp(path)? == known {
+        return Ok(());
+    }
+    let actual = hash::blake3_file(path)?;
+    if actual == blake3 {
+        return Ok(());
+    }
+    let (expert, path, expected) = (expert.to_owned(), path.to_owned(), blake3.to_owned());
+    Err(Error::FileChanged { expert, path, expected, actual })
+}
+
 /// Length and time of change of a file.
-fn stamp(path: &Path) -> Result<(u64, u64)> {
+pub(super) fn stamp(path: &Path) -> Result<(u64, u64)> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
     let modified = metadata.modified().map_err(Error::io(path))?;
     let age = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

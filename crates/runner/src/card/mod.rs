@@ -1,5 +1,6 @@
 //! An expert's card: the model and everything that must not drift from one call to the next.
 
+mod adapter;
 mod file;
 mod load;
 mod provenance;
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use crate::{Error, Result};
 
+pub use adapter::{Adapter, AdapterOptions, BaseMatch};
 pub use file::{Digests, ModelFile};
 pub use load::{FlashAttention, KvType, LoadOptions};
 pub use provenance::Provenance;
@@ -64,13 +66,18 @@ impl Model {
     /// What it is, and nothing that can differ while it stays the same: equal for two models, both answer alike.
     pub fn identity(&self) -> serde_json::Value {
         match self {
-            Self::File(file) => json!({"blake3": file.blake3}),
+            Self::File(file) if file.adapters.is_empty() => json!({"blake3": file.blake3}),
+            Self::File(file) => {
+                let set = |adapter: &Adapter| json!([adapter.blake3, adapter.scale]);
+                let adapters: Vec<_> = file.adapters.iter().map(set).collect();
+                json!({"blake3": file.blake3, "adapters": adapters})
+            }
             Self::Ollama(model) => json!({"ollama": model.name, "digest": model.digest}),
             Self::OpenAi(model) => json!({"openai": model.model, "url": model.url}),
         }
     }
 
-    /// Whether what is loaded for one serves the other without a load.
+    /// Whether what is loaded for one serves the other without a load; adapters are set anew.
     pub fn is_same_load(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(a), Self::File(b)) => (&a.file, &a.blake3) == (&b.file, &b.blake3),
@@ -86,6 +93,8 @@ impl Model {
 /// What a caller decides about an expert; the rest of the card is read from the file.
 #[derive(Debug, Clone, Default)]
 pub struct CardOptions {
+    /// Adapters to set over the file.
+    pub adapters: Vec<AdapterOptions>,
     /// System message.
     pub system: Option<String>,
     /// Stop texts.
@@ -106,7 +115,7 @@ impl ExpertCard {
     /// [`Error::Format`], [`Error::Text`] or [`Error::Card`].
     pub fn from_file(name: &str, file: &Path, options: &CardOptions, digests: Digests) -> Result<Self> {
         check_name(name)?;
-        let model = ModelFile::read(name, file, digests)?;
+        let model = ModelFile::read(name, file, &options.adapters, digests)?;
         let provenance = provenance::provenance(&model.file)?;
         Ok(Self { provenance, ..Self::of_model(name, Model::File(model), options)? })
     }

@@ -76,12 +76,20 @@ pub trait Loaded: Send {
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated>;
 
-    /// Takes on another card of the same file and load options: system message, stop texts and sampling change
-    /// without a reload.
-    fn switch_to(&mut self, card: &ExpertCard);
+    /// Takes on another card of the same file and load options: system message, stop texts, sampling and adapters
+    /// change without a reload. Where that fails it stays what it was.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with the engine's own words, [`Error::DoesNotFit`] if there is no room for an adapter.
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()>;
 
     /// What it takes.
     fn memory(&self) -> ExpertMemory;
+
+    /// Of the weights, what lies in mapped pages of the file: the system counts it as free, and would read it again.
+    fn mapped_bytes(&self) -> u64 {
+        0
+    }
 
     /// Gives the memory back; it is free when this returns.
     ///

@@ -52,8 +52,10 @@ impl Experts {
         Ok(cards)
     }
 
-    /// The expert of a name as Ollama writes it: any case, with or without `:latest`.
+    /// The expert of a name as Ollama writes it: any case, with or without `:latest`; without a name the default one.
     pub(super) fn find(&self, name: &str) -> std::result::Result<ExpertCard, Refusal> {
+        let default = if name.is_empty() { self.registry.default_expert()? } else { None };
+        let name = default.as_deref().unwrap_or(name);
         if name.is_empty() {
             return Err(Refusal::bad("model is required"));
         }

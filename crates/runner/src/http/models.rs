@@ -67,13 +67,14 @@ fn parameter_size(n: u64) -> String {
 }
 
 pub(super) async fn ps(State(server): State<Server>) -> Json<Value> {
-    let resident = server.worker.state().resident.map(|resident| {
+    let state = server.worker.state();
+    // The one that was asked last comes first, as with Ollama.
+    let models = state.residents.iter().rev().map(|resident| {
         let mut value = tag(&resident.card);
         let bytes = resident.memory.total_bytes();
         value["size"] = bytes.into();
         // All of it is on the card, or there is none: nothing is offloaded silently.
-        let on_device =
-            !server.worker.state().memory.devices.is_empty() && resident.card.load.num_gpu != Some(0);
+        let on_device = !state.memory.devices.is_empty() && resident.card.load.num_gpu != Some(0);
         value["size_vram"] = if on_device { bytes } else { 0 }.into();
         value["context_length"] = resident.context_tokens.into();
         value["expires_at"] = match resident.expires {
@@ -82,8 +83,7 @@ pub(super) async fn ps(State(server): State<Server>) -> Json<Value> {
         };
         value
     });
-    let models: Vec<Value> = resident.into_iter().collect();
-    Json(json!({"models": models}))
+    Json(json!({"models": models.collect::<Vec<Value>>()}))
 }
 
 #[derive(Deserialize)]

@@ -25,18 +25,20 @@ const HISTORY: usize = 50;
 
 pub(super) async fn status(State(server): State<Server>) -> Json<Value> {
     let state = server.worker.state();
-    let resident = state.resident.as_ref().map(|resident| {
+    let show = |resident: &super::worker::Resident| {
         json!({
             "expert": resident.card.name,
             "memory": resident.memory,
             "context_tokens": resident.context_tokens,
             "expires_in_ms": resident.expires.map(|at| at.saturating_sub(crate::clock::now()).as_millis() as u64),
         })
-    });
+    };
+    let residents: Vec<Value> = state.residents.iter().map(show).collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "engine": *server.engine_name,
-        "resident": resident,
+        "resident": residents.last(),
+        "residents": residents,
         "loading": state.loading,
         "n_jobs": state.n_jobs,
         "memory": state.memory,
@@ -122,7 +124,8 @@ pub(super) async fn run(
     let options =
         RunOptions { runs: server.runs.to_path_buf(), resume, params, afterwards: Afterwards::Keep };
     let (sender, receiver) = unbounded_channel::<Value>();
-    server.worker.submit(move |desk| {
+    let first = pipeline.steps().find_map(|(_, expert)| expert).map(str::to_owned);
+    server.worker.submit(first.as_deref(), move |desk| {
         let gone = || sender.is_closed();
         if gone() {
             return;

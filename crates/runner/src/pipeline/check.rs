@@ -152,6 +152,12 @@ impl Pipeline {
         })
     }
 
+    /// The experts that are asked from a step on, in that order.
+    pub(super) fn experts_from(&self, index: usize) -> Vec<ExpertCard> {
+        let names = self.steps().skip(index).filter_map(|(_, expert)| expert);
+        names.filter_map(|name| self.experts.get(name).cloned()).collect()
+    }
+
     /// BLAKE3 of everything its outputs depend on but the input: steps, schemas, experts' files and settings.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -233,6 +239,7 @@ impl Checker<'_> {
         Ok(card)
     }
 
+    /// The adapter to set over an expert's file.
     fn step(&self, spec: &StepSpec, before: &[Step], experts: &BTreeMap<String, ExpertCard>) -> Result<Step> {
         let name = spec.name.as_str();
         let identifier = name.starts_with(|c: char| c.is_ascii_alphabetic())

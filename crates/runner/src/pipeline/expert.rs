@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::spec::ExpertSpec;
-use crate::card::{CardOptions, Digests, ExpertCard, Model, OpenAiModel};
+use crate::card::{AdapterOptions, CardOptions, Digests, ExpertCard, Model, OpenAiModel};
 use crate::engine::ollama::{self, OllamaServer};
 use crate::engine::remote::{Address, Patience};
 use crate::{Error, Registry};
@@ -50,7 +50,8 @@ impl Lookup<'_> {
                 if !path.is_file() {
                     return Err(key(".file", format!("{} is not there", path.display())));
                 }
-                Ok(ExpertCard::from_file(name, &path, &CardOptions::default(), Digests::Blake3)?)
+                let options = CardOptions { adapters: self.adapters(spec)?, ..CardOptions::default() };
+                Ok(ExpertCard::from_file(name, &path, &options, Digests::Blake3)?)
             }
             Source::Registered(expert) => {
                 let card = self.registry.card(expert)?;
@@ -61,6 +62,20 @@ impl Lookup<'_> {
             Source::Ollama(model) => self.of_ollama(name, model, spec),
             Source::OpenAi { model, url } => self.of_openai(name, model, url, spec),
         }
+    }
+
+    fn adapters(&self, spec: &ExpertSpec) -> std::result::Result<Vec<AdapterOptions>, Trouble> {
+        let Some(adapter) = &spec.adapter else {
+            return match spec.adapter_scale {
+                None => Ok(Vec::new()),
+                Some(_) => Err(key(".adapter_scale", "there is no `adapter` to scale")),
+            };
+        };
+        let file = self.directory.join(adapter);
+        if !file.is_file() {
+            return Err(key(".adapter", format!("{} is not there", file.display())));
+        }
+        Ok(vec![AdapterOptions { file, scale: spec.adapter_scale.unwrap_or(1.0) }])
     }
 
     fn of_ollama(
@@ -149,6 +164,17 @@ fn source(spec: &ExpertSpec) -> std::result::Result<Source<'_>, Trouble> {
         }
         _ => return Err(key("", "give exactly one of `file`, `expert`, `ollama` and `openai`")),
     };
+    let has_adapter = spec.adapter.is_some() || spec.adapter_scale.is_some();
+    match source {
+        Source::Registered(_) if has_adapter => {
+            let reason = "only with `file`: a registered expert has its own, see `tune register --adapter`";
+            return Err(key(".adapter", reason));
+        }
+        Source::Ollama(_) | Source::OpenAi { .. } if has_adapter => {
+            return Err(key(".adapter", "only with `file`: a server's model is what the server has"));
+        }
+        _ => {}
+    }
     let is_ollama = matches!(source, Source::Ollama(_));
     let is_openai = matches!(source, Source::OpenAi { .. });
     for (name, is_given, belongs, to) in [

@@ -41,6 +41,12 @@ pub struct ExpertSpec {
     /// A GGUF file, relative to the pipeline file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+    /// LoRA adapter (GGUF) to set over `file`, relative to the pipeline file: experts of one file share what is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// What the adapter's update is multiplied with; absent: 1, as it was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_scale: Option<f32>,
     /// A registered expert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<String>,

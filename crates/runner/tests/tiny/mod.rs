@@ -5,6 +5,8 @@
 //! says exactly the pieces it was built with and then ends its turn.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+pub mod noise;
+
 use std::fs::File;
 use std::path::Path;
 
@@ -74,10 +76,54 @@ pub fn write_with(path: &Path, says: &Says<'_>, template: &Template<'_>) {
             name if name.contains("norm") => vec![1.0; n],
             _ => vec![0.0; n],
         };
-        let bytes: Vec<u8> = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
-        writer.write_tensor(&bytes).unwrap();
+        writer.write_tensor(&little_endian(&values)).unwrap();
     }
     writer.finish().unwrap();
+}
+
+/// Writes an adapter over such a model of these pieces, which makes it begin with another piece: a pair over the
+/// head, of rank 1, that moves the newline's successor. It names a base by its hash, or none.
+pub fn write_adapter(path: &Path, pieces: &[&str], first: usize, base_blake3: Option<&str>) {
+    let (tokens, _) = vocabulary(pieces);
+    let (rows, newline) = (tokens.len(), tokens.iter().position(|token| token == "Ċ").unwrap());
+    let width = rows.next_multiple_of(64);
+    let mut a = vec![0.0; width];
+    a[newline] = 1.0;
+    let mut b = vec![0.0; rows];
+    b[FIRST_PIECE] = -1.0;
+    b[FIRST_PIECE + first] += 1.0;
+    write_pairs(path, 1.0, base_blake3, &[("output.weight", [width, 1, rows], a, b)]);
+}
+
+/// Writes an adapter of such pairs: matrix, [C_in, R, C_out], A and B.
+pub fn write_pairs(
+    path: &Path,
+    alpha: f32,
+    base_blake3: Option<&str>,
+    pairs: &[(&str, [usize; 3], Vec<f32>, Vec<f32>)],
+) {
+    let mut metadata = Metadata::new();
+    metadata.push("general.architecture", "qwen3");
+    metadata.push("general.type", "adapter");
+    metadata.push("adapter.type", "lora");
+    metadata.push("adapter.lora.alpha", alpha);
+    if let Some(hash) = base_blake3 {
+        metadata.push("tune.base_blake3", hash);
+    }
+    let sides = |(name, [columns, rank, rows], _, _): &(&str, [usize; 3], Vec<f32>, Vec<f32>)| {
+        [(format!("{name}.lora_a"), vec![*columns, *rank]), (format!("{name}.lora_b"), vec![*rank, *rows])]
+    };
+    let shapes: Vec<(String, Vec<usize>)> = pairs.iter().flat_map(sides).collect();
+    let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned(&shapes)).unwrap();
+    for (_, _, a, b) in pairs {
+        writer.write_tensor(&little_endian(a)).unwrap();
+        writer.write_tensor(&little_endian(b)).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn planned(tensors: &[(String, Vec<usize>)]) -> Vec<Planned> {

@@ -1,4 +1,4 @@
-//! `tune run`: a pipeline of experts over a file, one expert in memory at a time.
+//! `tune run`: a pipeline of experts over a file.
 
 use crate::bytes;
 use crate::cli::Run;
@@ -11,7 +11,7 @@ use crate::terminal::Terminal;
 use runner::Residency;
 use runner::engine::ExpertMemory;
 use runner::pipeline::{Event, ItemResult, Outcome, RunOptions};
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -31,7 +31,9 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
         ..RunOptions::default()
     };
     let cancel = interrupt::flag();
-    let mut residency = Residency::new(Box::new(servers::engine(pipeline.experts().values())?));
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
+    let engine = servers::engine(pipeline.experts().values())?;
+    let mut residency = Residency::new(Box::new(engine)).keeping(keeping);
     let mut run_id = None;
     let outcome = runner::pipeline::run(
         &pipeline,

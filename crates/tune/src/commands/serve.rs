@@ -7,10 +7,11 @@ use crate::recipe::Recipe;
 use crate::servers;
 use crate::show;
 use crate::terminal::Terminal;
-use runner::Registry;
 use runner::card::CardOptions;
 use runner::http::{ServeConfig, ServeEvent, serve};
-use runner::residency::ResidencyEvent;
+use runner::pipeline::Pipeline;
+use runner::residency::{Keeping, ResidencyEvent};
+use runner::{ExpertCard, Registry, Residency};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -28,16 +29,21 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         .offers
         .iter()
         .partition(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let files_first = files.first().map(|file| Recipe::run_name(file));
     for file in files {
         register(&registry, file, terminal)?;
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
     let cards = pipelines.iter().flat_map(|pipeline| pipeline.experts().values());
+    let engine = servers::engine(cards)?;
+    let preload = first_expert(&registry, &pipelines, files_first)?;
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
-        engine: Box::new(servers::engine(cards)?),
+        residency: Residency::new(Box::new(engine)).keeping(keeping),
+        preload,
         registry,
         pipelines,
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
@@ -60,6 +66,22 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runner::Error::Listen { .. } => Failure::new(error).hint("choose another port with --port"),
         other => Failure::new(other),
     })
+}
+
+/// The expert that is most likely asked for first: the default one, one that is offered here, the first of a pipeline.
+fn first_expert(
+    registry: &Registry,
+    pipelines: &[Pipeline],
+    offered: Option<String>,
+) -> Result<Option<ExpertCard>, Failure> {
+    if let Some(name) = registry.default_expert()?.or(offered) {
+        return Ok(Some(registry.card(&name)?));
+    }
+    let first = pipelines.iter().find_map(|pipeline| {
+        let (_, expert) = pipeline.steps().find(|(_, expert)| expert.is_some())?;
+        pipeline.experts().get(expert?).cloned()
+    });
+    Ok(first)
 }
 
 /// Keeps an exported file as an expert of its name, after the checks of a card.

@@ -7,6 +7,8 @@
 //! a context keeps its model alive.
 #![allow(unsafe_code)]
 
+mod adapter;
+
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -14,7 +16,8 @@ use std::sync::{Arc, OnceLock};
 
 use llama_cpp_sys_2 as sys;
 
-use super::log;
+pub(super) use self::adapter::Adapter;
+use super::{log, report};
 use crate::card::{FlashAttention, KvType, LoadOptions};
 
 /// Starts llama.cpp once for the process.
@@ -31,7 +34,7 @@ pub(super) fn start() {
 pub(super) struct Model(NonNull<sys::llama_model>);
 
 // SAFETY: llama.cpp models have no thread affinity and are not changed after the load, but for the creation of a
-// context, which only `Context::new` does, under the exclusive use of the session that opened the model.
+// context and the list of adapters, under the exclusive use of the session that opened the model.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
@@ -164,6 +167,10 @@ pub(super) enum Outputs {
 pub(super) struct Context {
     context: NonNull<sys::llama_context>,
     model: Arc<Model>,
+    // Those that are set: llama.cpp has pointers to them.
+    adapters: Vec<(Arc<Adapter>, f32)>,
+    // As the last layout of the buffers has it, where that is not the first.
+    compute_bytes: Option<u64>,
     batch: Batch,
     outputs_max: u32,
 }
@@ -234,7 +241,8 @@ impl Context {
         let (context, lines) = log::keep(|| unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) });
         match NonNull::new(context) {
             Some(context) => {
-                Ok((Self { context, model, batch: Batch::new(n_batch as usize), outputs_max }, lines))
+                let (adapters, batch) = (Vec::new(), Batch::new(n_batch as usize));
+                Ok((Self { context, model, adapters, compute_bytes: None, batch, outputs_max }, lines))
             }
             None => Err(log::reason(&lines)),
         }
@@ -265,6 +273,11 @@ impl Context {
     /// Most rows of logits of one [`Context::decode`].
     pub(super) fn outputs_max(&self) -> usize {
         self.outputs_max as usize
+    }
+
+    /// The compute buffer, if it was laid out anew since the context was made.
+    pub(super) fn compute_bytes(&self) -> Option<u64> {
+        self.compute_bytes
     }
 
     /// Forgets everything: the hard reset between two generations.
@@ -301,6 +314,7 @@ impl Context {
         };
         // SAFETY: every array of the batch is valid for `n` entries during the call; tokens are in the vocabulary.
         let (code, lines) = log::keep(|| unsafe { sys::llama_decode(self.context.as_ptr(), batch) });
+        self.compute_bytes = report::compute_bytes(&lines).or(self.compute_bytes);
         match code {
             0 => Ok(()),
             1 => Err("the context is full".to_owned()),

@@ -22,8 +22,8 @@ pub use vocabulary::Vocabulary;
 use self::sampler::Chooser;
 use self::stop::{StopTexts, Watched};
 use super::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
-use crate::budget::Place;
-use crate::card::ExpertCard;
+use crate::budget::{Available, Place, Share};
+use crate::card::{Adapter, ExpertCard};
 use crate::memory::{self, MemoryState};
 use crate::{Error, Result};
 
@@ -60,7 +60,8 @@ impl Engine for LlamaEngine {
             expert: card.name.clone(),
             reason: "the embedded engine runs files, and its model is on a server".to_owned(),
         })?;
-        let session = Session::open_named(&card.name, &file.file, &options, progress)?;
+        let mut session = Session::open_named(&card.name, &file.file, &options, progress)?;
+        session.set_adapters(&file.adapters)?;
         Ok(Box::new(LoadedLlama { card: card.clone(), session }))
     }
 
@@ -69,8 +70,12 @@ impl Engine for LlamaEngine {
     }
 
     fn memory(&self) -> MemoryState {
-        MemoryState { devices: devices(), ..memory::main_memory() }
+        measured()
     }
+}
+
+fn measured() -> MemoryState {
+    MemoryState { devices: devices(), ..memory::main_memory() }
 }
 
 fn devices() -> Vec<memory::DeviceMemory> {
@@ -84,6 +89,25 @@ fn devices() -> Vec<memory::DeviceMemory> {
             free_bytes: device.memory_free as u64,
         })
         .collect()
+}
+
+/// Checks that adapters have room beside what is loaded.
+fn adapters_fit(card: &ExpertCard, weights_bytes: u64) -> Result<()> {
+    let available = Available::now(&measured());
+    let (place, free) = match available.card_bytes {
+        Some(free) if card.load.num_gpu != Some(0) => (Place::Card, Some(free)),
+        _ => (Place::Main, available.main_bytes),
+    };
+    match free {
+        Some(free_bytes) if free_bytes < weights_bytes => Err(Error::DoesNotFit {
+            expert: card.name.clone(),
+            place,
+            share: Share { weights_bytes, ..Share::default() },
+            free_bytes,
+            remedies: Vec::new(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// An expert in memory.
@@ -138,12 +162,24 @@ impl Loaded for LoadedLlama {
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
     }
 
-    fn switch_to(&mut self, card: &ExpertCard) {
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {
+        let adapters = card.file().map_or(&[][..], |file| &file.adapters);
+        let set = self.card.file().map_or(&[][..], |file| &file.adapters);
+        if adapters != set {
+            self.make_room(card, adapters)?;
+            self.session.set_adapters(adapters)?;
+        }
         self.card = card.clone();
+        Ok(())
     }
 
     fn memory(&self) -> ExpertMemory {
         self.session.memory()
+    }
+
+    fn mapped_bytes(&self) -> u64 {
+        let buffers = self.session.report().weight_buffers.iter();
+        buffers.filter(|(name, _)| name.ends_with("Mapped")).map(|(_, bytes)| bytes).sum()
     }
 
     fn unload(self: Box<Self>) -> Result<()> {
@@ -154,6 +190,19 @@ impl Loaded for LoadedLlama {
 }
 
 impl LoadedLlama {
+    /// Sees to it that adapters which are not in memory yet are still those of the card, and that they fit.
+    fn make_room(&mut self, card: &ExpertCard, adapters: &[Adapter]) -> Result<()> {
+        let fresh = adapters.iter().filter(|adapter| !self.session.holds(adapter));
+        let needed: u64 = fresh.map(|adapter| adapter.tensor_bytes).sum();
+        if needed == 0 {
+            return Ok(());
+        }
+        card.check_file()?;
+        let Err(_) = adapters_fit(card, needed) else { return Ok(()) };
+        self.session.forget_unset_adapters();
+        adapters_fit(card, needed)
+    }
+
     fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokenizer = self.session.tokenizer();
         let ids = match prompt {

@@ -1,7 +1,7 @@
 //! One GGUF file open in llama.cpp at token level: generation's inner loop, and what an export's verification
 //! needs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use formats::gguf;
 use text::{Chat, ChatTemplate, Tokenizer};
 
-use super::ffi::{self, Context, Model, Outputs};
+use super::ffi::{self, Adapter, Context, Model, Outputs};
 use super::report::Report;
 use super::{sampler, simulate};
 use crate::budget::{self, Budget, Head, Place};
-use crate::card::LoadOptions;
+use crate::card::{self, LoadOptions};
 use crate::engine::{ExpertMemory, check_room, processor};
 use crate::{Error, Result};
 
@@ -36,6 +36,13 @@ pub struct Session {
     template: Option<ChatTemplate>,
     stop_ids: Vec<u32>,
     report: Report,
+    /// Adapters in memory, by the hash of their file: those that are set, and those that were.
+    adapters: HashMap<String, LoadedAdapter>,
+}
+
+struct LoadedAdapter {
+    adapter: Arc<Adapter>,
+    bytes: u64,
 }
 
 impl Session {
@@ -49,7 +56,7 @@ impl Session {
     }
 
     /// Opens a file for the expert of that name; `progress` may break.
-    pub(super) fn open_named(
+    pub(crate) fn open_named(
         name: &str,
         path: &Path,
         options: &SessionOptions,
@@ -59,7 +66,7 @@ impl Session {
         ffi::start();
         // Our reader first: it refuses files that would bring the engine down.
         let file = gguf::Reader::open(path)?;
-        let (tokenizer, template) = text_of(name, file.metadata())?;
+        refuse_doubles(name, file.metadata())?;
         let refused = |reason| Error::Load { expert: name.to_owned(), path: path.to_owned(), reason };
         let mut cancelled = false;
         let mut go_on = |part| {
@@ -68,7 +75,13 @@ impl Session {
         };
         simulate::check_card(name, path, &options.load)?;
         let part = if options.check_tensors { ffi::Part::AllChecked } else { ffi::Part::All };
-        let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
+        // Of a small model the two readings of the vocabulary, ours and llama.cpp's, are most of the load: at once.
+        let (text, loaded) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| read_text(name, file.metadata()));
+            let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
+            (text.join(), loaded)
+        });
+        let (tokenizer, template) = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (model, mut lines) = match loaded {
             Err(_) if cancelled => return Err(Error::Cancelled),
             other => other.map_err(refused)?,
@@ -82,7 +95,8 @@ impl Session {
         let report = Report::read(&lines, &model, &context);
         let stop_ids = stop_ids(&model, &tokenizer, template.as_ref());
         let tokenizer = Arc::new(tokenizer);
-        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report })
+        let adapters = HashMap::new();
+        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report, adapters })
     }
 
     /// What a session over a file takes in main memory, before it is opened.
@@ -233,9 +247,56 @@ impl Session {
         Ok(log_probs)
     }
 
-    /// What it takes.
+    /// Sets adapters in the stead of those that are set; none of them: the base alone. One that is not in memory yet
+    /// is read. Where that fails those stay set that were.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a broken file, [`Error::Adapter`] with llama.cpp's own words.
+    pub fn set_adapters(&mut self, wanted: &[card::Adapter]) -> Result<()> {
+        let mut set = Vec::with_capacity(wanted.len());
+        for adapter in wanted {
+            set.push((self.adapter(adapter)?, adapter.scale));
+        }
+        self.context.set_adapters(set).map_err(|reason| self.decode_error(reason))
+    }
+
+    /// Whether an adapter is in memory.
+    pub(super) fn holds(&self, adapter: &card::Adapter) -> bool {
+        self.adapters.contains_key(&adapter.blake3)
+    }
+
+    /// Gives back what adapters take that are not set.
+    pub(super) fn forget_unset_adapters(&mut self) {
+        // A set one is held by the context too.
+        self.adapters.retain(|_, held| Arc::strong_count(&held.adapter) > 1);
+    }
+
+    fn adapter(&mut self, wanted: &card::Adapter) -> Result<Arc<Adapter>> {
+        if let Some(held) = self.adapters.get(&wanted.blake3) {
+            return Ok(Arc::clone(&held.adapter));
+        }
+        // Our reader first: it refuses files that would bring the engine down.
+        gguf::Reader::open(&wanted.file)?;
+        let loaded = Adapter::load(self.context.model(), &wanted.file).map_err(|reason| Error::Adapter {
+            expert: self.name.clone(),
+            path: wanted.file.clone(),
+            reason,
+        })?;
+        let adapter = Arc::new(loaded);
+        let held = LoadedAdapter { adapter: Arc::clone(&adapter), bytes: wanted.tensor_bytes };
+        self.adapters.insert(wanted.blake3.clone(), held);
+        Ok(adapter)
+    }
+
+    /// What it takes, adapters in memory included.
     pub fn memory(&self) -> ExpertMemory {
-        self.report.memory
+        let adapters: u64 = self.adapters.values().map(|held| held.bytes).sum();
+        let of_load = self.report.memory;
+        ExpertMemory {
+            weights_bytes: of_load.weights_bytes.saturating_add(adapters),
+            compute_bytes: self.context.compute_bytes().unwrap_or(of_load.compute_bytes),
+            ..of_load
+        }
     }
 
     /// What llama.cpp says of the load.
@@ -306,10 +367,14 @@ fn log_prob(logits: &[f32], id: u32) -> f64 {
     f64::from(logit) - max - sum.ln()
 }
 
-/// Tokenizer and template of a file.
+/// Tokenizer and template of a file whose vocabulary holds no token twice.
 pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let failed = |source| Error::Text { expert: name.to_owned(), source };
     refuse_doubles(name, metadata)?;
+    read_text(name, metadata)
+}
+
+fn read_text(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let failed = |source| Error::Text { expert: name.to_owned(), source };
     let tokenizer = Tokenizer::from_gguf(metadata).map_err(failed)?;
     let Some(source) = metadata.get_str("tokenizer.chat_template") else { return Ok((tokenizer, None)) };
     let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).map(|token| token.to_string());

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// A server's version, as `/api/version` tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Version {
     major: u32,
     minor: u32,
@@ -14,7 +16,8 @@ pub struct Version {
 pub(super) const OLDEST: Version = Version { major: 0, minor: 12, patch: 6 };
 
 /// The three generations that differ in what they do with a GGUF file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Generation {
     /// Up to 0.29: a file is kept as it is, adapters are taken.
     Keeps,

@@ -182,8 +182,9 @@ impl Loaded for LoadedOllama {
         heard.map_err(|(tries, fault)| self.failed(tries, fault, &last))
     }
 
-    fn switch_to(&mut self, card: &ExpertCard) {
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {
         self.card = card.clone();
+        Ok(())
     }
 
     fn memory(&self) -> ExpertMemory {

@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 
 use formats::{Observer, gguf, hash};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::api::CreateLine;
 use super::generation::{Generation, Version};
 use super::server::OllamaServer;
 use super::{name, verify};
-use crate::card::{ExpertCard, LoadOptions, OllamaModel};
+use crate::card::{Adapter, ExpertCard, LoadOptions, OllamaModel};
 use crate::engine::llama::session::text_of;
 use crate::engine::remote::{self, Fault, Poll, Upload, patiently};
 use crate::{Error, Result};
@@ -53,7 +54,7 @@ impl Registration {
             name: name.to_owned(),
             file: file.file.clone(),
             sha256: file.sha256.clone(),
-            adapter: None,
+            adapter: adapter_of(card, &file.adapters)?,
             stop: card.stop.clone(),
             system: card.system.clone(),
             licenses: Vec::new(),
@@ -62,8 +63,23 @@ impl Registration {
     }
 }
 
+/// The one adapter that a server can take: whole, as it was trained.
+fn adapter_of(card: &ExpertCard, adapters: &[Adapter]) -> Result<Option<PathBuf>> {
+    match adapters {
+        [] => Ok(None),
+        [adapter] if adapter.scale == 1.0 => Ok(Some(adapter.file.clone())),
+        _ => Err(Error::Card {
+            expert: card.name.clone(),
+            reason:
+                "Ollama takes one adapter, as it was trained: export these merged, and register that file"
+                    .to_owned(),
+        }),
+    }
+}
+
 /// How a registration goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum RegisterEvent {
     /// The server is known.
     Server {
@@ -87,7 +103,10 @@ pub enum RegisterEvent {
         total_bytes: u64,
     },
     /// What the server says while it makes the model.
-    Status(String),
+    Status {
+        /// Its words.
+        status: String,
+    },
     /// The stored model was held against the file.
     Checked {
         /// What was compared.
@@ -275,7 +294,7 @@ impl Plan {
                     Fault::passing(format!("a line of the answer is not the API's: {error}"))
                 })?;
                 let is_done = line.status == "success";
-                observer.observe(RegisterEvent::Status(line.status));
+                observer.observe(RegisterEvent::Status { status: line.status });
                 Ok(if is_done {
                     std::ops::ControlFlow::Break(())
                 } else {

@@ -135,8 +135,9 @@ impl Loaded for LoadedOpenAi {
         })
     }
 
-    fn switch_to(&mut self, card: &ExpertCard) {
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {
         self.card = card.clone();
+        Ok(())
     }
 
     /// What it takes elsewhere nobody here knows.

@@ -7,9 +7,10 @@ use crate::pipeline_file;
 use crate::room::Room;
 use crate::show;
 use crate::terminal::Terminal;
-use runner::budget::{Place, Planned, Share};
+use runner::budget::{Budget, Place, Planned, Share};
 use runner::card::{ExpertCard, Model};
 use runner::pipeline::Pipeline;
+use runner::residency::{Comes, Keeping, PlannedExpert, forecast};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -31,7 +32,8 @@ pub fn run(arguments: &Plan, terminal: &mut Terminal) -> Result<(), Failure> {
             None => on_server(terminal, card),
         }
     }
-    steps(terminal, &pipeline, &plans, &room);
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
+    steps(terminal, &pipeline, &plans, &room, keeping);
     verdict(terminal, &plans, pipeline.experts().len())
 }
 
@@ -108,32 +110,48 @@ fn left(share: &Share, room: &Room) -> String {
     }
 }
 
-fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Room) {
-    let mut resident: Option<&str> = None;
-    for (step, expert) in pipeline.steps() {
-        let loads = expert.is_some() && expert != resident;
-        let unloads = if loads { resident } else { None };
-        resident = expert.or(resident);
-        let planned = resident.and_then(|name| plans.get(name));
-        let share = planned.map(|planned| *planned.budget.share(planned.place)).unwrap_or_default();
+fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Room, keeping: Keeping) {
+    let names: Vec<&str> = pipeline.experts().keys().map(String::as_str).collect();
+    let index = |name: &str| names.iter().position(|known| *known == name);
+    // What a server holds takes nothing that is known here.
+    let nothing = Budget::default();
+    let experts: Vec<PlannedExpert<'_>> = pipeline
+        .experts()
+        .iter()
+        .map(|(name, card)| PlannedExpert {
+            card,
+            budget: plans.get(name).map_or(&nothing, |planned| &planned.budget),
+        })
+        .collect();
+    let asked: Vec<Option<usize>> = pipeline.steps().map(|(_, expert)| expert.and_then(index)).collect();
+    let forecasts = forecast(&experts, &asked, &room.available, room.total_bytes, keeping);
+    for ((step, expert), forecast) in pipeline.steps().zip(&forecasts) {
+        let residents: Vec<&str> = forecast.residents.iter().map(|&index| names[index]).collect();
+        let unloads: Vec<&str> = forecast.unloads.iter().map(|&index| names[index]).collect();
+        let here = residents.iter().filter_map(|name| plans.get(*name));
+        let share = here.fold(Share::default(), |sum, planned| sum.plus(planned.budget.share(planned.place)));
+        let on_servers = residents.iter().filter(|name| !plans.contains_key(**name)).count();
         if terminal.is_json() {
             terminal.json(&json!({
-                "event": "step", "step": step, "expert": expert, "resident": resident, "loads": loads,
-                "resident_bytes": (resident.is_none() || planned.is_some()).then_some(share.total_bytes()),
+                "event": "step", "step": step, "expert": expert, "residents": residents, "unloads": unloads,
+                "loads": forecast.comes == Comes::Loads, "switches": forecast.comes == Comes::Switches,
+                "resident_bytes": share.total_bytes(),
                 "left_bytes": room.free_bytes().map(|free| free.saturating_sub(share.total_bytes())),
             }));
             continue;
         }
-        let what = match (expert, unloads) {
+        let what = match (expert, forecast.comes) {
+            (Some(name), Comes::Loads) if !unloads.is_empty() => {
+                format!("unloads {}, loads {name}", unloads.join(", "))
+            }
+            (Some(name), Comes::Loads) => format!("loads {name}"),
+            (Some(name), Comes::Switches) => format!("switches to {name}, nothing is loaded"),
+            (Some(name), _) => format!("{name}, resident"),
             (None, _) => "rules, no expert".to_owned(),
-            (Some(name), Some(old)) => format!("unloads {old}, loads {name}"),
-            (Some(name), None) if loads => format!("loads {name}"),
-            (Some(name), None) => format!("{name}, resident"),
         };
-        let takes = match (resident, planned) {
-            (Some(_), None) => "on its server".to_owned(),
-            _ => format!("{} resident · {}", bytes::show(share.total_bytes()), left(&share, room)),
-        };
+        let elsewhere = if on_servers > 0 { " beside what its server takes" } else { "" };
+        let takes =
+            format!("{} resident{elsewhere} · {}", bytes::show(share.total_bytes()), left(&share, room));
         terminal.row("step", format!("{step} · {what} · {takes}"));
     }
 }
@@ -147,8 +165,7 @@ fn verdict(terminal: &mut Terminal, plans: &Plans, n_experts: usize) -> Result<(
             0 => String::new(),
             n => format!(" · {n} of them on servers, not counted"),
         };
-        terminal
-            .row("fits", format!("one expert at a time, {largest} at most · {n_experts} experts{elsewhere}"));
+        terminal.row("fits", format!("each of {n_experts} experts alone, {largest} at most{elsewhere}"));
         return Ok(());
     };
     for error in others {
