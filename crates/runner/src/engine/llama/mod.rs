@@ -1,5 +1,6 @@
 //! The embedded engine: llama.cpp in this process, prompts as token ids made by our own text layer.
 
+mod embedding;
 mod ffi;
 pub mod log;
 mod report;
@@ -65,8 +66,12 @@ impl Engine for LlamaEngine {
     }
 
     fn memory(&self) -> MemoryState {
-        MemoryState { devices: devices(), ..memory::main_memory() }
+        memory_state()
     }
+}
+
+fn memory_state() -> MemoryState {
+    MemoryState { devices: devices(), ..memory::main_memory() }
 }
 
 fn devices() -> Vec<memory::DeviceMemory> {
@@ -132,6 +137,14 @@ impl Loaded for LoadedLlama {
         let (text, finish, output_tokens) = self.decode(request, total, chooser, sink)?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
+    }
+
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        embedding::embed(&self.card, &self.session, texts, go_on)
     }
 
     fn switch_to(&mut self, card: &ExpertCard) {
