@@ -135,6 +135,14 @@ pub enum Error {
         /// The expert's name.
         expert: String,
     },
+    /// An expert that gives no vectors for texts.
+    #[error("expert `{expert}` gives no vectors for texts: {reason}")]
+    NoEmbedding {
+        /// The expert's name.
+        expert: String,
+        /// Why not.
+        reason: String,
+    },
     /// Decoding failed in the engine.
     #[error("expert `{expert}`: decoding failed: {reason}")]
     Decode {
@@ -214,6 +222,14 @@ pub enum Error {
         item: usize,
         /// What happened.
         reason: String,
+    },
+    /// A pipeline lists a program, and nobody has allowed it.
+    #[error("step `{step}` runs a program of this machine, `{program}`, and programs are not allowed")]
+    ProgramRefused {
+        /// The step.
+        step: String,
+        /// The program and its arguments.
+        program: String,
     },
     /// A run can't be resumed with what is given.
     #[error("run {path} can't be resumed: {reason}")]

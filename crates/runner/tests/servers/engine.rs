@@ -246,6 +246,31 @@ fn control_tokens_in_a_prompt_are_refused() {
 }
 
 #[test]
+fn texts_get_vectors_of_length_one() {
+    let double = Double::start("0.34.1");
+    double.hold("poet:latest");
+    let mut expert = load(&card(&double, "poet")).unwrap();
+    let texts: Vec<String> = (1..=40).map(|n| "x".repeat(n)).collect();
+    let mut told = Vec::new();
+    let vectors = expert
+        .embed(&texts, &mut |done| {
+            told.push(done);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((vectors.len(), double.count(Asked::Embed)), (40, 2));
+    assert!(vectors.iter().all(|v| (v.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-6));
+    assert!((vectors[2][0] / vectors[2][1] - 3.0).abs() < 1e-5, "in the order of the texts");
+    let stopped = expert
+        .embed(&texts, &mut |done| if done > 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert!(matches!(
+        expert.embed(&[String::new()], &mut |_| ControlFlow::Continue(())),
+        Err(Error::EmptyPrompt { .. })
+    ));
+}
+
+#[test]
 fn a_server_that_is_not_there_is_named_with_the_way_out() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

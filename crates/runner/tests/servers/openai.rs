@@ -71,6 +71,14 @@ async fn answer(State(inside): State<Arc<Mutex<Inside>>>, request: HttpRequest) 
     if path == "/v1/models" {
         return axum::Json(inside.lock().unwrap().models.clone()).into_response();
     }
+    if path == "/v1/embeddings" {
+        let body: Value = serde_json::from_slice(&bytes).unwrap();
+        let texts = body["input"].as_array().unwrap();
+        let vector =
+            |(i, text): (usize, &Value)| json!({"index": i, "embedding": [text.as_str().unwrap().len(), 0]});
+        let data: Vec<Value> = texts.iter().enumerate().map(vector).rev().collect();
+        return axum::Json(json!({"data": data})).into_response();
+    }
     assert_eq!(path, "/v1/chat/completions");
     let body: Value = serde_json::from_slice(&bytes).unwrap();
     let said = body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap().to_owned();
@@ -227,6 +235,15 @@ fn what_passes_is_tried_again_and_what_was_heard_is_not() {
         assert!(error.contains(words), "{error}");
         assert_eq!(n, tries, "{error}");
     }
+}
+
+#[test]
+fn texts_get_vectors_of_length_one() {
+    let played = play();
+    let mut expert = load(&card(&played.url, None)).unwrap();
+    let texts = ["a".to_owned(), "bcd".to_owned()];
+    let vectors = expert.embed(&texts, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(vectors, [[1.0, 0.0], [1.0, 0.0]]);
 }
 
 #[test]

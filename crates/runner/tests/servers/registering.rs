@@ -149,7 +149,7 @@ fn what_is_stored_otherwise_is_taken_back() {
         let request = Registration { stop: Vec::new(), ..registration(directory.path()) };
         let mut made = 0;
         let error = register(&server(&double), &request, &|| false, &mut |event| {
-            if event == RegisterEvent::Status { status: "success".into() } {
+            if matches!(&event, RegisterEvent::Status { status } if status == "success") {
                 made += 1;
                 change(double.inside().models.get_mut("me/poet:latest-unchecked").unwrap());
             }

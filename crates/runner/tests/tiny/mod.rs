@@ -44,6 +44,11 @@ pub fn write_template(path: &Path, says: &Says<'_>, source: &str) {
 }
 
 pub fn write_with(path: &Path, says: &Says<'_>, template: &Template<'_>) {
+    write_saying_more(path, says, template, &[]);
+}
+
+/// The same, with more keys in its metadata.
+pub fn write_saying_more(path: &Path, says: &Says<'_>, template: &Template<'_>, more: &[(&str, Value)]) {
     let (pieces, forever) = match says {
         Says::Once(pieces) => (*pieces, false),
         Says::Forever(pieces) => (*pieces, true),
@@ -65,7 +70,10 @@ pub fn write_with(path: &Path, says: &Says<'_>, template: &Template<'_>) {
     for (token, successor) in next {
         head[successor * width + token] = 1.0;
     }
-    let metadata = metadata(width, tokens, types, end, template);
+    let mut metadata = metadata(width, tokens, types, end, template);
+    for (key, value) in more {
+        metadata.push(*key, value.clone());
+    }
     let tensors = tensors(width, rows);
     let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned(&tensors)).unwrap();
     for (name, shape) in &tensors {

@@ -10,9 +10,12 @@ use super::api::Running;
 use super::server::{Detail, OllamaServer};
 use super::{control, residence};
 use crate::card::{ExpertCard, OllamaModel};
-use crate::engine::remote::{self, Fault, Poll, patiently};
+use crate::engine::remote::{self, Fault, Poll, patiently, vectors};
 use crate::engine::{ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use crate::{Error, Result};
+
+/// Texts of one request for vectors: between two the caller can break.
+const EMBEDDED_AT_ONCE: usize = 32;
 
 /// A model that a server has loaded.
 pub(super) struct LoadedOllama {
@@ -125,6 +128,15 @@ impl LoadedOllama {
         }
     }
 
+    fn without_vectors(&self, error: Error) -> Error {
+        match error {
+            Error::Remote { reason, .. } if reason.contains("does not support") => {
+                Error::NoEmbedding { expert: self.card.name.clone(), reason }
+            }
+            other => other,
+        }
+    }
+
     fn cannot_count(&self) -> Error {
         let reason = "it does not tell how many tokens a text has".to_owned();
         self.server.refusal("count tokens", reason)
@@ -180,6 +192,24 @@ impl Loaded for LoadedOllama {
             }
         });
         heard.map_err(|(tries, fault)| self.failed(tries, fault, &last))
+    }
+
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        for some in texts.chunks(EMBEDDED_AT_ONCE) {
+            if some.iter().any(String::is_empty) {
+                return Err(Error::EmptyPrompt { expert: self.card.name.clone() });
+            }
+            let done = vectors.len();
+            let answer = self.server.embed(&self.model.name, some, &mut || go_on(done));
+            let answer = answer.map_err(|error| self.without_vectors(error))?;
+            vectors.extend(vectors::checked(&self.card.name, answer, some.len())?);
+        }
+        Ok(vectors)
     }
 
     fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {

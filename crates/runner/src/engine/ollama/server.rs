@@ -208,7 +208,7 @@ impl OllamaServer {
     ///
     /// # Errors
     /// [`Error::Remote`].
-    pub(super) fn embed(&self, name: &str, texts: &[&str], poll: &mut Poll<'_>) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn embed(&self, name: &str, texts: &[String], poll: &mut Poll<'_>) -> Result<Vec<Vec<f32>>> {
         #[derive(serde::Deserialize)]
         struct Embedded {
             embeddings: Vec<Vec<f32>>,

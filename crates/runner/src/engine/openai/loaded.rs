@@ -3,12 +3,16 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 
+use serde::Deserialize;
+use serde_json::json;
 use text::Message;
 
 use super::body::body;
 use super::events::Heard;
 use crate::card::{ExpertCard, OpenAiModel};
-use crate::engine::remote::{self, Address, Ask, Fault, Limits, Lines, Patience, Poll, Wire, patiently};
+use crate::engine::remote::{
+    self, Address, Ask, Fault, Limits, Lines, Patience, Poll, Wire, patiently, vectors,
+};
 use crate::engine::{ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use crate::{Error, Result};
 
@@ -17,6 +21,25 @@ const LINE_BYTES: usize = 4 << 20;
 
 /// All events of an answer.
 const STREAM_BYTES: usize = 256 << 20;
+
+/// Texts of one request for vectors: between two the caller can break.
+const EMBEDDED_AT_ONCE: usize = 32;
+
+/// Their vectors.
+const EMBEDDED_BYTES: usize = 64 << 20;
+
+/// `POST /embeddings`.
+#[derive(Deserialize)]
+struct Embedded {
+    data: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(default)]
+    index: usize,
+    embedding: Vec<f32>,
+}
 
 /// A model of a server.
 pub(super) struct LoadedOpenAi {
@@ -133,6 +156,37 @@ impl Loaded for LoadedOpenAi {
                 remote::failed(&self.address, &format!("answer with `{}`", self.model.model), (tries, fault))
             }
         })
+    }
+
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let wire = Wire::get()?;
+        let mut all = Vec::with_capacity(texts.len());
+        for some in texts.chunks(EMBEDDED_AT_ONCE) {
+            if some.iter().any(String::is_empty) {
+                return Err(Error::EmptyPrompt { expert: self.card.name.clone() });
+            }
+            let body = json!({"model": self.model.model, "input": some, "encoding_format": "float"});
+            let limits = Limits { silence: self.patience.silence, bytes: EMBEDDED_BYTES };
+            let done = all.len();
+            let answer = patiently(&self.patience, &mut || go_on(done), |poll| {
+                let mut ask = Ask::post(&self.address, "/embeddings", &body, &self.patience, limits);
+                ask.key = self.key.as_deref();
+                let answer: Embedded = serde_json::from_value(wire.json(&ask, poll)?)
+                    .map_err(|error| Fault::passing(format!("the answer is not the API's: {error}")))?;
+                Ok(answer)
+            });
+            let request = format!("embed with `{}`", self.model.model);
+            let mut answer = answer.map_err(|fault| remote::failed(&self.address, &request, fault))?.data;
+            // They may come in any order.
+            answer.sort_by_key(|entry| entry.index);
+            let given = answer.into_iter().map(|entry| entry.embedding).collect();
+            all.extend(vectors::checked(&self.card.name, given, some.len())?);
+        }
+        Ok(all)
     }
 
     fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {

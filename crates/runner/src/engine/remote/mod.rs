@@ -6,6 +6,7 @@ pub(crate) mod body;
 mod lines;
 mod patience;
 mod upload;
+pub(crate) mod vectors;
 mod wire;
 
 pub(crate) use address::Address;
