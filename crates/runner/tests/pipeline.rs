@@ -400,7 +400,9 @@ fn mistakes_in_a_file_are_found_before_the_run_and_named() {
     );
     refused(
         |spec| spec["experts"]["tidy"] = json!({}),
-        expect!["pipeline `orders`: experts.tidy: give either `file` or `expert`"],
+        expect![
+            "pipeline `orders`: experts.tidy: give exactly one of `file`, `expert`, `ollama` and `openai`"
+        ],
     );
     refused(
         |spec| spec["experts"]["tidy"] = json!({"expert": "nobody"}),

@@ -315,6 +315,12 @@ pub struct Register {
     /// Replace an expert of that name
     #[arg(long)]
     pub force: bool,
+    /// Make it a model of the Ollama at OLLAMA_HOST too, of this name or of the expert's
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    pub ollama: Option<String>,
+    /// Start the `ollama` of the PATH for that, where it does not run yet
+    #[arg(long, requires = "ollama")]
+    pub start_ollama: bool,
 }
 
 /// A word as cards and pipelines spell it.
@@ -362,6 +368,9 @@ pub struct Run {
     /// Continue the run of this id, as printed when it began
     #[arg(long)]
     pub resume: Option<String>,
+    /// Start the `ollama` of the PATH for this run, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
     /// Keep one expert in memory, even where more would fit
     #[arg(long)]
     pub one_at_a_time: bool,
@@ -382,6 +391,9 @@ pub struct Serve {
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+    /// Start the `ollama` of the PATH for as long as this serves, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
 }
 
 #[derive(Debug, clap::Args)]

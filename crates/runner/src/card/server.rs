@@ -23,6 +23,12 @@ pub struct OllamaModel {
     /// The context that its parameters fix; absent: the server's own default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_ctx: Option<u32>,
+    /// Layers on the graphics card that its parameters fix; absent: as many as fit, and fewer without a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_gpu: Option<u32>,
+    /// Texts that its parameters stop at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
     /// Tokens of context it was trained on, if the server says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_context_tokens: Option<u32>,

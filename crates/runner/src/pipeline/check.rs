@@ -2,15 +2,16 @@
 //! schemas checked, items followed from step to step.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use formats::hash;
 use serde_json::json;
 
+use super::expert::{Lookup, Trouble};
 use super::schema::Schema;
 use super::spec::{ExpertSpec, Map, OnFail, PipelineSpec, StepKind, StepSpec};
 use super::template::Template;
-use crate::card::{AdapterOptions, CardOptions, Digests, ExpertCard, Sampling, check_name};
+use crate::card::{ExpertCard, Sampling, check_name};
 use crate::{Error, Registry, Result};
 
 /// Repairs a step with a schema is allowed where it does not say.
@@ -195,31 +196,21 @@ impl Checker<'_> {
         Error::Pipeline { pipeline: self.pipeline.to_owned(), place: place.into(), reason: reason.into() }
     }
 
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup { directory: self.directory, registry: self.registry, local: self.spec.local }
+    }
+
+    fn trouble(&self, expert: &str, trouble: Trouble) -> Error {
+        match trouble {
+            Trouble::Key(key, reason) => self.wrong(format!("experts.{expert}{key}"), reason),
+            Trouble::Error(error) => error,
+        }
+    }
+
     fn expert(&self, name: &str, spec: &ExpertSpec) -> Result<ExpertCard> {
         check_name(name)?;
         let place = |key: &str| format!("experts.{name}{key}");
-        let mut card = match (&spec.file, &spec.expert) {
-            (Some(file), None) => {
-                let path: PathBuf = self.directory.join(file);
-                if !path.is_file() {
-                    return Err(self.wrong(place(".file"), format!("{} is not there", path.display())));
-                }
-                let adapters = self.adapters(name, spec)?;
-                let options = CardOptions { adapters, ..CardOptions::default() };
-                ExpertCard::from_file(name, &path, &options, Digests::Blake3)?
-            }
-            (None, Some(_)) if spec.adapter.is_some() || spec.adapter_scale.is_some() => {
-                let reason =
-                    "only with `file`: a registered expert has its own, see `tune register --adapter`";
-                return Err(self.wrong(place(".adapter"), reason));
-            }
-            (None, Some(expert)) => {
-                let card = self.registry.card(expert)?;
-                card.check_file()?;
-                card
-            }
-            _ => return Err(self.wrong(place(""), "give either `file` or `expert`")),
-        };
+        let mut card = self.lookup().card(name, spec).map_err(|trouble| self.trouble(name, trouble))?;
         name.clone_into(&mut card.name);
         let load = &mut card.load;
         load.num_ctx = spec.num_ctx.unwrap_or(load.num_ctx);
@@ -249,21 +240,6 @@ impl Checker<'_> {
     }
 
     /// The adapter to set over an expert's file.
-    fn adapters(&self, name: &str, spec: &ExpertSpec) -> Result<Vec<AdapterOptions>> {
-        let place = |key: &str| format!("experts.{name}.{key}");
-        let Some(adapter) = &spec.adapter else {
-            return match spec.adapter_scale {
-                None => Ok(Vec::new()),
-                Some(_) => Err(self.wrong(place("adapter_scale"), "there is no `adapter` to scale")),
-            };
-        };
-        let file = self.directory.join(adapter);
-        if !file.is_file() {
-            return Err(self.wrong(place("adapter"), format!("{} is not there", file.display())));
-        }
-        Ok(vec![AdapterOptions { file, scale: spec.adapter_scale.unwrap_or(1.0) }])
-    }
-
     fn step(&self, spec: &StepSpec, before: &[Step], experts: &BTreeMap<String, ExpertCard>) -> Result<Step> {
         let name = spec.name.as_str();
         let identifier = name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -467,6 +443,7 @@ impl Checker<'_> {
         let other = self.registry.card(fallback).map_err(|error| {
             wrong(format!("it is not among the experts of the pipeline ({}), and {error}", known.join(", ")))
         })?;
+        self.lookup().check_local(&other).map_err(|trouble| self.trouble(&card.name, trouble))?;
         other.check_file()?;
         Ok(Some(other))
     }

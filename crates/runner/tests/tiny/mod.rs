@@ -26,10 +26,10 @@ pub enum Says<'a> {
     Forever(&'a [&'a str]),
 }
 
-/// Whether the file has a chat template.
-#[derive(PartialEq)]
-pub enum Template {
+/// The file's chat template.
+pub enum Template<'a> {
     Chat,
+    Source(&'a str),
     None,
 }
 
@@ -38,7 +38,17 @@ pub fn write(path: &Path, says: &Says<'_>) {
     write_with(path, says, &Template::Chat);
 }
 
-pub fn write_with(path: &Path, says: &Says<'_>, template: &Template) {
+/// The same with a chat template of that source.
+pub fn write_template(path: &Path, says: &Says<'_>, source: &str) {
+    write_with(path, says, &Template::Source(source));
+}
+
+pub fn write_with(path: &Path, says: &Says<'_>, template: &Template<'_>) {
+    write_saying_more(path, says, template, &[]);
+}
+
+/// The same, with more keys in its metadata.
+pub fn write_saying_more(path: &Path, says: &Says<'_>, template: &Template<'_>, more: &[(&str, Value)]) {
     let (pieces, forever) = match says {
         Says::Once(pieces) => (*pieces, false),
         Says::Forever(pieces) => (*pieces, true),
@@ -60,7 +70,10 @@ pub fn write_with(path: &Path, says: &Says<'_>, template: &Template) {
     for (token, successor) in next {
         head[successor * width + token] = 1.0;
     }
-    let metadata = metadata(width, tokens, types, end, template);
+    let mut metadata = metadata(width, tokens, types, end, template);
+    for (key, value) in more {
+        metadata.push(*key, value.clone());
+    }
     let tensors = tensors(width, rows);
     let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned(&tensors)).unwrap();
     for (name, shape) in &tensors {
@@ -146,7 +159,13 @@ fn tensors(width: usize, rows: usize) -> Vec<(String, Vec<usize>)> {
     ]
 }
 
-fn metadata(width: usize, tokens: Vec<String>, types: Vec<i32>, end: usize, template: &Template) -> Metadata {
+fn metadata(
+    width: usize,
+    tokens: Vec<String>,
+    types: Vec<i32>,
+    end: usize,
+    template: &Template<'_>,
+) -> Metadata {
     let mut metadata = Metadata::new();
     metadata.push("general.architecture", Value::String("qwen3".to_owned()));
     metadata.push("general.name", Value::String("tiny".to_owned()));
@@ -172,8 +191,13 @@ fn metadata(width: usize, tokens: Vec<String>, types: Vec<i32>, end: usize, temp
     metadata.push("tokenizer.ggml.merges", merges);
     metadata.push("tokenizer.ggml.eos_token_id", Value::U32(u32::try_from(end).unwrap()));
     metadata.push("tokenizer.ggml.add_bos_token", Value::Bool(false));
-    if *template == Template::Chat {
-        metadata.push("tokenizer.chat_template", Value::String(TEMPLATE.to_owned()));
+    let source = match template {
+        Template::Chat => Some(TEMPLATE),
+        Template::Source(source) => Some(*source),
+        Template::None => None,
+    };
+    if let Some(source) = source {
+        metadata.push("tokenizer.chat_template", Value::String(source.to_owned()));
     }
     metadata
 }

@@ -4,7 +4,9 @@ use crate::bytes;
 use crate::cli::Register;
 use crate::failure::{self, Failure};
 use crate::interrupt;
+use crate::ollama_model;
 use crate::pipeline_file;
+use crate::servers;
 use crate::show;
 use crate::terminal::{Terminal, harmless};
 use crate::trained_on::{self, TrainedOn, Unknown};
@@ -46,7 +48,11 @@ pub fn run(arguments: &Register, terminal: &mut Terminal) -> Result<(), Failure>
     let kept = registry.directory().join(format!("{name}.json"));
     terminal.row("wrote", kept.display().to_string());
     terminal.row("next", format!("tune serve, and ask for `{name}`; or `expert = \"{name}\"` in a pipeline"));
-    Ok(())
+    let Some(there) = &arguments.ollama else { return Ok(()) };
+    let there = if there.is_empty() { name } else { there };
+    // It ends with this function, whatever comes.
+    let _ollama = arguments.start_ollama.then(|| servers::start_ollama(terminal)).transpose()?;
+    ollama_model::send(&card, there, &|| cancel.load(Ordering::SeqCst), terminal)
 }
 
 fn options(arguments: &Register) -> Result<CardOptions, Failure> {

@@ -4,10 +4,10 @@ use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::pipeline_file;
 use crate::recipe::Recipe;
+use crate::servers;
 use crate::show;
 use crate::terminal::Terminal;
 use runner::card::CardOptions;
-use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
 use runner::pipeline::Pipeline;
 use runner::residency::{Keeping, ResidencyEvent};
@@ -22,6 +22,8 @@ const MAX_QUEUE: usize = 64;
 
 /// Serves until Ctrl-C.
 pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
+    // It ends with this function, whatever comes.
+    let _ollama = arguments.start_ollama.then(|| servers::start_ollama(terminal)).transpose()?;
     let registry = pipeline_file::registry();
     let (files, pipelines): (Vec<_>, Vec<_>) = arguments
         .offers
@@ -33,12 +35,14 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    let cards = pipelines.iter().flat_map(|pipeline| pipeline.experts().values());
+    let engine = servers::engine(cards)?;
     let preload = first_expert(&registry, &pipelines, files_first)?;
     let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
-        residency: Residency::new(Box::new(LlamaEngine::new()?)).keeping(keeping),
+        residency: Residency::new(Box::new(engine)).keeping(keeping),
         preload,
         registry,
         pipelines,

@@ -101,6 +101,12 @@ impl Model {
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocabulary()) }).unwrap_or(0)
     }
 
+    /// Numbers of a hidden state.
+    pub(super) fn width(&self) -> usize {
+        // SAFETY: the model is alive.
+        usize::try_from(unsafe { sys::llama_model_n_embd_out(self.0.as_ptr()) }).unwrap_or(0)
+    }
+
     /// Tokens of context the model was trained on.
     pub(super) fn trained_context_tokens(&self) -> u32 {
         // SAFETY: the model is alive.
@@ -115,6 +121,15 @@ impl Model {
 
     /// llama.cpp's own tokenizer; no begin-of-text token is added.
     pub(super) fn tokenize(&self, text: &str, parse_special: bool) -> Vec<u32> {
+        self.ids(text, false, parse_special)
+    }
+
+    /// A text as data, with the tokens that the model wants before and after it.
+    pub(super) fn tokenize_whole(&self, text: &str) -> Vec<u32> {
+        self.ids(text, true, false)
+    }
+
+    fn ids(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let Ok(length) = i32::try_from(text.len()) else { return Vec::new() };
         let mut ids = vec![0; text.len() + 8];
         loop {
@@ -127,7 +142,7 @@ impl Model {
                     length,
                     ids.as_mut_ptr(),
                     room,
-                    false,
+                    add_special,
                     parse_special,
                 )
             };
@@ -212,36 +227,34 @@ impl Context {
         load: &LoadOptions,
         outputs_max: u32,
     ) -> Result<(Self, Vec<(log::Level, String)>), String> {
-        // SAFETY: returns plain values.
-        let mut params = unsafe { sys::llama_context_default_params() };
         let n_batch = load.num_batch.clamp(1, n_ctx);
-        let threads = |n| i32::try_from(n).unwrap_or(1);
-        let n_threads = threads(context_threads(load.num_thread, model.weights_bytes()));
-        params.n_ctx = n_ctx;
-        params.n_batch = n_batch;
-        params.n_ubatch = n_batch;
-        params.n_seq_max = 1;
-        let outputs_max = outputs_max.clamp(1, n_batch);
-        params.n_outputs_max = outputs_max;
-        params.n_threads = n_threads;
-        params.n_threads_batch = n_threads;
-        params.type_k = ggml_type(load.kv_type_k);
-        params.type_v = ggml_type(load.kv_type_v);
-        params.flash_attn_type = match load.flash_attention {
-            FlashAttention::Auto if load.kv_type_v.is_quantised() => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
-        // Every generation begins from a hard reset and reads forward, so that a layer with a window never needs what
-        // has left it: Gemma 3 of 4 B then holds 334 MiB instead of 1088 MiB at 8,192 tokens.
-        params.swa_full = false;
-        params.no_perf = true;
+        let params = params(&model, n_ctx, n_batch, load, outputs_max.clamp(1, n_batch));
+        Self::open(model, params)
+    }
+
+    /// A context of `n_ctx` tokens that gives the last hidden state of every token, `piece_tokens` of them at once.
+    pub(super) fn for_embeddings(
+        model: Arc<Model>,
+        n_ctx: u32,
+        piece_tokens: u32,
+        load: &LoadOptions,
+    ) -> Result<(Self, Vec<(log::Level, String)>), String> {
+        let mut params = params(&model, n_ctx, piece_tokens, load, piece_tokens);
+        params.embeddings = true;
+        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
+        Self::open(model, params)
+    }
+
+    fn open(
+        model: Arc<Model>,
+        params: sys::llama_context_params,
+    ) -> Result<(Self, Vec<(log::Level, String)>), String> {
         // SAFETY: the model is alive, and stays so through the `Arc` kept beside the context.
         let (context, lines) = log::keep(|| unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) });
         match NonNull::new(context) {
             Some(context) => {
-                let (adapters, batch) = (Vec::new(), Batch::new(n_batch as usize));
+                let batch = Batch::new(params.n_batch as usize);
+                let (adapters, outputs_max) = (Vec::new(), params.n_outputs_max);
                 Ok((Self { context, model, adapters, compute_bytes: None, batch, outputs_max }, lines))
             }
             None => Err(log::reason(&lines)),
@@ -344,6 +357,53 @@ impl Context {
         // `&mut self`.
         Some(unsafe { std::slice::from_raw_parts(row, self.model.vocabulary_rows()) })
     }
+
+    /// The last hidden state of token `i` of the last decoded piece, in a context for embeddings.
+    pub(super) fn hidden_state(&self, i: usize) -> Option<&[f32]> {
+        let i = i32::try_from(i).ok()?;
+        // SAFETY: the context is alive; llama.cpp checks the index and returns null where there is no output.
+        let row = unsafe { sys::llama_get_embeddings_ith(self.context.as_ptr(), i) };
+        if row.is_null() {
+            return None;
+        }
+        // SAFETY: without pooling a row has the model's width, and stays until the next decode, which needs
+        // `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(row, self.model.width()) })
+    }
+}
+
+/// Parameters of a context; `outputs_max` rows of output at once.
+fn params(
+    model: &Model,
+    n_ctx: u32,
+    n_batch: u32,
+    load: &LoadOptions,
+    outputs_max: u32,
+) -> sys::llama_context_params {
+    // SAFETY: returns plain values.
+    let mut params = unsafe { sys::llama_context_default_params() };
+    let n_threads = context_threads(load.num_thread, model.weights_bytes());
+    let n_threads = i32::try_from(n_threads).unwrap_or(1);
+    params.n_ctx = n_ctx;
+    params.n_batch = n_batch;
+    params.n_ubatch = n_batch;
+    params.n_seq_max = 1;
+    params.n_outputs_max = outputs_max;
+    params.n_threads = n_threads;
+    params.n_threads_batch = n_threads;
+    params.type_k = ggml_type(load.kv_type_k);
+    params.type_v = ggml_type(load.kv_type_v);
+    params.flash_attn_type = match load.flash_attention {
+        FlashAttention::Auto if load.kv_type_v.is_quantised() => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    };
+    // Every generation begins from a hard reset and reads forward, so that a layer with a window never needs what
+    // has left it: Gemma 3 of 4 B then holds 334 MiB instead of 1088 MiB at 8,192 tokens.
+    params.swa_full = false;
+    params.no_perf = true;
+    params
 }
 
 impl Drop for Context {

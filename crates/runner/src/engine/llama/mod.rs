@@ -1,5 +1,6 @@
 //! The embedded engine: llama.cpp in this process, prompts as token ids made by our own text layer.
 
+mod embedding;
 mod ffi;
 pub(crate) mod language;
 pub mod log;
@@ -163,6 +164,14 @@ impl Loaded for LoadedLlama {
         let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
+    }
+
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        embedding::embed(&self.card, &self.session, texts, go_on)
     }
 
     fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {
