@@ -1,5 +1,6 @@
 //! How fast experts come, go and answer, beside llama.cpp alone in the same process; see `scripts/bench/experts.sh`.
 //!
+//!   experts adapter BASE OUT SEED          writes an adapter of random numbers over all matrices of the layers
 //!   experts switch BASE ADAPTER ADAPTER    an adapter over a resident base
 //!   experts swap FILE FILE                 a full swap of warm files
 //!   experts speed FILE [ADAPTER]           tokens a second, and what an adapter costs of them
@@ -13,6 +14,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use formats::{BlockType, gguf};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -26,33 +28,78 @@ use runner::engine::{Form, Loaded, Progress, Prompt, Request};
 use runner::residency::{Keeping, ReadAheadLimits};
 use runner::{ExpertCard, Residency};
 
+/// `THREADS`: 2 of a quiet machine; on a busy one two wait for one another, and one tells more.
+fn threads() -> u32 {
+    number("THREADS").unwrap_or(2)
+}
+
+/// `ROUNDS`: how often each figure is taken.
+fn rounds() -> u32 {
+    number("ROUNDS").unwrap_or(9)
+}
+
+fn number(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const CONTEXT: u32 = 1024;
 const BATCH: u32 = 512;
-const THREADS: u32 = 2;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let files: Vec<PathBuf> = arguments.iter().skip(1).map(PathBuf::from).collect();
-    let rounds = std::env::var("ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(9);
+    let rounds = rounds() as usize;
     match (arguments.first().map(String::as_str), files.as_slice()) {
+        (Some("adapter"), [base, out, seed]) => write_adapter(base, out, seed.to_string_lossy().parse()?),
         (Some("switch"), [base, a, b]) => switch(base, [a, b], rounds),
         (Some("swap"), [a, b]) => swap([a, b], rounds),
         (Some("speed"), [file]) => speed(file, None, rounds),
         (Some("speed"), [file, adapter]) => speed(file, Some(adapter), rounds),
         (Some("ahead"), [a, b]) => ahead(a, b, rounds.min(3)),
         _ => {
-            Err("switch BASE ADAPTER ADAPTER | swap FILE FILE | speed FILE [ADAPTER] | ahead FILE FILE"
+            Err("adapter BASE OUT SEED | switch BASE ADAPTER ADAPTER | swap FILE FILE | speed FILE [ADAPTER] | ahead FILE FILE"
                 .into())
         }
     }
 }
 
+/// Of rank 16, over every matrix of the layers.
+fn write_adapter(base: &Path, out: &Path, mut seed: u64) -> Outcome<()> {
+    const RANK: u64 = 16;
+    let base = gguf::Reader::open(base)?;
+    let mut metadata = gguf::Metadata::new();
+    metadata
+        .push("general.architecture", base.metadata().get_str("general.architecture").unwrap_or_default());
+    metadata.push("general.type", "adapter");
+    metadata.push("adapter.type", "lora");
+    metadata.push("adapter.lora.alpha", RANK as f32);
+    let mut sides: Vec<gguf::Planned> = Vec::new();
+    for tensor in base.tensors().iter().filter(|tensor| tensor.name.starts_with("blk.")) {
+        if let [columns, rows] = tensor.shape[..] {
+            sides.push((format!("{}.lora_a", tensor.name), vec![columns, RANK], BlockType::F32));
+            sides.push((format!("{}.lora_b", tensor.name), vec![RANK, rows], BlockType::F32));
+        }
+    }
+    let mut writer = gguf::Writer::begin(std::fs::File::create(out)?, &metadata, &sides)?;
+    for (_, shape, _) in &sides {
+        let mut number = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((seed >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * 0.02
+        };
+        let n = shape.iter().product::<u64>();
+        let bytes: Vec<u8> = (0..n).flat_map(|_| number().to_le_bytes()).collect();
+        writer.write_tensor(&bytes)?;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
 /// The card of a file, with what is asked of every one here.
 fn card(name: &str, file: &Path, adapter: Option<&PathBuf>) -> Outcome<ExpertCard> {
     let load =
-        LoadOptions { num_ctx: CONTEXT, num_batch: BATCH, num_thread: THREADS, ..LoadOptions::default() };
+        LoadOptions { num_ctx: CONTEXT, num_batch: BATCH, num_thread: threads(), ..LoadOptions::default() };
     let adapters = adapter.map(|file| AdapterOptions { file: file.to_owned(), scale: 1.0 });
     let options = CardOptions { load, adapters: adapters.into_iter().collect(), ..CardOptions::default() };
     Ok(ExpertCard::from_file(name, file, &options, Digests::Blake3)?)
@@ -170,7 +217,7 @@ impl Alone {
     fn load(backend: &LlamaBackend, file: &Path) -> Outcome<Self> {
         let model = LlamaModel::load_from_file(backend, file, &LlamaModelParams::default())?;
         let model = Box::into_raw(Box::new(model));
-        let threads = i32::try_from(THREADS)?;
+        let threads = i32::try_from(threads())?;
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(CONTEXT))
             .with_n_batch(BATCH)
@@ -221,9 +268,10 @@ impl Drop for Alone {
 fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
     const WORDS: usize = 160;
     const TOKENS: u32 = 49;
+    // The engine first: it keeps llama.cpp's log to itself.
+    let mut residency = one_at_a_time(None)?;
     let backend = LlamaBackend::init()?;
     let mut alone = Alone::load(&backend, file)?;
-    let mut residency = one_at_a_time(None)?;
     let bare = card("bare", file, None)?;
     let adapted = adapter.map(|_| card("adapted", file, adapter)).transpose()?;
     let mut figures: [Vec<f64>; 6] = Default::default();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use text::Message;
 
 use super::adapter::{Adapter, AdapterOptions, BaseFile};
-use crate::engine::llama;
+use crate::engine::llama::{self, language::Language};
 use crate::{Error, Result};
 
 /// A GGUF file, as it was when the card was made.
@@ -126,7 +126,7 @@ pub(super) fn stamp(path: &Path) -> Result<(u64, u64)> {
 /// Checks tokenizer and template: special ids are there, a conversation renders, a turn has its end. Gives the
 /// hash of the template.
 fn check_text(name: &str, metadata: &gguf::Metadata) -> Result<Option<String>> {
-    let (tokenizer, template) = llama::session::text_of(name, metadata)?;
+    let Language { tokenizer, template } = Language::of(name, metadata)?;
     let Some(template) = template else { return Ok(None) };
     let failed = |source| Error::Text { expert: name.to_owned(), source };
     text::encode_prompt(&tokenizer, &template, &[Message::new("user", "Hello.")]).map_err(failed)?;

@@ -293,10 +293,20 @@ impl Context {
         self.compute_bytes
     }
 
-    /// Forgets everything: the hard reset between two generations.
+    /// Forgets everything: the hard reset between two generations. What a cell held is not read before it is written
+    /// again, so the numbers stay; zeroing them took 20 ms of every prompt at 1,024 tokens of a model of 0.6 B.
     pub(super) fn clear(&mut self) {
-        // SAFETY: the context is alive; `true` clears the data too.
-        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) };
+        self.reset(false);
+    }
+
+    /// The same, and zeroes: after a failure the numbers may be no numbers, and nothing times NaN is NaN.
+    pub(super) fn wipe(&mut self) {
+        self.reset(true);
+    }
+
+    fn reset(&mut self, zeroes: bool) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), zeroes) };
     }
 
     /// Decodes tokens at positions from `position` on: at most [`Context::batch_tokens`] of them.

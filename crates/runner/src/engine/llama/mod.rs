@@ -2,6 +2,7 @@
 
 mod embedding;
 mod ffi;
+pub(crate) mod language;
 pub mod log;
 mod report;
 mod sampler;
@@ -143,7 +144,8 @@ impl Loaded for LoadedLlama {
         let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
         let begun = Instant::now();
         let total = prompt.len();
-        let read = self.session.read_prompt(&prompt, &mut |done| sink(Progress::Prompt { done, total }))?;
+        let read = self.session.read_prompt(&prompt, &mut |done| sink(Progress::Prompt { done, total }));
+        let read = read.inspect_err(|_| self.session.wipe())?;
         let prompt_ns = nanoseconds(begun);
         if read.is_break() {
             let text = String::new();
@@ -158,7 +160,8 @@ impl Loaded for LoadedLlama {
             });
         }
         let begun = Instant::now();
-        let (text, finish, output_tokens) = self.decode(request, total, chooser, sink)?;
+        let decoded = self.decode(request, total, chooser, sink);
+        let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
     }

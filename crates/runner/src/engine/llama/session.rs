@@ -1,7 +1,7 @@
 //! One GGUF file open in llama.cpp at token level: generation's inner loop, and what an export's verification
 //! needs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use formats::gguf;
 use text::{Chat, ChatTemplate, Tokenizer};
 
 use super::ffi::{self, Adapter, Context, Model, Outputs};
+use super::language::{Language, refuse_doubles};
 use super::report::Report;
 use super::{sampler, simulate};
 use crate::budget::{self, Budget, Head, Place};
@@ -32,8 +33,7 @@ pub struct SessionOptions {
 pub struct Session {
     name: String,
     context: Context,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    language: Language,
     stop_ids: Vec<u32>,
     report: Report,
     /// Adapters in memory, by the hash of their file: those that are set, and those that were.
@@ -66,7 +66,10 @@ impl Session {
         ffi::start();
         // Our reader first: it refuses files that would bring the engine down.
         let file = gguf::Reader::open(path)?;
-        refuse_doubles(name, file.metadata())?;
+        let kept = Language::kept(file.metadata());
+        if kept.is_none() {
+            refuse_doubles(name, file.metadata())?;
+        }
         let refused = |reason| Error::Load { expert: name.to_owned(), path: path.to_owned(), reason };
         let mut cancelled = false;
         let mut go_on = |part| {
@@ -76,12 +79,13 @@ impl Session {
         simulate::check_card(name, path, &options.load)?;
         let part = if options.check_tensors { ffi::Part::AllChecked } else { ffi::Part::All };
         // Of a small model the two readings of the vocabulary, ours and llama.cpp's, are most of the load: at once.
-        let (text, loaded) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| read_text(name, file.metadata()));
+        let (language, loaded) = std::thread::scope(|scope| {
+            let read = || kept.map_or_else(|| Language::read(name, file.metadata()), Ok);
+            let language = scope.spawn(read);
             let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
-            (text.join(), loaded)
+            (language.join(), loaded)
         });
-        let (tokenizer, template) = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let language = language.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (model, mut lines) = match loaded {
             Err(_) if cancelled => return Err(Error::Cancelled),
             other => other.map_err(refused)?,
@@ -93,10 +97,9 @@ impl Session {
             Context::new(Arc::clone(&model), n_ctx, &options.load, outputs).map_err(refused)?;
         lines.extend(of_context);
         let report = Report::read(&lines, &model, &context);
-        let stop_ids = stop_ids(&model, &tokenizer, template.as_ref());
-        let tokenizer = Arc::new(tokenizer);
+        let stop_ids = stop_ids(&model, &language);
         let adapters = HashMap::new();
-        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report, adapters })
+        Ok(Self { name: name.to_owned(), context, language, stop_ids, report, adapters })
     }
 
     /// What a session over a file takes in main memory, before it is opened.
@@ -112,12 +115,12 @@ impl Session {
 
     /// The tokenizer, rebuilt from the file's metadata.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.language.tokenizer
     }
 
     /// The file's chat template.
     pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.language.template.as_deref()
     }
 
     /// Tokens of context.
@@ -141,11 +144,11 @@ impl Session {
     /// # Errors
     /// [`Error::Text`], or [`Error::Card`] if the file has no template.
     pub fn chat_ids<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
-        let template = self.template.as_ref().ok_or_else(|| Error::Card {
+        let template = self.template().ok_or_else(|| Error::Card {
             expert: self.name.clone(),
             reason: "its file has no chat template, so it can only continue a text".to_owned(),
         })?;
-        let ids = text::encode_prompt(&self.tokenizer, template, chat);
+        let ids = text::encode_prompt(self.tokenizer(), template, chat);
         ids.map_err(|source| Error::Text { expert: self.name.clone(), source })
     }
 
@@ -169,6 +172,17 @@ impl Session {
     /// # Errors
     /// As [`Session::greedy`].
     pub fn greedy_while(
+        &mut self,
+        prompt: &[u32],
+        stop: &[u32],
+        max_new: usize,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<(Vec<u32>, bool)>> {
+        let continued = self.continue_greedily(prompt, stop, max_new, go_on);
+        continued.inspect_err(|_| self.context.wipe())
+    }
+
+    fn continue_greedily(
         &mut self,
         prompt: &[u32],
         stop: &[u32],
@@ -306,7 +320,12 @@ impl Session {
 
     /// The tokenizer, to be read while the session decodes.
     pub(super) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
-        Arc::clone(&self.tokenizer)
+        Arc::clone(&self.language.tokenizer)
+    }
+
+    /// Forgets everything after a failure, the numbers in the cache too.
+    pub(super) fn wipe(&mut self) {
+        self.context.wipe();
     }
 
     pub(super) fn model(&self) -> &Arc<Model> {
@@ -367,37 +386,8 @@ fn log_prob(logits: &[f32], id: u32) -> f64 {
     f64::from(logit) - max - sum.ln()
 }
 
-/// Tokenizer and template of a file whose vocabulary holds no token twice.
-pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    refuse_doubles(name, metadata)?;
-    read_text(name, metadata)
-}
-
-fn read_text(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let failed = |source| Error::Text { expert: name.to_owned(), source };
-    let tokenizer = Tokenizer::from_gguf(metadata).map_err(failed)?;
-    let Some(source) = metadata.get_str("tokenizer.chat_template") else { return Ok((tokenizer, None)) };
-    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).map(|token| token.to_string());
-    let bos = spelling(tokenizer.bos()).unwrap_or_default();
-    let eos = spelling(tokenizer.eos()).unwrap_or_default();
-    let template = ChatTemplate::from_source(source, &bos, &eos).map_err(failed)?;
-    Ok((tokenizer, Some(template)))
-}
-
-/// A token that stands twice in the vocabulary makes llama.cpp abort the whole process.
-pub(super) fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
-    let Some(tokens) = metadata.get_strings("tokenizer.ggml.tokens") else { return Ok(()) };
-    let mut seen = HashSet::with_capacity(tokens.len());
-    match tokens.iter().find(|token| !seen.insert(*token)) {
-        None => Ok(()),
-        Some(token) => {
-            let reason = format!("token `{token}` stands twice in its file's vocabulary");
-            Err(Error::Card { expert: name.to_owned(), reason })
-        }
-    }
-}
-
-fn stop_ids(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+fn stop_ids(model: &Model, language: &Language) -> Vec<u32> {
+    let (tokenizer, template) = (&language.tokenizer, language.template.as_deref());
     let rows = u32::try_from(model.vocabulary_rows()).unwrap_or(0);
     let mut ids: Vec<u32> = (0..rows).filter(|&id| model.ends_generation(id)).collect();
     let closing = template.and_then(|template| text::end_of_turn(tokenizer, template).ok());

@@ -12,7 +12,7 @@ use super::generation::{Generation, Version};
 use super::server::OllamaServer;
 use super::{name, verify};
 use crate::card::{Adapter, ExpertCard, LoadOptions, OllamaModel};
-use crate::engine::llama::session::text_of;
+use crate::engine::llama::language::Language;
 use crate::engine::remote::{self, Fault, Poll, Upload, patiently};
 use crate::{Error, Result};
 
@@ -188,7 +188,7 @@ pub(super) struct Plan {
     pub expert: String,
     pub file: gguf::Reader,
     pub generation: Generation,
-    pub template: text::ChatTemplate,
+    pub template: std::sync::Arc<text::ChatTemplate>,
     /// What the tokenizer itself puts in front.
     pub bos: String,
     pub system: Option<String>,
@@ -211,7 +211,7 @@ impl Plan {
         generation: Generation,
     ) -> std::result::Result<Self, Trouble> {
         let file = gguf::Reader::open(&request.file).map_err(Error::from)?;
-        let (tokenizer, template) = text_of(expert, file.metadata())?;
+        let Language { tokenizer, template } = Language::of(expert, file.metadata())?;
         let template = template.ok_or_else(|| Trouble::Refused {
             reason: "the file has no chat template, and the server would give it one that fits by chance"
                 .to_owned(),
