@@ -61,9 +61,10 @@ pub fn forecast(
                     None => {
                         let stays =
                             keeping == Keeping::WhereTheyFit && !matches!(wanted.model, Model::Ollama(_));
-                        while !residents.is_empty()
-                            && !(stays && has_room(experts, &residents, asked, available, total_bytes))
-                        {
+                        let is_room = |residents: &[usize]| {
+                            stays && has_room(experts, residents, asked, available, total_bytes)
+                        };
+                        while !residents.is_empty() && !is_room(&residents) {
                             let at = needed_latest(experts, &residents, &steps[i..]);
                             unloads.push(residents.remove(at));
                         }
