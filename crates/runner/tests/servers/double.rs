@@ -400,14 +400,18 @@ fn show(inside: &Inside, body: &Value) -> Response {
                 formats::gguf::Value::Array(formats::gguf::Array::I32(list)) => Some(json!(list)),
                 _ => None,
             });
-            let plain = metadata.get_str(key).map(|text| json!(text));
-            let plain = plain.or_else(|| metadata.get_u64(key).map(|number| json!(number)));
+            let plain = match value {
+                formats::gguf::Value::String(text) => Some(json!(text)),
+                formats::gguf::Value::Bool(truth) => Some(json!(truth)),
+                formats::gguf::Value::F32(number) => Some(json!(number)),
+                _ => metadata.get_u64(key).map(|number| json!(number)),
+            };
             let value = match listed {
                 Some(list) if lists => list,
-                Some(_) => json!([]),
+                Some(_) => Value::Null,
                 None => plain.unwrap_or(Value::Null),
             };
-            if key != "tokenizer.chat_template" {
+            if key != "tokenizer.chat_template" && key != "general.name" {
                 info.insert(key.clone(), value);
             }
         }
@@ -424,11 +428,12 @@ fn open(bytes: &[u8]) -> Option<formats::gguf::Reader> {
 }
 
 fn run(shared: &Shared, asked: Asked, body: &Value, wrong: Option<Wrong>) -> Response {
-    let name = with_tag(body["model"].as_str().unwrap_or_default());
+    let asked_for = body["model"].as_str().unwrap_or_default();
+    let name = with_tag(asked_for);
     let (stored, file) = {
         let inside = lock(shared);
         let Some(stored) = inside.models.get(&name).filter(|_| wrong != Some(Wrong::Vanished)) else {
-            return error(StatusCode::NOT_FOUND, &format!("model '{name}' not found"));
+            return error(StatusCode::NOT_FOUND, &format!("model '{asked_for}' not found"));
         };
         let file = inside.blobs.get(&stored.file).cloned();
         (stored.clone(), file)
@@ -611,7 +616,8 @@ fn copy(inside: &mut Inside, body: &Value) -> Response {
     let (from, to) =
         (with_tag(body["source"].as_str().unwrap()), with_tag(body["destination"].as_str().unwrap()));
     let Some(stored) = inside.models.get(&from).cloned() else {
-        return error(StatusCode::NOT_FOUND, &format!("model \"{from}\" not found"));
+        let asked_for = body["source"].as_str().unwrap();
+        return error(StatusCode::NOT_FOUND, &format!("model \"{asked_for}\" not found"));
     };
     inside.models.insert(to, stored);
     StatusCode::OK.into_response()
@@ -621,7 +627,10 @@ fn delete(inside: &mut Inside, body: &Value) -> Response {
     let name = with_tag(body["model"].as_str().unwrap());
     match inside.models.remove(&name) {
         Some(_) => StatusCode::OK.into_response(),
-        None => error(StatusCode::NOT_FOUND, &format!("model '{name}' not found")),
+        None => {
+            let asked_for = body["model"].as_str().unwrap();
+            error(StatusCode::NOT_FOUND, &format!("model '{asked_for}' not found"))
+        }
     }
 }
 

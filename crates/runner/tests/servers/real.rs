@@ -27,7 +27,7 @@ impl Drop for Registered<'_> {
     }
 }
 
-fn real() -> Option<OllamaServer> {
+pub fn real() -> Option<OllamaServer> {
     let Ok(host) = std::env::var("OLLAMA_HOST") else {
         println!("skipped: OLLAMA_HOST names no Ollama to try this on");
         return None;

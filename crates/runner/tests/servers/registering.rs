@@ -11,7 +11,7 @@ use crate::double::{Asked, Double, Plan, Wrong};
 use crate::engine::{VERSIONS, server};
 use crate::tiny::{self, Says};
 
-fn registration(directory: &Path) -> Registration {
+pub fn registration(directory: &Path) -> Registration {
     let file = directory.join("poet.gguf");
     tiny::write(&file, &Says::Once(&["Hello", ", world"]));
     Registration {

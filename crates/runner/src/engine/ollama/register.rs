@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::api::CreateLine;
 use super::generation::{Generation, Version};
 use super::server::OllamaServer;
-use super::{name, verify};
+use super::{name, residence, verify};
 use crate::card::{Adapter, ExpertCard, LoadOptions, OllamaModel};
 use crate::engine::llama::language::Language;
 use crate::engine::remote::{self, Fault, Poll, Upload, patiently};
@@ -164,6 +164,7 @@ pub fn register(
         .and_then(|()| verify::rendered(server, &unchecked, &plan, poll, observer))
         .and_then(|()| server.copy(&unchecked, &named));
     // Whatever came of it, this name has had its use; that it was never made is no news.
+    let _ = residence::ask_to_unload(server, &unchecked);
     let _ = server.delete(&unchecked);
     made?;
     let model = server.identify(&named)?;
