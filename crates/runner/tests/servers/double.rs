@@ -123,6 +123,8 @@ pub struct Inside {
     /// Loaded models and how often each is still listed after it was told to go.
     pub loaded: BTreeMap<String, Option<u32>>,
     pub has_card: bool,
+    /// Where models really run, if not there.
+    pub remote_host: Option<&'static str>,
     pub plan: Option<Plan>,
     pub log: Vec<Logged>,
     /// Streams that were dropped by the client before they ended.
@@ -336,9 +338,13 @@ fn tags(inside: &Inside, wrong: Option<Wrong>) -> Response {
         .map(|(name, stored)| {
             let digest =
                 if wrong == Some(Wrong::OtherDigest) { "f".repeat(64) } else { stored.digest.clone() };
-            json!({"name": name, "model": name, "digest": digest, "size": 1_000_000, "modified_at": "",
-                "details": {"format": "gguf", "family": "qwen3", "parameter_size": "1K",
-                    "quantization_level": "F32"}})
+            let mut tag = json!({"name": name, "model": name, "digest": digest, "size": 1_000_000,
+                "modified_at": "", "details": {"format": "gguf", "family": "qwen3", "parameter_size": "1K",
+                    "quantization_level": "F32"}});
+            if let Some(host) = inside.remote_host {
+                tag["remote_host"] = host.into();
+            }
+            tag
         })
         .collect();
     axum::Json(json!({"models": models})).into_response()
@@ -373,8 +379,10 @@ fn ps(inside: &mut Inside, wrong: Option<Wrong>) -> Response {
 }
 
 fn show(inside: &Inside, body: &Value) -> Response {
-    let name = with_tag(body["model"].as_str().unwrap_or_default());
+    let asked_for = body["model"].as_str().unwrap_or_default();
+    let name = with_tag(asked_for);
     let Some(stored) = inside.models.get(&name) else {
+        let name = if is_before(&inside.version, (30, 0)) { asked_for } else { &name };
         return error(StatusCode::NOT_FOUND, &format!("model '{name}' not found"));
     };
     let mut parameters = Vec::new();

@@ -130,6 +130,10 @@ fn a_model_that_is_not_the_cards_is_refused() {
     assert!(matches!(error, Error::ModelChanged { .. }), "{error}");
     assert!(error.to_string().contains(&"f".repeat(64)), "{error}");
     assert_eq!(double.count(Asked::Load), 0);
+    double.inside().remote_host = Some("https://ollama.com:443");
+    let error = server(&double).identify("poet").unwrap_err();
+    assert!(error.to_string().contains("does not run there but on https://ollama.com:443"), "{error}");
+    double.inside().remote_host = None;
     let error = server(&double).identify("novelist").unwrap_err();
     assert!(error.to_string().contains("no model of that name; it has: poet:latest"), "{error}");
 }
