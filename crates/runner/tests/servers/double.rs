@@ -60,6 +60,8 @@ pub enum Wrong {
     ShortContext,
     /// The runner ran out of memory while it loaded.
     NoMemory,
+    /// The runner takes no adapter, as 0.24.0 says it of the architectures of its own engine.
+    NoAdapter,
 }
 
 /// What is asked, by what the client wants.
@@ -296,6 +298,10 @@ async fn instead(wrong: Option<Wrong>) -> Option<Response> {
         Wrong::NoMemory => error(
             StatusCode::INTERNAL_SERVER_ERROR,
             "model requires more system memory (12.0 GiB) than is available (3.1 GiB)",
+        ),
+        Wrong::NoAdapter => error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "failed to initialize model: loras are not yet implemented",
         ),
         Wrong::Hangs => futures::future::pending().await,
         Wrong::Reset => broken(vec![r#"{"mod"#.to_owned()]),
