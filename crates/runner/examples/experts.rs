@@ -194,7 +194,8 @@ fn swap(files: [&PathBuf; 2], rounds: usize) -> Outcome<()> {
         drop(loaded);
         // The first round warms up.
         if round > 0 {
-            (ours.push(ms), alone.push(ms_alone));
+            ours.push(ms);
+            alone.push(ms_alone);
         }
     }
     std::mem::forget(backend);
@@ -266,8 +267,7 @@ impl Drop for Alone {
 }
 
 fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
-    const WORDS: usize = 160;
-    const TOKENS: u32 = 49;
+    let (words, tokens) = (number("WORDS").unwrap_or(160) as usize, number("TOKENS").unwrap_or(49));
     // The engine first: it keeps llama.cpp's log to itself.
     let mut residency = one_at_a_time(None)?;
     let backend = LlamaBackend::init()?;
@@ -277,13 +277,13 @@ fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
     let mut figures: [Vec<f64>; 6] = Default::default();
     let (mut n_prompt, mut n_steps) = (0, 0);
     for round in 0..=rounds {
-        let ours = ask(get(&mut residency, &bare)?, WORDS, TOKENS)?;
+        let ours = ask(get(&mut residency, &bare)?, words, tokens)?;
         let (prompt_ms, decode_ms) = alone.run(ours.prompt_tokens, ours.steps)?;
         let theirs = Asked { prompt_ms, decode_ms, ..ours };
         (n_prompt, n_steps) = (ours.prompt_tokens, ours.steps);
         let mut row = [ours.rates(), theirs.rates()].concat();
         if let Some(card) = &adapted {
-            row.extend(ask(get(&mut residency, card)?, WORDS, TOKENS)?.rates());
+            row.extend(ask(get(&mut residency, card)?, words, tokens)?.rates());
         }
         // The first round warms up.
         if round > 0 {
@@ -314,7 +314,7 @@ fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
 }
 
 fn ahead(first: &Path, second: &Path, rounds: usize) -> Outcome<()> {
-    const TOKENS: u32 = 200;
+    let tokens = number("TOKENS").unwrap_or(100);
     let cards = [card("first", first, None)?, card("second", second, None)?];
     let bytes = std::fs::metadata(second)?.len();
     let (mut with, mut without, mut rate_with, mut rate_without) = (vec![], vec![], vec![], vec![]);
@@ -323,16 +323,18 @@ fn ahead(first: &Path, second: &Path, rounds: usize) -> Outcome<()> {
             let mut residency = one_at_a_time(reads.then(ReadAheadLimits::default))?;
             forget(second)?;
             residency.foresee(cards.to_vec());
-            let [_, rate] = ask(get(&mut residency, &cards[0])?, 100, TOKENS)?.rates();
+            let [_, rate] = ask(get(&mut residency, &cards[0])?, 10, tokens)?.rates();
             let done = residency.read_ahead().map_or(0, |ahead| ahead.read_bytes());
             let begun = Instant::now();
             ask(get(&mut residency, &cards[1])?, 1, 1)?;
             let ms = milliseconds(begun);
             if reads {
                 println!("           {done} of {bytes} bytes were read while the first expert worked");
-                (with.push(ms), rate_with.push(rate));
+                with.push(ms);
+                rate_with.push(rate);
             } else {
-                (without.push(ms), rate_without.push(rate));
+                without.push(ms);
+                rate_without.push(rate);
             }
         }
     }

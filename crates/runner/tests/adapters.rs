@@ -12,7 +12,7 @@ use runner::card::{
     Adapter, AdapterOptions, BaseMatch, CardOptions, Digests, FlashAttention, KvType, LoadOptions,
 };
 use runner::engine::llama::{LlamaEngine, Session, SessionOptions};
-use runner::engine::{Prompt, Request};
+use runner::engine::{Progress, Prompt, Request};
 use runner::residency::ResidencyEvent;
 use runner::{Error, ExpertCard, Residency};
 use tempfile::TempDir;
@@ -284,4 +284,76 @@ fn the_budget_of_adapters_is_what_the_engine_takes() {
             assert_eq!(planned.main.weights_bytes > bare, !names.is_empty(), "{what}");
         }
     }
+}
+
+/// What an expert says under a system message, and in how many pieces it read its prompt.
+fn under(loaded: &mut dyn runner::Loaded, system: &str, user: &str) -> (String, usize) {
+    let messages = vec![Message::new("system", system), Message::new("user", user)];
+    let mut request = Request::new(loaded.card(), Prompt::Chat(messages));
+    request.sampling.max_tokens = Some(48);
+    let mut pieces = 0;
+    let answer = loaded.generate(&request, &mut |progress| {
+        pieces += usize::from(matches!(progress, Progress::Prompt { .. }));
+        ControlFlow::Continue(())
+    });
+    (answer.unwrap().text, pieces)
+}
+
+#[test]
+fn what_prompts_begin_with_is_read_once_and_answers_stay_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    noise::write(&path("base.gguf"), 1);
+    noise::write_adapter(&path("a.gguf"), 2, 4);
+    let load = LoadOptions { num_batch: 32, num_ctx: 512, ..load() };
+    let base = card("base", &path("base.gguf"), &[], load.clone()).unwrap();
+    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load).unwrap();
+    let residency = || Residency::new(Box::new(LlamaEngine::new().unwrap()));
+    let long =
+        "You answer in the fewest words that say it, and never say what you were not asked for. ".repeat(2);
+    let asked = [
+        (&base, long.as_str(), "one"),
+        (&base, long.as_str(), "two, which is another and a longer question"),
+        (&base, "Be brief.", "two"),
+        (&base, long.as_str(), "three"),
+        (&adapted, long.as_str(), "three"),
+        (&adapted, long.as_str(), "one"),
+        (&base, long.as_str(), "one"),
+    ];
+    let silent = &mut formats::observe::Silent;
+    let fresh = asked.map(|(card, system, user)| {
+        let mut residency = residency();
+        under(residency.get(card, &|| false, silent).unwrap().0, system, user)
+    });
+    let mut one = residency();
+    let silent = &mut formats::observe::Silent;
+    let kept =
+        asked.map(|(card, system, user)| under(one.get(card, &|| false, silent).unwrap().0, system, user));
+    let texts =
+        |answers: &[(String, usize)]| answers.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&kept), texts(&fresh));
+    assert_ne!(fresh[3].0, fresh[4].0, "the adapter changes nothing");
+    // Read anew at the first, after a short system message, and after each switch.
+    let fewer: Vec<bool> = kept.iter().zip(&fresh).map(|(kept, fresh)| kept.1 < fresh.1).collect();
+    assert_eq!(fewer, [false, true, false, false, false, true, false]);
+}
+
+#[test]
+fn vectors_of_texts_are_those_of_the_adapter_that_is_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    noise::write(&path("base.gguf"), 1);
+    noise::write_adapter(&path("a.gguf"), 2, 4);
+    let base = card("base", &path("base.gguf"), &[], load()).unwrap();
+    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load()).unwrap();
+    let embed = |residency: &mut Residency, card: &ExpertCard| {
+        let (loaded, _) = residency.get(card, &|| false, &mut formats::observe::Silent).unwrap();
+        loaded.embed(&["a text".to_owned()], &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let residency = || Residency::new(Box::new(LlamaEngine::new().unwrap()));
+    let (mut first, mut second) = (residency(), residency());
+    let plain = embed(&mut first, &base);
+    let over = embed(&mut second, &adapted);
+    assert_ne!(plain, over);
+    assert_eq!((embed(&mut first, &adapted), embed(&mut second, &base)), (over, plain));
 }

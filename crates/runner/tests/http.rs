@@ -260,6 +260,36 @@ fn experts_are_loaded_shown_and_unloaded() {
 }
 
 #[test]
+fn the_first_expert_is_there_before_anybody_asks_and_the_default_is_meant_without_a_name() {
+    let served = Served::start(|config| {
+        config.registry.set_default("yes").unwrap();
+        config.preload = Some(config.registry.card("yes").unwrap());
+    });
+    let begun = Instant::now();
+    while served.get("/api/status")["resident"]["expert"] != "yes" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was loaded");
+    }
+    let (_, answer) = served.post("/api/generate", &json!({"prompt": "Hi", "stream": false}));
+    assert_eq!(answer["response"], "yes");
+    let (_, answer) =
+        served.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Hi"}]}));
+    assert_eq!(answer["choices"][0]["message"]["content"], "yes");
+    // A role of another file is loaded beside it, and each is listed.
+    served.post("/api/generate", &json!({"model": "greeter", "prompt": "Hi", "stream": false}));
+    let names: Vec<String> = served.get("/api/ps")["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["greeter:latest", "yes:latest"]);
+    let status = served.get("/api/status");
+    assert_eq!(status["residents"].as_array().unwrap().len(), 2, "{status}");
+    let loaded = |event: &ServeEvent| matches!(event, ServeEvent::Residency(ResidencyEvent::Loaded { .. }));
+    assert_eq!(served.events.lock().unwrap().try_iter().filter(loaded).count(), 2);
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let served = Served::start(|_| {});
     let check = |path: &str, body: Value, status: u16, error: &str| {

@@ -117,9 +117,6 @@ pub async fn serve(
     let keep_alive = KeepAlive::For(config.keep_alive);
     let (worker, thread) = Worker::start(config.residency, keep_alive, config.max_queue, log.clone())
         .map_err(|error| wrong(&format!("the engine's thread can't be started: {error}")))?;
-    if let Some(card) = config.preload {
-        worker.preload(card);
-    }
     let server = Server {
         worker,
         experts,
@@ -130,6 +127,9 @@ pub async fn serve(
         log: log.clone(),
     };
     log.write(ServeEvent::Listening { address });
+    if let Some(card) = config.preload {
+        server.worker.preload(card);
+    }
     accept::run(listener, router(server), shutdown).await;
     // The last handle on the worker went with the router: the thread unloads the expert and ends.
     let joined = tokio::task::spawn_blocking(move || thread.join()).await;

@@ -61,10 +61,11 @@ pub fn forecast(
                     None => {
                         let stays =
                             keeping == Keeping::WhereTheyFit && !matches!(wanted.model, Model::Ollama(_));
-                        let is_room = |residents: &[usize]| {
-                            stays && has_room(experts, residents, asked, available, total_bytes)
-                        };
-                        while !residents.is_empty() && !is_room(&residents) {
+                        loop {
+                            let fits = stays && has_room(experts, &residents, asked, available, total_bytes);
+                            if fits || residents.is_empty() {
+                                break;
+                            }
                             let at = needed_latest(experts, &residents, &steps[i..]);
                             unloads.push(residents.remove(at));
                         }

@@ -75,6 +75,7 @@ pub(super) fn embed(
     check_memory(name, &file, &load)?;
     let made = Context::for_embeddings(Arc::clone(model), load.num_ctx, load.num_batch, &load);
     let (mut context, _) = made.map_err(|reason| Error::Load { expert: name.clone(), path, reason })?;
+    context.set_adapters(session.set()).map_err(|reason| session.decode_error(reason))?;
     let mut vectors = Vec::with_capacity(texts.len());
     for ids in &ids {
         let vector = pooled(&mut context, ids, kind.pooling);

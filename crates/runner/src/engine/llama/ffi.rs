@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 mod adapter;
+mod prefix;
 
 use std::ffi::{CString, c_void};
 use std::path::Path;
@@ -186,6 +187,8 @@ pub(super) struct Context {
     adapters: Vec<(Arc<Adapter>, f32)>,
     // As the last layout of the buffers has it, where that is not the first.
     compute_bytes: Option<u64>,
+    // The tokens that a prompt may begin with without their being read again.
+    prefix: Vec<u32>,
     batch: Batch,
     outputs_max: u32,
 }
@@ -254,8 +257,11 @@ impl Context {
         match NonNull::new(context) {
             Some(context) => {
                 let batch = Batch::new(params.n_batch as usize);
-                let (adapters, outputs_max) = (Vec::new(), params.n_outputs_max);
-                Ok((Self { context, model, adapters, compute_bytes: None, batch, outputs_max }, lines))
+                let (adapters, prefix, outputs_max) = (Vec::new(), Vec::new(), params.n_outputs_max);
+                Ok((
+                    Self { context, model, adapters, compute_bytes: None, prefix, batch, outputs_max },
+                    lines,
+                ))
             }
             None => Err(log::reason(&lines)),
         }
@@ -305,6 +311,7 @@ impl Context {
     }
 
     fn reset(&mut self, zeroes: bool) {
+        self.prefix.clear();
         // SAFETY: the context is alive.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), zeroes) };
     }

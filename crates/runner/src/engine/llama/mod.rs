@@ -144,12 +144,13 @@ impl Loaded for LoadedLlama {
         let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
         let begun = Instant::now();
         let total = prompt.len();
-        let read = self.session.read_prompt(&prompt, &mut |done| sink(Progress::Prompt { done, total }));
+        let shared = self.shared_tokens(&request.prompt, &prompt);
+        let read =
+            self.session.read_prompt(&prompt, shared, &mut |done| sink(Progress::Prompt { done, total }));
         let read = read.inspect_err(|_| self.session.wipe())?;
         let prompt_ns = nanoseconds(begun);
-        if read.is_break() {
-            let text = String::new();
-            let finish = Finish::Cancelled;
+        let ControlFlow::Continue(row) = read else {
+            let (text, finish) = (String::new(), Finish::Cancelled);
             return Ok(Generated {
                 text,
                 finish,
@@ -158,9 +159,9 @@ impl Loaded for LoadedLlama {
                 prompt_ns,
                 decode_ns: 0,
             });
-        }
+        };
         let begun = Instant::now();
-        let decoded = self.decode(request, total, chooser, sink);
+        let decoded = self.decode(request, (total, row), chooser, sink);
         let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
@@ -226,6 +227,19 @@ impl LoadedLlama {
         Ok(bos.into_iter().chain(ids).collect())
     }
 
+    /// How many tokens a prompt begins with that all prompts under its system message do.
+    fn shared_tokens(&self, prompt: &Prompt, ids: &[u32]) -> usize {
+        let Prompt::Chat(messages) = prompt else { return 0 };
+        let messages = self.with_system(messages);
+        let Some(system) = messages.first().filter(|first| first.role == "system" && messages.len() > 1)
+        else {
+            return 0;
+        };
+        // A template that renders none alone has nothing to share.
+        let alone = self.session.chat_ids(std::slice::from_ref(system)).unwrap_or_default();
+        alone.iter().zip(ids).take_while(|(a, b)| a == b).count()
+    }
+
     fn with_system(&self, messages: &[Message]) -> Vec<Message> {
         let has_one = messages.first().is_some_and(|message| message.role == "system");
         let system = self.card.system.as_ref().filter(|_| !has_one);
@@ -239,7 +253,7 @@ impl LoadedLlama {
     fn decode(
         &mut self,
         request: &Request,
-        prompt_tokens: usize,
+        (prompt_tokens, mut row): (usize, usize),
         mut chooser: Chooser,
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<(String, Finish, usize)> {
@@ -248,7 +262,6 @@ impl LoadedLlama {
         let limit = request.sampling.max_tokens.map_or(room, |max| room.min(max as usize));
         let mut answer =
             Answer::new(&tokenizer, StopTexts::new(self.card.stop.iter().chain(&request.stop)), sink);
-        let mut row = self.session.last_row(prompt_tokens);
         let mut n = 0;
         let finish = loop {
             if n == limit {

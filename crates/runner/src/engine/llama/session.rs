@@ -189,13 +189,12 @@ impl Session {
         max_new: usize,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<(Vec<u32>, bool)>> {
-        if self.read_prompt(prompt, &mut |_| go_on())?.is_break() {
+        let ControlFlow::Continue(mut row) = self.read_prompt(prompt, 0, &mut |_| go_on())? else {
             return Ok(None);
-        }
+        };
         let room = max_new.min(self.context_tokens() - prompt.len());
         let mut ids = Vec::new();
         let mut last = prompt.len() - 1;
-        let mut row = self.last_row(prompt.len());
         while ids.len() < room {
             let id = sampler::argmax(self.logits(row)?).map_err(|reason| self.decode_error(reason))?;
             if stop.contains(&id) {
@@ -274,6 +273,11 @@ impl Session {
         self.context.set_adapters(set).map_err(|reason| self.decode_error(reason))
     }
 
+    /// The adapters that are set, with their scales.
+    pub(super) fn set(&self) -> Vec<(Arc<Adapter>, f32)> {
+        self.context.adapters().to_vec()
+    }
+
     /// Whether an adapter is in memory.
     pub(super) fn holds(&self, adapter: &card::Adapter) -> bool {
         self.adapters.contains_key(&adapter.blake3)
@@ -332,36 +336,47 @@ impl Session {
         self.context.model()
     }
 
-    /// Reads a prompt from a hard reset, in pieces; the last token's logits are then in row
-    /// `(prompt.len() - 1) % batch`. Gives whether it was read to the end.
+    /// Reads a prompt from a hard reset, in pieces. Gives the row that the last token's logits are in, or breaks.
+    ///
+    /// The first `shared` tokens are read in pieces of their own and stay for the next prompt that begins with the same:
+    /// a piece's last bits depend on its length, so that both are cut at the same place whether it is there or not,
+    /// and answers are the same to the bit.
     pub(super) fn read_prompt(
         &mut self,
         prompt: &[u32],
+        shared: usize,
         after_piece: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
+    ) -> Result<ControlFlow<(), usize>> {
         check_room(&self.name, prompt.len(), self.context_tokens())?;
-        self.context.clear();
-        let piece_tokens = self.context.batch_tokens();
-        for (i, piece) in prompt.chunks(piece_tokens).enumerate() {
-            let done = i * piece_tokens + piece.len();
-            let outputs = if done == prompt.len() { Outputs::Last } else { Outputs::None };
-            let decoded = self.context.decode(piece, i * piece_tokens, outputs);
+        let shared = if (LEAST_SHARED..prompt.len()).contains(&shared) { shared } else { 0 };
+        let mut done = 0;
+        if self.context.return_to(&prompt[..shared]) {
+            done = shared;
+        } else {
+            self.context.clear();
+        }
+        let mut row = 0;
+        while done < prompt.len() {
+            let end = if done < shared { shared } else { prompt.len() };
+            let to = end.min(done + self.context.batch_tokens());
+            let outputs = if to == prompt.len() { Outputs::Last } else { Outputs::None };
+            let decoded = self.context.decode(&prompt[done..to], done, outputs);
             decoded.map_err(|reason| self.decode_error(reason))?;
+            if to == shared {
+                self.context.keep_prefix(&prompt[..shared]);
+            }
+            row = to - done - 1;
+            done = to;
             if after_piece(done).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(row))
     }
 
     /// Decodes one generated token at a position; its logits are then in row 0.
     pub(super) fn step(&mut self, id: u32, position: usize) -> Result<()> {
         self.context.decode(&[id], position, Outputs::Last).map_err(|reason| self.decode_error(reason))
-    }
-
-    /// The row the last token of a prompt of that length has its logits in.
-    pub(super) fn last_row(&self, prompt_tokens: usize) -> usize {
-        (prompt_tokens - 1) % self.context.batch_tokens()
     }
 
     pub(super) fn logits(&self, row: usize) -> Result<&[f32]> {
@@ -372,6 +387,9 @@ impl Session {
         Error::Decode { expert: self.name.clone(), reason: reason.into() }
     }
 }
+
+/// Fewer tokens are read faster with what follows them than in a piece of their own.
+const LEAST_SHARED: usize = 64;
 
 /// Rows of logits to hold at once: 64 MiB of them, so that a large vocabulary is read in smaller pieces.
 fn all_logits_rows(vocabulary_rows: usize) -> u32 {

@@ -46,6 +46,11 @@ impl Drop for Adapter {
 }
 
 impl Context {
+    /// Those that are set.
+    pub(in crate::engine::llama) fn adapters(&self) -> &[(Arc<Adapter>, f32)] {
+        &self.adapters
+    }
+
     /// Sets adapters, each with its scale, in the stead of those that were set, and forgets what was read: keys and
     /// values made under one adapter mean nothing under another. The buffers are laid out anew by the next piece.
     pub(in crate::engine::llama) fn set_adapters(
