@@ -60,6 +60,22 @@ fn stages_do_not_know_each_other() {
     }
 }
 
+/// The ways out: the hub's client, and the one that the runner's engines on servers share.
+#[test]
+fn only_hub_and_engines_on_servers_reach_out() {
+    for package in ["formats", "text", "model", "trainer", "exporter", "tune"] {
+        for client in ["reqwest", "ureq"] {
+            assert!(!dependencies(package).contains(client), "{package} could reach the network by {client}");
+        }
+    }
+    assert!(!dependencies("runner").contains("ureq") && !dependencies("hub").contains("reqwest"));
+    for path in sources(&root().join("crates/runner/src")) {
+        let sends = code(&path).contains("reqwest::Client") || code(&path).contains("TcpStream::connect");
+        let is_wire = path.ends_with("engine/remote/wire.rs");
+        assert!(!sends || is_wire, "{} sends by itself", path.display());
+    }
+}
+
 #[test]
 fn only_the_binary_prints_and_reads_the_environment() {
     for package in ["formats", "text", "model", "trainer", "exporter", "runner", "hub"] {

@@ -41,9 +41,9 @@ fn a_pipeline_is_planned_and_runs_in_what_was_planned() {
     for row in [
         "expert   clean · ",
         "step     one · loads clean",
-        "two · unloads clean, loads short",
+        "two · loads short",
         "three · short, resident",
-        "fits     one expert at a time",
+        "fits     each of 2 experts alone",
     ] {
         assert!(shown.contains(row), "no `{row}` in\n{shown}");
     }

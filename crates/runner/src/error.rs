@@ -54,6 +54,24 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// An adapter can't be set over the base of an expert.
+    #[error("expert `{expert}`: adapter {path}: {reason}")]
+    Adapter {
+        /// The expert's name.
+        expert: String,
+        /// The adapter's file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An expert does in the engine what it is not to do.
+    #[error("expert `{expert}` is not registered: {reason}")]
+    Unfit {
+        /// The expert's name.
+        expert: String,
+        /// What it does.
+        reason: String,
+    },
     /// The model file of an expert changed after it was registered.
     #[error("expert `{expert}`: {path} has blake3 {actual}, its card says {expected}")]
     FileChanged {
@@ -117,6 +135,14 @@ pub enum Error {
         /// The expert's name.
         expert: String,
     },
+    /// An expert that gives no vectors for texts.
+    #[error("expert `{expert}` gives no vectors for texts: {reason}")]
+    NoEmbedding {
+        /// The expert's name.
+        expert: String,
+        /// Why not.
+        reason: String,
+    },
     /// Decoding failed in the engine.
     #[error("expert `{expert}`: decoding failed: {reason}")]
     Decode {
@@ -124,6 +150,46 @@ pub enum Error {
         expert: String,
         /// The engine's own words.
         reason: String,
+    },
+    /// A server can't be asked, or refuses.
+    #[error("{server} can't {request}: {reason}{}", if *tries > 1 { format!(" (after {tries} tries)") } else { String::new() })]
+    Remote {
+        /// Its address.
+        server: String,
+        /// What it was asked to do.
+        request: String,
+        /// How often.
+        tries: u32,
+        /// What it, or the network, says.
+        reason: String,
+        /// The way out, where one is known.
+        hint: Option<String>,
+    },
+    /// A server's model is not as its card wants it.
+    #[error("expert `{expert}` on {server}: {reason}")]
+    OnServer {
+        /// The expert's name.
+        expert: String,
+        /// The server's address.
+        server: String,
+        /// What is wrong.
+        reason: String,
+        /// The way out.
+        hint: String,
+    },
+    /// A name on a server means another model than when the card was made.
+    #[error("expert `{expert}`: `{model}` on {server} has digest {actual}, its card says {expected}")]
+    ModelChanged {
+        /// The expert's name.
+        expert: String,
+        /// The model's name.
+        model: String,
+        /// The server's address.
+        server: String,
+        /// The digest in the card.
+        expected: String,
+        /// The digest there is.
+        actual: String,
     },
     /// A JSON schema or grammar the engine can't enforce.
     #[error("schema: {reason}")]
@@ -157,6 +223,14 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// A pipeline lists a program, and nobody has allowed it.
+    #[error("step `{step}` runs a program of this machine, `{program}`, and programs are not allowed")]
+    ProgramRefused {
+        /// The step.
+        step: String,
+        /// The program and its arguments.
+        program: String,
+    },
     /// A run can't be resumed with what is given.
     #[error("run {path} can't be resumed: {reason}")]
     Resume {
@@ -185,9 +259,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// The way out, where there is one: what would fit in the stead of what does not.
+    /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
-        let Self::DoesNotFit { remedies, .. } = self else { return None };
+        let remedies = match self {
+            Self::DoesNotFit { remedies, .. } => remedies,
+            Self::Remote { hint, .. } => return hint.clone(),
+            Self::OnServer { hint, .. } => return Some(hint.clone()),
+            Self::ModelChanged { model, .. } => {
+                return Some(format!(
+                    "`{model}` was made anew or pulled since; read the pipeline anew, or register it"
+                ));
+            }
+            _ => return None,
+        };
         if remedies.is_empty() {
             return Some("no shorter context and no smaller quantisation of it would fit either".to_owned());
         }

@@ -38,6 +38,21 @@ pub fn main_memory() -> MemoryState {
     }
 }
 
+/// The part of the last ten seconds in which some task waited for memory; `None` where the system does not tell.
+#[cfg(target_os = "linux")]
+pub fn pressure() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/pressure/memory").ok()?;
+    let (_, rest) = text.lines().find(|line| line.starts_with("some "))?.split_once("avg10=")?;
+    let percent: f64 = rest.split(' ').next()?.parse().ok()?;
+    Some(percent / 100.0)
+}
+
+/// The part of the last ten seconds in which some task waited for memory; `None` where the system does not tell.
+#[cfg(not(target_os = "linux"))]
+pub fn pressure() -> Option<f64> {
+    None
+}
+
 #[cfg(target_os = "linux")]
 fn machine() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;

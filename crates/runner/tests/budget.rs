@@ -371,7 +371,7 @@ fn changed(load: &LoadOptions, remedy: &Remedy) -> LoadOptions {
             load.num_ctx = num_ctx.unwrap_or(load.num_ctx);
         }
         Remedy::Batch { num_batch, .. } => load.num_batch = *num_batch,
-        Remedy::Quant { .. } | Remedy::Fallback { .. } => {}
+        Remedy::Quant { .. } | Remedy::Fallback { .. } | Remedy::Server { .. } => {}
     }
     load
 }

@@ -9,7 +9,7 @@ use runner::engine::llama::LlamaEngine;
 use runner::pipeline::{
     Event, ItemResult, Outcome, Pipeline, PipelineSpec, RunOptions, history, read_run, run,
 };
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use runner::{Error, Registry, Residency};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -50,7 +50,8 @@ impl Place {
         options: RunOptions,
     ) -> (Result<Outcome, Error>, Vec<Event>) {
         let mut events = Vec::new();
-        let mut residency = Residency::new(Box::new(LlamaEngine::new().unwrap()));
+        let residency = Residency::new(Box::new(LlamaEngine::new().unwrap()));
+        let mut residency = residency.keeping(Keeping::One);
         let options = RunOptions { runs: self.path().join("runs"), ..options };
         let outcome =
             run(pipeline, input, &options, &mut residency, &|| false, &mut |event: Event| events.push(event));
@@ -399,7 +400,9 @@ fn mistakes_in_a_file_are_found_before_the_run_and_named() {
     );
     refused(
         |spec| spec["experts"]["tidy"] = json!({}),
-        expect!["pipeline `orders`: experts.tidy: give either `file` or `expert`"],
+        expect![
+            "pipeline `orders`: experts.tidy: give exactly one of `file`, `expert`, `ollama` and `openai`"
+        ],
     );
     refused(
         |spec| spec["experts"]["tidy"] = json!({"expert": "nobody"}),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use runner::card::{CardOptions, LoadOptions, Sampling};
 use runner::engine::llama::LlamaEngine;
 use runner::engine::{Finish, Form, Progress, Prompt, Request};
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use runner::{Error, ExpertCard, Registry, Residency};
 use tempfile::TempDir;
 use text::Message;
@@ -36,9 +36,10 @@ fn an_expert_is_registered_listed_read_and_removed() {
     let options =
         CardOptions { system: Some("Be kind.".to_owned()), stop: vec!["###".to_owned()], ..options() };
     let card = registry.register("greeter", &file, &options).unwrap();
-    assert_eq!((card.architecture.as_str(), card.weight_type.as_str()), ("qwen3", "F32"));
-    assert_eq!(card.sha256.as_deref(), Some(formats::hash::sha256_file(&file).unwrap().as_str()));
-    assert!(card.template_blake3.is_some());
+    let model = card.file().unwrap();
+    assert_eq!((model.architecture.as_str(), model.weight_type.as_str()), ("qwen3", "F32"));
+    assert_eq!(model.sha256.as_deref(), Some(formats::hash::sha256_file(&file).unwrap().as_str()));
+    assert!(model.template_blake3.is_some());
     let provenance = card.provenance.clone().unwrap();
     assert_eq!((provenance.base_blake3.as_deref(), provenance.adapter_blake3), (Some("b"), None));
     assert_eq!(provenance.recipe_blake3.as_deref(), Some("r"));
@@ -80,7 +81,7 @@ fn a_file_that_changed_is_refused_and_one_that_was_touched_is_not() {
 }
 
 fn residency() -> Residency {
-    Residency::new(Box::new(LlamaEngine::new().unwrap()))
+    Residency::new(Box::new(LlamaEngine::new().unwrap())).keeping(Keeping::One)
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn a_text_without_template_is_continued_and_a_chat_is_refused() {
     let file = directory.path().join("plain.gguf");
     tiny::write_with(&file, &Says::Once(&["one ", "two"]), &Template::None);
     let card = registry.register("plain", &file, &options()).unwrap();
-    assert_eq!(card.template_blake3, None);
+    assert!(!card.has_template());
     let mut residency = residency();
     let (expert, _) = residency.get(&card, &|| false, &mut formats::observe::Silent).unwrap();
     let mut ask = |prompt: Prompt| {

@@ -116,6 +116,31 @@ fn both_tokenizers_agree() {
     }
 }
 
+/// The last vocabulary is kept, for files that have the very same.
+#[test]
+fn each_file_is_read_by_its_own_vocabulary_and_template() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |says: &Says<'_>, template: &Template| {
+        let path = directory.path().join("one.gguf");
+        tiny::write_with(&path, says, template);
+        Session::open(&path, &SessionOptions::default()).unwrap()
+    };
+    let hello = Says::Once(&["Hello"]);
+    let chat = [text::Message::new("user", "Hello")];
+    let with = open(&hello, &Template::Chat);
+    let ids = with.chat_ids(&chat).unwrap();
+    for _ in 0..2 {
+        assert_eq!(open(&hello, &Template::Chat).chat_ids(&chat).unwrap(), ids);
+        assert!(open(&hello, &Template::None).template().is_none());
+        let other = open(&Says::Once(&["Other"]), &Template::Chat);
+        // The first token after the bytes and three merges is the piece that the model says.
+        assert_eq!(
+            (with.tokenizer().decode(&[259]), other.tokenizer().decode(&[259])),
+            ("Hello".into(), "Other".into())
+        );
+    }
+}
+
 #[test]
 fn a_vocabulary_with_a_token_twice_is_refused_before_it_stops_the_process() {
     let directory = tempfile::tempdir().unwrap();

@@ -22,5 +22,5 @@ pub use conversation::{Encoded, TrainOn, Turn, encode_conversation, encode_promp
 pub use error::{Error, Result};
 pub use files::files_blake3;
 pub use message::Message;
-pub use template::{ChatTemplate, GenerationPrompt};
+pub use template::{ChatTemplate, GenerationPrompt, go_template};
 pub use tokenizer::{DecodeStream, Tokenizer};

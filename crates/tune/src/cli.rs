@@ -33,7 +33,11 @@ pub enum Command {
     Chat(Chat),
     /// Merge, quantise and check: one GGUF that an engine can run
     Export(Export),
-    /// Run a pipeline of experts over a file, one expert in memory at a time
+    /// Keep a GGUF, perhaps with adapters over it, as an expert, after checks
+    Register(Register),
+    /// Registered experts: list, show, remove, choose the default
+    Experts(Experts),
+    /// Run a pipeline of experts over a file, as many of them in memory as fit
     Run(Run),
     /// Serve experts and pipelines: Ollama's API and a web page
     Serve(Serve),
@@ -264,6 +268,94 @@ pub enum Form {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct Register {
+    /// What requests and pipelines call it
+    pub name: String,
+    /// The GGUF: an exported file, or the base of an adapter
+    pub file: PathBuf,
+    /// A LoRA adapter (GGUF, of `tune export --as adapter`) to set over it, all of it or so much; may be repeated
+    #[arg(long = "adapter", value_name = "FILE[=SCALE]")]
+    pub adapters: Vec<String>,
+    /// Tokens of context, prompt and answer together [default: 4096, or what the model was trained on if that is less]
+    #[arg(long)]
+    pub num_ctx: Option<u32>,
+    /// Tokens of a prompt read at once [default: 512]
+    #[arg(long)]
+    pub num_batch: Option<u32>,
+    /// Threads [default: one a processor]
+    #[arg(long)]
+    pub num_thread: Option<u32>,
+    /// Layers on the graphics card [default: all, where there is one]
+    #[arg(long)]
+    pub num_gpu: Option<u32>,
+    /// Type of the cached keys and values: f16, q8_0, q4_0, f32, bf16 [default: f16]
+    #[arg(long, value_parser = word::<runner::card::KvType>)]
+    pub kv_type: Option<runner::card::KvType>,
+    /// Flash attention: auto, on, off [default: auto]
+    #[arg(long, value_parser = word::<runner::card::FlashAttention>)]
+    pub flash_attention: Option<runner::card::FlashAttention>,
+    /// A system message for chats that have none
+    #[arg(long)]
+    pub system: Option<String>,
+    /// A text at which answers stop, besides the end of the turn; may be repeated
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Longest answer in tokens [default: to the end of the context]
+    #[arg(long)]
+    pub max_tokens: Option<u32>,
+    /// The expert to take where this one does not fit
+    #[arg(long, value_name = "NAME")]
+    pub fallback: Option<String>,
+    /// Make it the expert that is meant where none is named
+    #[arg(long)]
+    pub default: bool,
+    /// Replace an expert of that name
+    #[arg(long)]
+    pub force: bool,
+    /// Make it a model of the Ollama at OLLAMA_HOST too, of this name or of the expert's
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    pub ollama: Option<String>,
+    /// Start the `ollama` of the PATH for that, where it does not run yet
+    #[arg(long, requires = "ollama")]
+    pub start_ollama: bool,
+}
+
+/// A word as cards and pipelines spell it.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Experts {
+    #[command(subcommand)]
+    pub command: Option<ExpertsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ExpertsCommand {
+    /// All experts, the default marked, and what their files take (what `tune experts` does)
+    List,
+    /// One expert: its card, its files, whether they are as they were
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Forget an expert; its files stay
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Say which expert is meant where none is named, or choose it
+    Default {
+        /// Its name
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
 pub struct Run {
     /// The pipeline, such as recipes/pipeline.toml
     pub pipeline: PathBuf,
@@ -276,6 +368,12 @@ pub struct Run {
     /// Continue the run of this id, as printed when it began
     #[arg(long)]
     pub resume: Option<String>,
+    /// Start the `ollama` of the PATH for this run, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
+    /// Keep one expert in memory, even where more would fit
+    #[arg(long)]
+    pub one_at_a_time: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -287,9 +385,15 @@ pub struct Serve {
     pub host: std::net::IpAddr,
     #[arg(long, default_value_t = 11435)]
     pub port: u16,
+    /// Keep one expert in memory, even where more would fit
+    #[arg(long)]
+    pub one_at_a_time: bool,
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+    /// Start the `ollama` of the PATH for as long as this serves, where it does not run yet
+    #[arg(long)]
+    pub start_ollama: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -323,6 +427,9 @@ pub struct Plan {
     /// What desktop and other programs take of that memory
     #[arg(long, value_name = "SIZE", value_parser = crate::bytes::parse, default_value = "800MB")]
     pub reserve: u64,
+    /// Of a pipeline: as with `tune run --one-at-a-time`
+    #[arg(long)]
+    pub one_at_a_time: bool,
 }
 
 #[derive(Debug, clap::Args)]

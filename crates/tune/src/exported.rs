@@ -105,7 +105,7 @@ impl ExportedSpeaker {
             &CardOptions { load, ..CardOptions::default() },
             Digests::Blake3,
         )?;
-        if card.template_blake3.is_none() {
+        if !card.has_template() {
             return Err(Failure::new(format!(
                 "{} has no chat template, so it can only continue a text",
                 file.display()

@@ -17,14 +17,17 @@ mod failure;
 mod hub_access;
 mod interrupt;
 mod line_editor;
+mod ollama_model;
 mod pipeline_file;
 mod recipe;
 mod recipe_text;
 mod room;
 mod run_record;
+mod servers;
 mod show;
 mod terminal;
 mod toml_file;
+mod trained_on;
 mod verifier;
 
 use clap::Parser;

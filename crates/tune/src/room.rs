@@ -10,6 +10,8 @@ use runner::engine::llama::LlamaEngine;
 pub struct Room {
     pub place: Place,
     pub available: Available,
+    /// Main memory in all, as far as it is planned for.
+    pub total_bytes: u64,
     /// For people: `7.22 GiB of a card of 8 GB, 800 MB left to others`.
     pub shown: String,
 }
@@ -33,7 +35,7 @@ impl Room {
             bytes::show_round(reserve)
         );
         let available = Available { card_bytes: Some(free), main_bytes: None };
-        Ok(Room { place: Place::Card, available, shown })
+        Ok(Room { place: Place::Card, available, total_bytes: 0, shown })
     }
 
     fn of_this_machine() -> Result<Room, Failure> {
@@ -52,7 +54,8 @@ impl Room {
             Place::Main => "this machine's memory".into(),
         };
         let free = free.map_or_else(|| "an unknown part".into(), bytes::show);
-        Ok(Room { place, available, shown: format!("{free} free of {of}") })
+        let total_bytes = memory.total_bytes;
+        Ok(Room { place, available, total_bytes, shown: format!("{free} free of {of}") })
     }
 
     /// What is free where experts run, if anybody knows.

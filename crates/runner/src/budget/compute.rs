@@ -132,7 +132,20 @@ impl<'a> Pass<'a> {
     fn linear(&mut self, x: Tensor, layer: u64, name: &str) -> Tensor {
         let width = self.rows_of(layer, &format!("{name}.weight"));
         let y = self.product(x, width);
+        let y = self.adapted(x, y, width, &format!("blk.{layer}.{name}.weight"));
         if self.has(layer, &format!("{name}.bias")) { self.changed(y, width) } else { y }
+    }
+
+    /// What adapters add to a product: x·Aᵀ of their rank, that times Bᵀ, scaled.
+    fn adapted(&mut self, x: Tensor, y: Tensor, width: u64, matrix: &str) -> Tensor {
+        let mut sum = y;
+        for rank in self.head.ranks(matrix) {
+            let low = self.product(x, rank);
+            let update = self.product(low, width);
+            let scaled = self.changed(update, width);
+            sum = self.sum(sum, scaled, width);
+        }
+        sum
     }
 
     /// An operation of one operand that keeps its shape and may write over it.
@@ -219,7 +232,9 @@ impl<'a> Pass<'a> {
     fn logits(&mut self, x: Tensor) {
         let normed = self.norm(x, self.width);
         self.tape.keep(normed);
-        let logits = self.product(normed, self.head.logit_rows());
+        let rows = self.head.logit_rows();
+        let logits = self.product(normed, rows);
+        let logits = self.adapted(normed, logits, rows, "output.weight");
         self.tape.keep(logits);
     }
 

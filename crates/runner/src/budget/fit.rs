@@ -60,10 +60,15 @@ pub enum Remedy {
         /// What it takes.
         need_bytes: u64,
     },
+    /// Another expert, named for this in the card, whose model a server holds.
+    Server {
+        /// Its name.
+        expert: String,
+    },
 }
 
 impl Remedy {
-    /// What the expert would take.
+    /// What the expert would take of the memory that is too small.
     pub fn need_bytes(&self) -> u64 {
         match self {
             Self::Context { need_bytes, .. }
@@ -71,6 +76,7 @@ impl Remedy {
             | Self::Batch { need_bytes, .. }
             | Self::Quant { need_bytes, .. }
             | Self::Fallback { need_bytes, .. } => *need_bytes,
+            Self::Server { .. } => 0,
         }
     }
 }
@@ -86,6 +92,7 @@ impl fmt::Display for Remedy {
             Self::Batch { num_batch, .. } => write!(f, "num_batch = {num_batch}")?,
             Self::Quant { quant, .. } => write!(f, "the file as {quant}")?,
             Self::Fallback { expert, .. } => write!(f, "its fallback `{expert}`")?,
+            Self::Server { expert } => return write!(f, "its fallback `{expert}` on its server"),
         }
         write!(f, " ({})", size(self.need_bytes()))
     }

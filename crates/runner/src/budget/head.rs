@@ -52,8 +52,17 @@ pub struct Head {
     keys: Metadata,
     tensors: Vec<HeadTensor>,
     by_name: HashMap<String, usize>,
+    /// Pairs of adapters, by the matrix that they are set over.
+    pairs: HashMap<String, Vec<Pair>>,
     config: Option<ModelConfig>,
     vocabulary_tokens: u64,
+}
+
+/// The pair of an adapter.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    rank: u64,
+    bytes: u64,
 }
 
 impl Head {
@@ -76,6 +85,7 @@ impl Head {
             keys,
             by_name: index(&tensors),
             tensors,
+            pairs: HashMap::new(),
             config: ModelConfig::from_gguf(metadata, file as &dyn TensorSource).ok(),
             vocabulary_tokens: 0,
         };
@@ -117,6 +127,7 @@ impl Head {
             keys: model::config::gguf_metadata(config).into_iter().collect(),
             by_name: index(&tensors),
             tensors,
+            pairs: HashMap::new(),
             vocabulary_tokens: config.vocab_size as u64,
             config: Some(config.clone()),
         })
@@ -125,7 +136,30 @@ impl Head {
     /// The same model in another quantisation, if its family is one that we export.
     pub fn requantised(&self, quant: Quant) -> Option<Self> {
         let other = Self::of_config(self.config.as_ref()?, quant).ok()?;
-        Some(Self { vocabulary_tokens: self.vocabulary_tokens, ..other })
+        Some(Self { vocabulary_tokens: self.vocabulary_tokens, pairs: self.pairs.clone(), ..other })
+    }
+
+    /// Sets an adapter over it.
+    pub fn add_adapter(&mut self, adapter: &gguf::Reader) {
+        for tensor in adapter.tensors() {
+            let Some(name) = tensor.name.strip_suffix(".lora_b") else { continue };
+            let a = adapter.tensor(&format!("{name}.lora_a")).map_or(0, |a| padded(a.bytes));
+            let pair = Pair {
+                rank: tensor.shape.first().copied().unwrap_or(0),
+                bytes: padded(tensor.bytes).saturating_add(a),
+            };
+            self.pairs.entry(name.to_owned()).or_default().push(pair);
+        }
+    }
+
+    /// Bytes of the pairs set over a matrix.
+    pub(super) fn pair_bytes(&self, name: &str) -> u64 {
+        self.pairs.get(name).map_or(0, |pairs| pairs.iter().map(|pair| pair.bytes).sum())
+    }
+
+    /// Ranks of the pairs set over a matrix.
+    pub(super) fn ranks(&self, name: &str) -> Vec<u64> {
+        self.pairs.get(name).map_or_else(Vec::new, |pairs| pairs.iter().map(|pair| pair.rank).collect())
     }
 
     /// `general.architecture`.
@@ -224,6 +258,11 @@ impl Head {
     pub(super) fn layers(&self) -> u64 {
         self.number("block_count").unwrap_or(0).min(MAX_LAYERS)
     }
+}
+
+/// A tensor as a buffer holds it.
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(gguf::DEFAULT_ALIGNMENT)
 }
 
 fn index(tensors: &[HeadTensor]) -> HashMap<String, usize> {

@@ -87,7 +87,7 @@ pub struct Budget {
 /// What an expert takes in one memory, by part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// The weights.
+    /// The weights, those of adapters included.
     pub weights_bytes: u64,
     /// Keys and values, latents or states.
     pub context_bytes: u64,
@@ -102,6 +102,17 @@ impl Share {
     pub fn total_bytes(&self) -> u64 {
         let parts = [self.weights_bytes, self.context_bytes, self.compute_bytes, self.overhead_bytes];
         parts.into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Both, part by part.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            weights_bytes: self.weights_bytes.saturating_add(other.weights_bytes),
+            context_bytes: self.context_bytes.saturating_add(other.context_bytes),
+            compute_bytes: self.compute_bytes.saturating_add(other.compute_bytes),
+            overhead_bytes: self.overhead_bytes.saturating_add(other.overhead_bytes),
+        }
     }
 }
 
@@ -155,7 +166,8 @@ pub fn with_outputs(head: &Head, load: &LoadOptions, place: Place, output_rows: 
             (None, _) => split.has_output(),
         };
         let share = if on_card { &mut budget.card } else { &mut budget.main };
-        share.weights_bytes = share.weights_bytes.saturating_add(tensor.bytes);
+        let bytes = tensor.bytes.saturating_add(head.pair_bytes(&tensor.name));
+        share.weights_bytes = share.weights_bytes.saturating_add(bytes);
     }
     // A head that is the embedding is there twice then: where rows are looked up, and where logits are made.
     if let (None, Some(embedding), true) =

@@ -3,7 +3,7 @@
 use formats::gguf;
 
 use super::{Available, Budget, Head, Place, Remedy, budget, fits, remedies};
-use crate::card::ExpertCard;
+use crate::card::{ExpertCard, ModelFile};
 use crate::{Error, Result};
 
 /// What an expert takes, and what is to be done where that is too much.
@@ -23,7 +23,7 @@ impl Planned {
     /// Reads the head of an expert's file and adds up what it takes; `fallback` is the expert that its card names.
     ///
     /// # Errors
-    /// [`Error::Format`] if a file can't be read.
+    /// [`Error::Format`] if a file can't be read, [`Error::Card`] if the model is none.
     pub fn new(
         card: &ExpertCard,
         place: Place,
@@ -31,7 +31,11 @@ impl Planned {
         fallback: Option<&ExpertCard>,
     ) -> Result<Self> {
         let place = place_of(card, place);
-        let head = Head::of_file(&gguf::Reader::open(&card.file)?);
+        let file = card.file().ok_or_else(|| Error::Card {
+            expert: card.name.clone(),
+            reason: "its model is on a server, which alone knows what it takes".to_owned(),
+        })?;
+        let head = head_of(file)?;
         let budget = budget(&head, &card.load, place);
         let short_of = short_of(&budget, available);
         let mut planned = Self { budget, place, remedies: Vec::new(), short_of };
@@ -60,6 +64,15 @@ impl Planned {
     }
 }
 
+/// The head of a file with its adapters.
+fn head_of(file: &ModelFile) -> Result<Head> {
+    let mut head = Head::of_file(&gguf::Reader::open(&file.file)?);
+    for adapter in &file.adapters {
+        head.add_adapter(&gguf::Reader::open(&adapter.file)?);
+    }
+    Ok(head)
+}
+
 /// An expert whose card leaves no layer to the graphics card runs in main memory.
 fn place_of(card: &ExpertCard, place: Place) -> Place {
     if card.load.num_gpu == Some(0) { Place::Main } else { place }
@@ -75,11 +88,13 @@ fn short_of(budget: &Budget, available: &Available) -> Option<(Place, u64)> {
         .or_else(|| short(Place::Main, &main, available.main_bytes))
 }
 
-/// The fallback as a remedy, if it fits.
+/// The fallback as a remedy, if it fits; one on a server takes nothing here.
 fn other(card: &ExpertCard, place: Place, available: &Available) -> Result<Option<Remedy>> {
+    let Some(file) = card.file() else {
+        return Ok(Some(Remedy::Server { expert: card.name.clone() }));
+    };
     let place = place_of(card, place);
-    let head = Head::of_file(&gguf::Reader::open(&card.file)?);
-    let budget = budget(&head, &card.load, place);
+    let budget = budget(&head_of(file)?, &card.load, place);
     let need_bytes = budget.share(place).total_bytes();
     Ok(fits(&budget, available).then(|| Remedy::Fallback { expert: card.name.clone(), need_bytes }))
 }

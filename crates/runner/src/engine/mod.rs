@@ -1,15 +1,21 @@
-//! What an engine does: load an expert, generate as a stream, count tokens, tell its memory, unload.
+//! What an engine does: load an expert, generate as a stream, give vectors of texts, count tokens, tell its memory, unload.
 //!
 //! The embedded llama.cpp is one engine; a server elsewhere is another. So a request carries messages, not
 //! token ids, and what an engine can't know (the tokens of a text, for one) is an error, never a guess.
 
+mod by_model;
 pub mod llama;
+pub mod ollama;
+pub mod openai;
 pub mod processor;
+pub mod remote;
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 use text::Message;
+
+pub use by_model::{EngineByModel, Servers};
 
 use crate::budget::Place;
 use crate::card::{ExpertCard, Sampling};
@@ -70,12 +76,36 @@ pub trait Loaded: Send {
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated>;
 
-    /// Takes on another card of the same file and load options: system message, stop texts and sampling change
-    /// without a reload.
-    fn switch_to(&mut self, card: &ExpertCard);
+    /// One vector a text, of length 1 and of the model's width: two texts are as near as the product of theirs is
+    /// large. `go_on` gets how many texts are done and may break.
+    ///
+    /// # Errors
+    /// [`Error::NoEmbedding`] from an engine that gives none, [`Error::PromptTooLong`], [`Error::EmptyPrompt`],
+    /// [`Error::Decode`]; [`Error::Cancelled`] after a break.
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let _ = (texts, go_on);
+        let reason = "its engine gives none".to_owned();
+        Err(Error::NoEmbedding { expert: self.card().name.clone(), reason })
+    }
+
+    /// Takes on another card of the same file and load options: system message, stop texts, sampling and adapters
+    /// change without a reload. Where that fails it stays what it was.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with the engine's own words, [`Error::DoesNotFit`] if there is no room for an adapter.
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()>;
 
     /// What it takes.
     fn memory(&self) -> ExpertMemory;
+
+    /// Of the weights, what lies in mapped pages of the file: the system counts it as free, and would read it again.
+    fn mapped_bytes(&self) -> u64 {
+        0
+    }
 
     /// Gives the memory back; it is free when this returns.
     ///

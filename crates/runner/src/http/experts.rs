@@ -3,7 +3,7 @@
 use formats::hash;
 
 use super::refusal::Refusal;
-use crate::card::ExpertCard;
+use crate::card::{ExpertCard, Model};
 use crate::pipeline::Pipeline;
 use crate::{Error, Registry, Result};
 
@@ -27,8 +27,10 @@ impl Experts {
                 continue;
             }
             let mut card = card.clone();
-            if card.sha256.is_none() {
-                card.sha256 = Some(hash::sha256_file(&card.file)?);
+            if let Model::File(file) = &mut card.model
+                && file.sha256.is_none()
+            {
+                file.sha256 = Some(hash::sha256_file(&file.file)?);
             }
             of_pipelines.push(card);
         }
@@ -50,8 +52,10 @@ impl Experts {
         Ok(cards)
     }
 
-    /// The expert of a name as Ollama writes it: any case, with or without `:latest`.
+    /// The expert of a name as Ollama writes it: any case, with or without `:latest`; without a name the default one.
     pub(super) fn find(&self, name: &str) -> std::result::Result<ExpertCard, Refusal> {
+        let default = if name.is_empty() { self.registry.default_expert()? } else { None };
+        let name = default.as_deref().unwrap_or(name);
         if name.is_empty() {
             return Err(Refusal::bad("model is required"));
         }

@@ -58,7 +58,8 @@ pub(super) fn start(
 ) -> std::result::Result<UnboundedReceiver<Answer>, Refusal> {
     let (sender, receiver) = unbounded_channel();
     let begun = Instant::now();
-    worker.submit(move |desk| {
+    let name = asked.card.name.clone();
+    worker.submit(Some(&name), move |desk| {
         let Asked { card, work, keep_alive } = asked;
         let gone = || sender.is_closed();
         // Nobody listens any more: the request was dropped while it waited.

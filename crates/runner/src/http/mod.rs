@@ -33,10 +33,9 @@ use self::guard::Guard;
 use self::log::Log;
 use self::refusal::Refusal;
 use self::worker::{KeepAlive, Worker};
-use crate::engine::Engine;
 use crate::pipeline::Pipeline;
 use crate::residency::ResidencyEvent;
-use crate::{Error, Registry, Result};
+use crate::{Error, ExpertCard, Registry, Residency, Result};
 
 /// What is served, and to whom.
 pub struct ServeConfig {
@@ -44,8 +43,10 @@ pub struct ServeConfig {
     pub address: SocketAddr,
     /// The key every request must carry; required beyond loopback.
     pub api_key: Option<String>,
-    /// The engine.
-    pub engine: Box<dyn Engine>,
+    /// The engine, and how many experts stay loaded in it.
+    pub residency: Residency,
+    /// The expert that is loaded before anybody asks.
+    pub preload: Option<ExpertCard>,
     /// The experts.
     pub registry: Registry,
     /// The pipelines.
@@ -112,9 +113,9 @@ pub async fn serve(
     let address = listener.local_addr().map_err(listen)?;
     let log = Log::new(observer);
     let experts = Experts::new(config.registry, &config.pipelines)?;
-    let engine_name = Arc::from(config.engine.name());
+    let engine_name = Arc::from(config.residency.engine().name());
     let keep_alive = KeepAlive::For(config.keep_alive);
-    let (worker, thread) = Worker::start(config.engine, keep_alive, config.max_queue, log.clone())
+    let (worker, thread) = Worker::start(config.residency, keep_alive, config.max_queue, log.clone())
         .map_err(|error| wrong(&format!("the engine's thread can't be started: {error}")))?;
     let server = Server {
         worker,
@@ -126,6 +127,9 @@ pub async fn serve(
         log: log.clone(),
     };
     log.write(ServeEvent::Listening { address });
+    if let Some(card) = config.preload {
+        server.worker.preload(card);
+    }
     accept::run(listener, router(server), shutdown).await;
     // The last handle on the worker went with the router: the thread unloads the expert and ends.
     let joined = tokio::task::spawn_blocking(move || thread.join()).await;

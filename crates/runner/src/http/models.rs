@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Server;
 use super::accept::body;
 use super::refusal::Refusal;
-use crate::card::ExpertCard;
+use crate::card::{ExpertCard, Model, ModelFile};
 use crate::clock;
 
 pub(super) async fn version() -> Json<Value> {
@@ -21,24 +21,38 @@ pub(super) async fn tags(State(server): State<Server>) -> Result<Json<Value>, Re
 }
 
 fn tag(card: &ExpertCard) -> Value {
+    let (bytes, digest) = match &card.model {
+        Model::File(file) => (file.file_bytes, file.sha256.as_deref()),
+        Model::Ollama(model) => (model.size_bytes, Some(model.digest.as_str())),
+        Model::OpenAi(_) => (0, None),
+    };
     json!({
         "name": format!("{}:latest", card.name),
         "model": format!("{}:latest", card.name),
-        "modified_at": clock::rfc3339(std::time::Duration::from_nanos(card.file_modified)),
-        "size": card.file_bytes,
-        "digest": card.sha256,
+        "modified_at": clock::rfc3339(card.modified()),
+        "size": bytes,
+        "digest": digest,
         "details": details(card),
     })
 }
 
 fn details(card: &ExpertCard) -> Value {
+    let (format, family, size, weight_type) = match &card.model {
+        Model::File(file) => {
+            ("gguf", file.architecture.as_str(), parameter_size(file.n_parameters), file.weight_type.as_str())
+        }
+        Model::Ollama(model) => {
+            ("gguf", model.family.as_str(), model.parameter_size.clone(), model.weight_type.as_str())
+        }
+        Model::OpenAi(_) => ("", "", String::new(), ""),
+    };
     json!({
         "parent_model": "",
-        "format": "gguf",
-        "family": card.architecture,
-        "families": [card.architecture],
-        "parameter_size": parameter_size(card.n_parameters),
-        "quantization_level": card.weight_type,
+        "format": format,
+        "family": family,
+        "families": [family],
+        "parameter_size": size,
+        "quantization_level": weight_type,
     })
 }
 
@@ -53,13 +67,14 @@ fn parameter_size(n: u64) -> String {
 }
 
 pub(super) async fn ps(State(server): State<Server>) -> Json<Value> {
-    let resident = server.worker.state().resident.map(|resident| {
+    let state = server.worker.state();
+    // The one that was asked last comes first, as with Ollama.
+    let models = state.residents.iter().rev().map(|resident| {
         let mut value = tag(&resident.card);
         let bytes = resident.memory.total_bytes();
         value["size"] = bytes.into();
         // All of it is on the card, or there is none: nothing is offloaded silently.
-        let on_device =
-            !server.worker.state().memory.devices.is_empty() && resident.card.load.num_gpu != Some(0);
+        let on_device = !state.memory.devices.is_empty() && resident.card.load.num_gpu != Some(0);
         value["size_vram"] = if on_device { bytes } else { 0 }.into();
         value["context_length"] = resident.context_tokens.into();
         value["expires_at"] = match resident.expires {
@@ -68,8 +83,7 @@ pub(super) async fn ps(State(server): State<Server>) -> Json<Value> {
         };
         value
     });
-    let models: Vec<Value> = resident.into_iter().collect();
-    Json(json!({"models": models}))
+    Json(json!({"models": models.collect::<Vec<Value>>()}))
 }
 
 #[derive(Deserialize)]
@@ -83,35 +97,61 @@ struct ShowBody {
 pub(super) async fn show(State(server): State<Server>, request: Request) -> Result<Json<Value>, Refusal> {
     let asked: ShowBody = body(request).await?;
     let card = server.experts.find(if asked.model.is_empty() { &asked.name } else { &asked.model })?;
-    let file = formats::gguf::Reader::open(&card.file).map_err(crate::Error::from)?;
-    let metadata = file.metadata();
-    let mut facts = Map::new();
-    for (key, value) in metadata.entries() {
-        let value = match value {
-            formats::gguf::Value::String(text) if key != "tokenizer.chat_template" => text.as_str().into(),
-            formats::gguf::Value::Bool(value) => (*value).into(),
-            formats::gguf::Value::F32(value) => (*value).into(),
-            formats::gguf::Value::F64(value) => (*value).into(),
-            // Ollama leaves lists out: a vocabulary is longer than all the rest.
-            _ => match metadata.get_u64(key) {
-                Some(value) => value.into(),
-                None => continue,
-            },
-        };
-        facts.insert(key.clone(), value);
-    }
-    facts.insert("general.parameter_count".to_owned(), card.n_parameters.into());
+    let Facts { from, template, model_info } = match &card.model {
+        Model::File(file) => Facts::of_file(file)?,
+        Model::Ollama(model) => Facts::elsewhere(format!("{} on {}", model.name, model.url)),
+        Model::OpenAi(model) => Facts::elsewhere(format!("{} on {}", model.model, model.url)),
+    };
     Ok(Json(json!({
-        "modelfile": format!("FROM {}\n{}", card.file.display(), parameters(&card, "PARAMETER ")),
+        "modelfile": format!("FROM {from}\n{}", parameters(&card, "PARAMETER ")),
         "parameters": parameters(&card, ""),
-        "template": metadata.get_str("tokenizer.chat_template").unwrap_or_default(),
+        "template": template,
         "system": card.system,
         "details": details(&card),
-        "model_info": facts,
+        "model_info": model_info,
         "capabilities": ["completion"],
-        "modified_at": clock::rfc3339(std::time::Duration::from_nanos(card.file_modified)),
+        "modified_at": clock::rfc3339(card.modified()),
         "card": card,
     })))
+}
+
+/// What `/api/show` tells of a model beside its card.
+struct Facts {
+    from: String,
+    template: String,
+    model_info: Map<String, Value>,
+}
+
+impl Facts {
+    fn of_file(model: &ModelFile) -> crate::Result<Self> {
+        let file = formats::gguf::Reader::open(&model.file)?;
+        let metadata = file.metadata();
+        let mut model_info = Map::new();
+        for (key, value) in metadata.entries() {
+            let value = match value {
+                formats::gguf::Value::String(text) if key != "tokenizer.chat_template" => {
+                    text.as_str().into()
+                }
+                formats::gguf::Value::Bool(value) => (*value).into(),
+                formats::gguf::Value::F32(value) => (*value).into(),
+                formats::gguf::Value::F64(value) => (*value).into(),
+                // Ollama leaves lists out: a vocabulary is longer than all the rest.
+                _ => match metadata.get_u64(key) {
+                    Some(value) => value.into(),
+                    None => continue,
+                },
+            };
+            model_info.insert(key.clone(), value);
+        }
+        model_info.insert("general.parameter_count".to_owned(), model.n_parameters.into());
+        let template = metadata.get_str("tokenizer.chat_template").unwrap_or_default().to_owned();
+        Ok(Self { from: model.file.display().to_string(), template, model_info })
+    }
+
+    /// A server renders by a template of its own.
+    fn elsewhere(from: String) -> Self {
+        Self { from, template: String::new(), model_info: Map::new() }
+    }
 }
 
 fn parameters(card: &ExpertCard, prefix: &str) -> String {

@@ -93,7 +93,7 @@ pub(super) async fn generate(State(server): State<Server>, request: Request) -> 
         None
     } else if asked.raw {
         Some(Prompt::Rendered(asked.prompt))
-    } else if card.template_blake3.is_none() {
+    } else if !card.has_template() {
         Some(Prompt::Raw(asked.prompt))
     } else {
         let system = asked.system.map(|text| Message::new("system", text));

@@ -22,7 +22,7 @@ use crate::engine::{Finish, Form, Generated, Prompt};
 
 pub(super) async fn models(State(server): State<Server>) -> Result<Json<Value>, Refusal> {
     let cards = server.experts.cards()?;
-    let model = |card: &crate::ExpertCard| json!({"id": card.name, "object": "model", "created": card.file_modified / 1_000_000_000, "owned_by": "tune"});
+    let model = |card: &crate::ExpertCard| json!({"id": card.name, "object": "model", "created": card.modified().as_secs(), "owned_by": "tune"});
     Ok(Json(json!({"object": "list", "data": cards.iter().map(model).collect::<Vec<_>>()})))
 }
 

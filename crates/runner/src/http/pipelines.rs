@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::Server;
 use super::accept::body;
 use super::refusal::Refusal;
+use crate::card::Model;
 use crate::pipeline::{self, Afterwards, Event, Pipeline, RunOptions};
 
 /// Runs the history shows.
@@ -24,18 +25,20 @@ const HISTORY: usize = 50;
 
 pub(super) async fn status(State(server): State<Server>) -> Json<Value> {
     let state = server.worker.state();
-    let resident = state.resident.as_ref().map(|resident| {
+    let show = |resident: &super::worker::Resident| {
         json!({
             "expert": resident.card.name,
             "memory": resident.memory,
             "context_tokens": resident.context_tokens,
             "expires_in_ms": resident.expires.map(|at| at.saturating_sub(crate::clock::now()).as_millis() as u64),
         })
-    });
+    };
+    let residents: Vec<Value> = state.residents.iter().map(show).collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "engine": *server.engine_name,
-        "resident": resident,
+        "resident": residents.last(),
+        "residents": residents,
         "loading": state.loading,
         "n_jobs": state.n_jobs,
         "memory": state.memory,
@@ -64,16 +67,8 @@ fn describe(pipeline: &Pipeline) -> Value {
             })
         })
         .collect();
-    let experts: Map<String, Value> = pipeline
-        .experts()
-        .iter()
-        .map(|(name, card)| {
-            let file = card.file.file_name().map(|name| name.to_string_lossy().into_owned());
-            let expert = json!({"file": file, "file_bytes": card.file_bytes, "architecture": card.architecture,
-                "n_parameters": card.n_parameters, "weight_type": card.weight_type});
-            (name.clone(), expert)
-        })
-        .collect();
+    let experts: Map<String, Value> =
+        pipeline.experts().iter().map(|(name, card)| (name.clone(), of_model(&card.model))).collect();
     json!({
         "name": pipeline.name(),
         "description": spec.description,
@@ -82,6 +77,23 @@ fn describe(pipeline: &Pipeline) -> Value {
         "experts": experts,
         "steps": steps,
     })
+}
+
+/// What a page shows of an expert's model.
+fn of_model(model: &Model) -> Value {
+    match model {
+        Model::File(file) => {
+            let name = file.file.file_name().map(|name| name.to_string_lossy().into_owned());
+            json!({"file": name, "file_bytes": file.file_bytes, "architecture": file.architecture,
+                "n_parameters": file.n_parameters, "weight_type": file.weight_type})
+        }
+        Model::Ollama(model) => {
+            json!({"ollama": model.name, "url": model.url, "file_bytes": model.size_bytes,
+            "architecture": model.family, "parameter_size": model.parameter_size,
+            "weight_type": model.weight_type})
+        }
+        Model::OpenAi(model) => json!({"openai": model.model, "url": model.url}),
+    }
 }
 
 #[derive(Deserialize)]
@@ -112,7 +124,8 @@ pub(super) async fn run(
     let options =
         RunOptions { runs: server.runs.to_path_buf(), resume, params, afterwards: Afterwards::Keep };
     let (sender, receiver) = unbounded_channel::<Value>();
-    server.worker.submit(move |desk| {
+    let first = pipeline.steps().find_map(|(_, expert)| expert).map(str::to_owned);
+    server.worker.submit(first.as_deref(), move |desk| {
         let gone = || sender.is_closed();
         if gone() {
             return;

@@ -87,9 +87,9 @@ function showStatus() {
   otherBar.style.width = part(total - free - own);
   const facts = [["tune", bytes(own)], ["free", `${bytes(free)} of ${bytes(total)}`]];
   for (const device of devices) facts.push([device.name, `${bytes(device.free_bytes)} free of ${bytes(device.total_bytes)}`]);
-  if (status.resident) {
-    const { weights_bytes: weights, context_bytes: context, compute_bytes: compute } = status.resident.memory;
-    facts.push([`${status.resident.expert}: weights`, bytes(weights)], ["context", bytes(context)], ["compute", bytes(compute)]);
+  for (const { expert, memory } of status.residents) {
+    const { weights_bytes: weights, context_bytes: context, compute_bytes: compute } = memory;
+    facts.push([`${expert}: weights`, bytes(weights)], ["context", bytes(context)], ["compute", bytes(compute)]);
   }
   byId("memory").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
   showExperts();
@@ -99,7 +99,7 @@ function showExperts() {
   const list = experts.map((model) => {
     const name = model.name.replace(/:latest$/, "");
     const isLoading = status && status.loading === name;
-    const isLoaded = status && status.resident && status.resident.expert === name;
+    const isLoaded = status && status.residents.some((resident) => resident.expert === name);
     const head = make("div", "head", null, make("i", "dot"), make("b", "", name));
     if (isLoading) head.append(make("span", "tag", "loading"));
     if (isLoaded) head.append(make("span", "tag", "loaded"));
@@ -223,15 +223,18 @@ const handlers = {
     live.steps.set(event.step, live.current);
     figures.textContent = event.n_items > 1 ? `0 of ${event.n_items}` : "";
   },
-  loading(event) { swapLine(`loading ${event.expert} · needs ${bytes(total(event.needs))}, ${bytes(event.memory.free_bytes)} free`, event.expert); },
+  loading(event) { 
+    const needs = total(event.needs);
+    swapLine(`loading ${event.expert} · ${needs ? `needs ${bytes(needs)}` : "on its server"}, ${bytes(event.memory.free_bytes)} free`, event.expert);
+  },
   load_progress(event) { swapLine(`loading ${event.expert} · ${Math.round(100 * event.part)} %`, event.expert); },
   loaded(event) {
     swapLine(`loaded ${event.expert} in ${duration(event.load_ms)} · takes ${bytes(total(event.takes))} · ${bytes(event.memory.free_bytes)} free`, event.expert);
-    if (status) { status.memory = event.memory; status.loading = null; status.resident = { expert: event.expert, memory: event.takes }; showStatus(); }
+    if (status) { status.memory = event.memory; status.loading = null; status.residents.push({ expert: event.expert, memory: event.takes }); showStatus(); }
   },
   unloaded(event) {
     swapLine(`unloaded ${event.expert} in ${duration(event.unload_ms)} · ${bytes(event.memory.free_bytes)} free`, null);
-    if (status) { status.memory = event.memory; status.resident = null; showStatus(); }
+    if (status) { status.memory = event.memory; status.residents = status.residents.filter((resident) => resident.expert !== event.expert); showStatus(); }
   },
   prompt(event) {
     const row = rowOf(event);

@@ -2,15 +2,16 @@
 //! schemas checked, items followed from step to step.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use formats::hash;
 use serde_json::json;
 
+use super::expert::{Lookup, Trouble};
 use super::schema::Schema;
 use super::spec::{ExpertSpec, Map, OnFail, PipelineSpec, StepKind, StepSpec};
 use super::template::Template;
-use crate::card::{CardOptions, Digests, ExpertCard, Sampling, check_name};
+use crate::card::{ExpertCard, Sampling, check_name};
 use crate::{Error, Registry, Result};
 
 /// Repairs a step with a schema is allowed where it does not say.
@@ -151,6 +152,12 @@ impl Pipeline {
         })
     }
 
+    /// The experts that are asked from a step on, in that order.
+    pub(super) fn experts_from(&self, index: usize) -> Vec<ExpertCard> {
+        let names = self.steps().skip(index).filter_map(|(_, expert)| expert);
+        names.filter_map(|name| self.experts.get(name).cloned()).collect()
+    }
+
     /// BLAKE3 of everything its outputs depend on but the input: steps, schemas, experts' files and settings.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -160,7 +167,9 @@ impl Pipeline {
 fn hash_of(spec: &PipelineSpec, experts: &BTreeMap<String, ExpertCard>, steps: &[Step]) -> String {
     let experts: Vec<_> = experts
         .iter()
-        .map(|(name, card)| json!([name, card.blake3, card.load, card.sampling, card.system, card.stop]))
+        .map(|(name, card)| {
+            json!([name, card.model.identity(), card.load, card.sampling, card.system, card.stop])
+        })
         .collect();
     let schemas: Vec<_> = steps.iter().map(|step| step.schema().map(|schema| schema.value.clone())).collect();
     hash::blake3_bytes(json!([spec, experts, schemas]).to_string().as_bytes())
@@ -187,24 +196,21 @@ impl Checker<'_> {
         Error::Pipeline { pipeline: self.pipeline.to_owned(), place: place.into(), reason: reason.into() }
     }
 
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup { directory: self.directory, registry: self.registry, local: self.spec.local }
+    }
+
+    fn trouble(&self, expert: &str, trouble: Trouble) -> Error {
+        match trouble {
+            Trouble::Key(key, reason) => self.wrong(format!("experts.{expert}{key}"), reason),
+            Trouble::Error(error) => error,
+        }
+    }
+
     fn expert(&self, name: &str, spec: &ExpertSpec) -> Result<ExpertCard> {
         check_name(name)?;
         let place = |key: &str| format!("experts.{name}{key}");
-        let mut card = match (&spec.file, &spec.expert) {
-            (Some(file), None) => {
-                let path: PathBuf = self.directory.join(file);
-                if !path.is_file() {
-                    return Err(self.wrong(place(".file"), format!("{} is not there", path.display())));
-                }
-                ExpertCard::from_file(name, &path, &CardOptions::default(), Digests::Blake3)?
-            }
-            (None, Some(expert)) => {
-                let card = self.registry.card(expert)?;
-                card.check_file()?;
-                card
-            }
-            _ => return Err(self.wrong(place(""), "give either `file` or `expert`")),
-        };
+        let mut card = self.lookup().card(name, spec).map_err(|trouble| self.trouble(name, trouble))?;
         name.clone_into(&mut card.name);
         let load = &mut card.load;
         load.num_ctx = spec.num_ctx.unwrap_or(load.num_ctx);
@@ -227,12 +233,13 @@ impl Checker<'_> {
                 format!("{asked} is more than the {trained} the model was trained on"),
             ));
         }
-        if card.template_blake3.is_none() {
+        if !card.has_template() {
             return Err(self.wrong(place(""), "its file has no chat template, which a step needs"));
         }
         Ok(card)
     }
 
+    /// The adapter to set over an expert's file.
     fn step(&self, spec: &StepSpec, before: &[Step], experts: &BTreeMap<String, ExpertCard>) -> Result<Step> {
         let name = spec.name.as_str();
         let identifier = name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -436,6 +443,7 @@ impl Checker<'_> {
         let other = self.registry.card(fallback).map_err(|error| {
             wrong(format!("it is not among the experts of the pipeline ({}), and {error}", known.join(", ")))
         })?;
+        self.lookup().check_local(&other).map_err(|trouble| self.trouble(&card.name, trouble))?;
         other.check_file()?;
         Ok(Some(other))
     }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod event;
+mod expert;
 pub mod journal;
 mod rules;
 pub mod run;

@@ -92,8 +92,12 @@ pub fn run(
     };
     let mut results = Vec::new();
     for index in 0..pipeline.steps.len() {
-        results.extend(run.stage(index, residency)?);
+        residency.foresee(pipeline.experts_from(index));
+        let stage = run.stage(index, residency);
+        // Nothing is read ahead for a run that has ended.
+        results.extend(stage.inspect_err(|_| residency.foresee(Vec::new()))?);
     }
+    residency.foresee(Vec::new());
     if options.afterwards == Afterwards::Unload {
         residency.clear(&mut |event| run.observer.observe(Event::Residency(event)))?;
     }

@@ -20,6 +20,9 @@ pub struct PipelineSpec {
     /// An input to show as an example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub example: Option<String>,
+    /// Whether everything stays on this machine: an expert that is elsewhere is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// Values for `{{ params.x }}`; a run may override those named here and no other.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub params: serde_json::Map<String, serde_json::Value>,
@@ -31,16 +34,37 @@ pub struct PipelineSpec {
     pub steps: Vec<StepSpec>,
 }
 
-/// One expert of a pipeline: a registered one or a file, and what differs from its card.
+/// One expert of a pipeline: a file, a registered one, or a server's, and what differs from its card.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertSpec {
     /// A GGUF file, relative to the pipeline file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+    /// LoRA adapter (GGUF) to set over `file`, relative to the pipeline file: experts of one file share what is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// What the adapter's update is multiplied with; absent: 1, as it was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_scale: Option<f32>,
     /// A registered expert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<String>,
+    /// A model that an Ollama server holds, as in `qwen3:4b`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ollama: Option<String>,
+    /// The Ollama server, as `OLLAMA_HOST` has it; this machine's where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// A model behind an OpenAI-compatible server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub openai: Option<String>,
+    /// That server, up to its version, as in `https://api.example.com/v1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The environment variable that holds that server's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_env: Option<String>,
     /// System message for its steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,

@@ -5,6 +5,8 @@
 //! says exactly the pieces it was built with and then ends its turn.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+pub mod noise;
+
 use std::fs::File;
 use std::path::Path;
 
@@ -24,10 +26,10 @@ pub enum Says<'a> {
     Forever(&'a [&'a str]),
 }
 
-/// Whether the file has a chat template.
-#[derive(PartialEq)]
-pub enum Template {
+/// The file's chat template.
+pub enum Template<'a> {
     Chat,
+    Source(&'a str),
     None,
 }
 
@@ -36,7 +38,17 @@ pub fn write(path: &Path, says: &Says<'_>) {
     write_with(path, says, &Template::Chat);
 }
 
-pub fn write_with(path: &Path, says: &Says<'_>, template: &Template) {
+/// The same with a chat template of that source.
+pub fn write_template(path: &Path, says: &Says<'_>, source: &str) {
+    write_with(path, says, &Template::Source(source));
+}
+
+pub fn write_with(path: &Path, says: &Says<'_>, template: &Template<'_>) {
+    write_saying_more(path, says, template, &[]);
+}
+
+/// The same, with more keys in its metadata.
+pub fn write_saying_more(path: &Path, says: &Says<'_>, template: &Template<'_>, more: &[(&str, Value)]) {
     let (pieces, forever) = match says {
         Says::Once(pieces) => (*pieces, false),
         Says::Forever(pieces) => (*pieces, true),
@@ -58,7 +70,10 @@ pub fn write_with(path: &Path, says: &Says<'_>, template: &Template) {
     for (token, successor) in next {
         head[successor * width + token] = 1.0;
     }
-    let metadata = metadata(width, tokens, types, end, template);
+    let mut metadata = metadata(width, tokens, types, end, template);
+    for (key, value) in more {
+        metadata.push(*key, value.clone());
+    }
     let tensors = tensors(width, rows);
     let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned(&tensors)).unwrap();
     for (name, shape) in &tensors {
@@ -69,10 +84,52 @@ pub fn write_with(path: &Path, says: &Says<'_>, template: &Template) {
             name if name.contains("norm") => vec![1.0; n],
             _ => vec![0.0; n],
         };
-        let bytes: Vec<u8> = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
-        writer.write_tensor(&bytes).unwrap();
+        writer.write_tensor(&little_endian(&values)).unwrap();
     }
     writer.finish().unwrap();
+}
+
+/// Writes an adapter over such a model of these pieces, which makes it begin with another piece: a pair over the
+/// head, of rank 1, that moves the newline's successor. It names a base by its hash, or none.
+pub fn write_adapter(path: &Path, pieces: &[&str], first: usize, base_blake3: Option<&str>) {
+    let (tokens, _) = vocabulary(pieces);
+    let (rows, newline) = (tokens.len(), tokens.iter().position(|token| token == "Ċ").unwrap());
+    let width = rows.next_multiple_of(64);
+    let mut a = vec![0.0; width];
+    a[newline] = 1.0;
+    let mut b = vec![0.0; rows];
+    b[FIRST_PIECE] = -1.0;
+    b[FIRST_PIECE + first] += 1.0;
+    write_pairs(path, 1.0, base_blake3, &[("output.weight", [width, 1, rows], a, b)]);
+}
+
+/// A tensor's name, its rank and widths, and its two matrices.
+type Pair<'a> = (&'a str, [usize; 3], Vec<f32>, Vec<f32>);
+
+/// Writes an adapter of such pairs: matrix, [C_in, R, C_out], A and B.
+pub fn write_pairs(path: &Path, alpha: f32, base_blake3: Option<&str>, pairs: &[Pair<'_>]) {
+    let mut metadata = Metadata::new();
+    metadata.push("general.architecture", "qwen3");
+    metadata.push("general.type", "adapter");
+    metadata.push("adapter.type", "lora");
+    metadata.push("adapter.lora.alpha", alpha);
+    if let Some(hash) = base_blake3 {
+        metadata.push("tune.base_blake3", hash);
+    }
+    let sides = |(name, [columns, rank, rows], _, _): &(&str, [usize; 3], Vec<f32>, Vec<f32>)| {
+        [(format!("{name}.lora_a"), vec![*columns, *rank]), (format!("{name}.lora_b"), vec![*rank, *rows])]
+    };
+    let shapes: Vec<(String, Vec<usize>)> = pairs.iter().flat_map(sides).collect();
+    let mut writer = Writer::begin(File::create(path).unwrap(), &metadata, &planned(&shapes)).unwrap();
+    for (_, _, a, b) in pairs {
+        writer.write_tensor(&little_endian(a)).unwrap();
+        writer.write_tensor(&little_endian(b)).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn planned(tensors: &[(String, Vec<usize>)]) -> Vec<Planned> {
@@ -100,7 +157,13 @@ fn tensors(width: usize, rows: usize) -> Vec<(String, Vec<usize>)> {
     ]
 }
 
-fn metadata(width: usize, tokens: Vec<String>, types: Vec<i32>, end: usize, template: &Template) -> Metadata {
+fn metadata(
+    width: usize,
+    tokens: Vec<String>,
+    types: Vec<i32>,
+    end: usize,
+    template: &Template<'_>,
+) -> Metadata {
     let mut metadata = Metadata::new();
     metadata.push("general.architecture", Value::String("qwen3".to_owned()));
     metadata.push("general.name", Value::String("tiny".to_owned()));
@@ -126,8 +189,13 @@ fn metadata(width: usize, tokens: Vec<String>, types: Vec<i32>, end: usize, temp
     metadata.push("tokenizer.ggml.merges", merges);
     metadata.push("tokenizer.ggml.eos_token_id", Value::U32(u32::try_from(end).unwrap()));
     metadata.push("tokenizer.ggml.add_bos_token", Value::Bool(false));
-    if *template == Template::Chat {
-        metadata.push("tokenizer.chat_template", Value::String(TEMPLATE.to_owned()));
+    let source = match template {
+        Template::Chat => Some(TEMPLATE),
+        Template::Source(source) => Some(*source),
+        Template::None => None,
+    };
+    if let Some(source) = source {
+        metadata.push("tokenizer.chat_template", Value::String(source.to_owned()));
     }
     metadata
 }

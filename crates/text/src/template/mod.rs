@@ -4,6 +4,7 @@ mod clock;
 mod engine;
 mod find;
 mod generation;
+mod go;
 mod growth;
 mod python;
 
@@ -15,6 +16,7 @@ use serde_json::Map;
 
 use crate::{Chat, Message, Result, Tokenizer};
 use engine::Engine;
+pub use go::go_template;
 
 /// Whether the rendering ends with the opening of an assistant turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

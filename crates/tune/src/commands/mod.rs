@@ -3,6 +3,7 @@
 mod chat;
 mod doctor;
 mod eval;
+mod experts;
 mod export;
 mod import;
 mod init;
@@ -10,6 +11,7 @@ mod inspect;
 mod plan;
 mod preview;
 mod pull;
+mod register;
 mod run;
 mod runs;
 mod serve;
@@ -29,6 +31,8 @@ pub fn run(command: Command, terminal: &mut Terminal) -> Result<(), Failure> {
         Command::Eval(arguments) => eval::run(&arguments, terminal),
         Command::Chat(arguments) => chat::run(&arguments, terminal),
         Command::Export(arguments) => export::run(&arguments, terminal),
+        Command::Register(arguments) => register::run(&arguments, terminal),
+        Command::Experts(arguments) => experts::run(&arguments, terminal),
         Command::Run(arguments) => run::run(&arguments, terminal),
         Command::Serve(arguments) => serve::run(&arguments, terminal),
         Command::Plan(arguments) => plan::run(&arguments, terminal),

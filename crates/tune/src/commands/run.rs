@@ -1,16 +1,17 @@
-//! `tune run`: a pipeline of experts over a file, one expert in memory at a time.
+//! `tune run`: a pipeline of experts over a file.
 
 use crate::bytes;
 use crate::cli::Run;
 use crate::failure::{self, Failure};
 use crate::interrupt;
 use crate::pipeline_file;
+use crate::servers;
 use crate::show;
 use crate::terminal::Terminal;
 use runner::Residency;
-use runner::engine::llama::LlamaEngine;
+use runner::engine::ExpertMemory;
 use runner::pipeline::{Event, ItemResult, Outcome, RunOptions};
-use runner::residency::ResidencyEvent;
+use runner::residency::{Keeping, ResidencyEvent};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,8 @@ const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 /// Runs the pipeline and prints what its last expert gave on standard output.
 pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
+    // It ends with this function, whatever comes.
+    let _ollama = arguments.start_ollama.then(|| servers::start_ollama(terminal)).transpose()?;
     let pipeline = pipeline_file::read(&arguments.pipeline, &pipeline_file::registry())?;
     let input = input(&arguments.input)?;
     let options = RunOptions {
@@ -28,7 +31,9 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
         ..RunOptions::default()
     };
     let cancel = interrupt::flag();
-    let mut residency = Residency::new(Box::new(LlamaEngine::new()?));
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
+    let engine = servers::engine(pipeline.experts().values())?;
+    let mut residency = Residency::new(Box::new(engine)).keeping(keeping);
     let mut run_id = None;
     let outcome = runner::pipeline::run(
         &pipeline,
@@ -50,7 +55,7 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
             Err(resumable(Failure::interrupted("stopped; what was done is kept"), arguments, run_id))
         }
         // What would fit is a better hint than to try the same again.
-        Err(error @ runner::Error::DoesNotFit { .. }) => Err(failure::of_runner(&error)),
+        Err(error) if error.hint().is_some() => Err(failure::of_runner(&error)),
         Err(error) => Err(resumable(Failure::new(error), arguments, run_id)),
     }
 }
@@ -145,12 +150,9 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
         ResidencyEvent::Loaded { expert, load_ms, takes, memory } => terminal.row(
             "loaded",
             format!(
-                "{expert} in {} · {} (weights {}, context {}, compute {}) · {} free",
+                "{expert} in {} · {} · {} free",
                 show::seconds(load_ms / 1e3),
-                bytes::show(takes.total_bytes()),
-                bytes::show(takes.weights_bytes),
-                bytes::show(takes.context_bytes),
-                bytes::show(takes.compute_bytes),
+                takes_in_words(takes),
                 bytes::show(memory.free_bytes)
             ),
         ),
@@ -163,6 +165,21 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
             ),
         ),
         ResidencyEvent::Loading { .. } | ResidencyEvent::LoadProgress { .. } => {}
+    }
+}
+
+/// A server tells the sum alone, or nothing.
+fn takes_in_words(takes: &ExpertMemory) -> String {
+    let total = bytes::show(takes.total_bytes());
+    match (takes.weights_bytes, takes.context_bytes + takes.compute_bytes) {
+        (0, 0) => "on its server".to_owned(),
+        (_, 0) => format!("{total} on its server"),
+        _ => format!(
+            "{total} (weights {}, context {}, compute {})",
+            bytes::show(takes.weights_bytes),
+            bytes::show(takes.context_bytes),
+            bytes::show(takes.compute_bytes)
+        ),
     }
 }
 

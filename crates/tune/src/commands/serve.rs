@@ -4,13 +4,14 @@ use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::pipeline_file;
 use crate::recipe::Recipe;
+use crate::servers;
 use crate::show;
 use crate::terminal::Terminal;
-use runner::Registry;
 use runner::card::CardOptions;
-use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
-use runner::residency::ResidencyEvent;
+use runner::pipeline::Pipeline;
+use runner::residency::{Keeping, ResidencyEvent};
+use runner::{ExpertCard, Registry, Residency};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -21,20 +22,28 @@ const MAX_QUEUE: usize = 64;
 
 /// Serves until Ctrl-C.
 pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
+    // It ends with this function, whatever comes.
+    let _ollama = arguments.start_ollama.then(|| servers::start_ollama(terminal)).transpose()?;
     let registry = pipeline_file::registry();
     let (files, pipelines): (Vec<_>, Vec<_>) = arguments
         .offers
         .iter()
         .partition(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let files_first = files.first().map(|file| Recipe::run_name(file));
     for file in files {
         register(&registry, file, terminal)?;
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    let cards = pipelines.iter().flat_map(|pipeline| pipeline.experts().values());
+    let engine = servers::engine(cards)?;
+    let preload = first_expert(&registry, &pipelines, files_first)?;
+    let keeping = if arguments.one_at_a_time { Keeping::One } else { Keeping::WhereTheyFit };
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
-        engine: Box::new(LlamaEngine::new()?),
+        residency: Residency::new(Box::new(engine)).keeping(keeping),
+        preload,
         registry,
         pipelines,
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
@@ -59,12 +68,31 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     })
 }
 
+/// The expert that is most likely asked for first: the default one, one that is offered here, the first of a pipeline.
+fn first_expert(
+    registry: &Registry,
+    pipelines: &[Pipeline],
+    offered: Option<String>,
+) -> Result<Option<ExpertCard>, Failure> {
+    if let Some(name) = registry.default_expert()?.or(offered) {
+        return Ok(Some(registry.card(&name)?));
+    }
+    let first = pipelines.iter().find_map(|pipeline| {
+        let (_, expert) = pipeline.steps().find(|(_, expert)| expert.is_some())?;
+        pipeline.experts().get(expert?).cloned()
+    });
+    Ok(first)
+}
+
 /// Keeps an exported file as an expert of its name, after the checks of a card.
 fn register(registry: &Registry, file: &Path, terminal: &mut Terminal) -> Result<(), Failure> {
     // The registry outlives this call, and the folder it was made in.
     let whole = std::fs::canonicalize(file).map_err(|e| Failure::new(format!("{}: {e}", file.display())))?;
     let card = registry.register(&Recipe::run_name(file), &whole, &CardOptions::default())?;
-    terminal.row("expert", format!("{} · {} · {}", card.name, card.architecture, file.display()));
+    terminal.row(
+        "expert",
+        format!("{} · {} · {}", card.name, card.architecture().unwrap_or_default(), file.display()),
+    );
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! The embedded engine: llama.cpp in this process, prompts as token ids made by our own text layer.
 
+mod embedding;
 mod ffi;
+pub(crate) mod language;
 pub mod log;
 mod report;
 mod sampler;
@@ -22,10 +24,10 @@ pub use vocabulary::Vocabulary;
 use self::sampler::Chooser;
 use self::stop::{StopTexts, Watched};
 use super::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
-use crate::Result;
-use crate::budget::Place;
-use crate::card::ExpertCard;
+use crate::budget::{Available, Place, Share};
+use crate::card::{Adapter, ExpertCard};
 use crate::memory::{self, MemoryState};
+use crate::{Error, Result};
 
 /// The embedded llama.cpp.
 #[derive(Debug)]
@@ -56,7 +58,12 @@ impl Engine for LlamaEngine {
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Box<dyn Loaded>> {
         let options = SessionOptions { load: card.load.clone(), ..SessionOptions::default() };
-        let session = Session::open_named(&card.name, &card.file, &options, progress)?;
+        let file = card.file().ok_or_else(|| Error::Card {
+            expert: card.name.clone(),
+            reason: "the embedded engine runs files, and its model is on a server".to_owned(),
+        })?;
+        let mut session = Session::open_named(&card.name, &file.file, &options, progress)?;
+        session.set_adapters(&file.adapters)?;
         Ok(Box::new(LoadedLlama { card: card.clone(), session }))
     }
 
@@ -65,8 +72,12 @@ impl Engine for LlamaEngine {
     }
 
     fn memory(&self) -> MemoryState {
-        MemoryState { devices: devices(), ..memory::main_memory() }
+        measured()
     }
+}
+
+fn measured() -> MemoryState {
+    MemoryState { devices: devices(), ..memory::main_memory() }
 }
 
 fn devices() -> Vec<memory::DeviceMemory> {
@@ -80,6 +91,25 @@ fn devices() -> Vec<memory::DeviceMemory> {
             free_bytes: device.memory_free as u64,
         })
         .collect()
+}
+
+/// Checks that adapters have room beside what is loaded.
+fn adapters_fit(card: &ExpertCard, weights_bytes: u64) -> Result<()> {
+    let available = Available::now(&measured());
+    let (place, free) = match available.card_bytes {
+        Some(free) if card.load.num_gpu != Some(0) => (Place::Card, Some(free)),
+        _ => (Place::Main, available.main_bytes),
+    };
+    match free {
+        Some(free_bytes) if free_bytes < weights_bytes => Err(Error::DoesNotFit {
+            expert: card.name.clone(),
+            place,
+            share: Share { weights_bytes, ..Share::default() },
+            free_bytes,
+            remedies: Vec::new(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// An expert in memory.
@@ -114,11 +144,13 @@ impl Loaded for LoadedLlama {
         let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
         let begun = Instant::now();
         let total = prompt.len();
-        let read = self.session.read_prompt(&prompt, &mut |done| sink(Progress::Prompt { done, total }))?;
+        let shared = self.shared_tokens(&request.prompt, &prompt);
+        let read =
+            self.session.read_prompt(&prompt, shared, &mut |done| sink(Progress::Prompt { done, total }));
+        let read = read.inspect_err(|_| self.session.wipe())?;
         let prompt_ns = nanoseconds(begun);
-        if read.is_break() {
-            let text = String::new();
-            let finish = Finish::Cancelled;
+        let ControlFlow::Continue(row) = read else {
+            let (text, finish) = (String::new(), Finish::Cancelled);
             return Ok(Generated {
                 text,
                 finish,
@@ -127,19 +159,40 @@ impl Loaded for LoadedLlama {
                 prompt_ns,
                 decode_ns: 0,
             });
-        }
+        };
         let begun = Instant::now();
-        let (text, finish, output_tokens) = self.decode(request, total, chooser, sink)?;
+        let decoded = self.decode(request, (total, row), chooser, sink);
+        let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
         let decode_ns = nanoseconds(begun);
         Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
     }
 
-    fn switch_to(&mut self, card: &ExpertCard) {
+    fn embed(
+        &mut self,
+        texts: &[String],
+        go_on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        embedding::embed(&self.card, &self.session, texts, go_on)
+    }
+
+    fn switch_to(&mut self, card: &ExpertCard) -> Result<()> {
+        let adapters = card.file().map_or(&[][..], |file| &file.adapters);
+        let set = self.card.file().map_or(&[][..], |file| &file.adapters);
+        if adapters != set {
+            self.make_room(card, adapters)?;
+            self.session.set_adapters(adapters)?;
+        }
         self.card = card.clone();
+        Ok(())
     }
 
     fn memory(&self) -> ExpertMemory {
         self.session.memory()
+    }
+
+    fn mapped_bytes(&self) -> u64 {
+        let buffers = self.session.report().weight_buffers.iter();
+        buffers.filter(|(name, _)| name.ends_with("Mapped")).map(|(_, bytes)| bytes).sum()
     }
 
     fn unload(self: Box<Self>) -> Result<()> {
@@ -150,6 +203,19 @@ impl Loaded for LoadedLlama {
 }
 
 impl LoadedLlama {
+    /// Sees to it that adapters which are not in memory yet are still those of the card, and that they fit.
+    fn make_room(&mut self, card: &ExpertCard, adapters: &[Adapter]) -> Result<()> {
+        let fresh = adapters.iter().filter(|adapter| !self.session.holds(adapter));
+        let needed: u64 = fresh.map(|adapter| adapter.tensor_bytes).sum();
+        if needed == 0 {
+            return Ok(());
+        }
+        card.check_file()?;
+        let Err(_) = adapters_fit(card, needed) else { return Ok(()) };
+        self.session.forget_unset_adapters();
+        adapters_fit(card, needed)
+    }
+
     fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokenizer = self.session.tokenizer();
         let ids = match prompt {
@@ -159,6 +225,19 @@ impl LoadedLlama {
         };
         let bos = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos));
         Ok(bos.into_iter().chain(ids).collect())
+    }
+
+    /// How many tokens a prompt begins with that all prompts under its system message do.
+    fn shared_tokens(&self, prompt: &Prompt, ids: &[u32]) -> usize {
+        let Prompt::Chat(messages) = prompt else { return 0 };
+        let messages = self.with_system(messages);
+        let Some(system) = messages.first().filter(|first| first.role == "system" && messages.len() > 1)
+        else {
+            return 0;
+        };
+        // A template that renders none alone has nothing to share.
+        let alone = self.session.chat_ids(std::slice::from_ref(system)).unwrap_or_default();
+        alone.iter().zip(ids).take_while(|(a, b)| a == b).count()
     }
 
     fn with_system(&self, messages: &[Message]) -> Vec<Message> {
@@ -174,7 +253,7 @@ impl LoadedLlama {
     fn decode(
         &mut self,
         request: &Request,
-        prompt_tokens: usize,
+        (prompt_tokens, mut row): (usize, usize),
         mut chooser: Chooser,
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<(String, Finish, usize)> {
@@ -183,7 +262,6 @@ impl LoadedLlama {
         let limit = request.sampling.max_tokens.map_or(room, |max| room.min(max as usize));
         let mut answer =
             Answer::new(&tokenizer, StopTexts::new(self.card.stop.iter().chain(&request.stop)), sink);
-        let mut row = self.session.last_row(prompt_tokens);
         let mut n = 0;
         let finish = loop {
             if n == limit {

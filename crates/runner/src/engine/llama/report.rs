@@ -63,6 +63,12 @@ impl Report {
     }
 }
 
+/// The compute buffer of a layout, if there was one: a piece is otherwise decoded without a word.
+pub(super) fn compute_bytes(lines: &[(Level, String)]) -> Option<u64> {
+    let lines: Vec<&str> = lines.iter().map(|(_, line)| line.trim_end()).collect();
+    Some(sum(&lines, "compute buffer size")).filter(|&bytes| bytes > 0)
+}
+
 /// A line such as `llama_kv_cache: size =  334.00 MiB (  8192 cells,  5 layers, 1/1 seqs), K (f16): 167.00 MiB, V
 /// (f16): 167.00 MiB`.
 struct Cache {

@@ -1,7 +1,7 @@
 //! One GGUF file open in llama.cpp at token level: generation's inner loop, and what an export's verification
 //! needs.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use std::sync::Arc;
 use formats::gguf;
 use text::{Chat, ChatTemplate, Tokenizer};
 
-use super::ffi::{self, Context, Model, Outputs};
+use super::ffi::{self, Adapter, Context, Model, Outputs};
+use super::language::{Language, refuse_doubles};
 use super::report::Report;
 use super::{sampler, simulate};
 use crate::budget::{self, Budget, Head, Place};
-use crate::card::LoadOptions;
+use crate::card::{self, LoadOptions};
 use crate::engine::{ExpertMemory, check_room, processor};
 use crate::{Error, Result};
 
@@ -32,10 +33,16 @@ pub struct SessionOptions {
 pub struct Session {
     name: String,
     context: Context,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    language: Language,
     stop_ids: Vec<u32>,
     report: Report,
+    /// Adapters in memory, by the hash of their file: those that are set, and those that were.
+    adapters: HashMap<String, LoadedAdapter>,
+}
+
+struct LoadedAdapter {
+    adapter: Arc<Adapter>,
+    bytes: u64,
 }
 
 impl Session {
@@ -49,7 +56,7 @@ impl Session {
     }
 
     /// Opens a file for the expert of that name; `progress` may break.
-    pub(super) fn open_named(
+    pub(crate) fn open_named(
         name: &str,
         path: &Path,
         options: &SessionOptions,
@@ -59,7 +66,10 @@ impl Session {
         ffi::start();
         // Our reader first: it refuses files that would bring the engine down.
         let file = gguf::Reader::open(path)?;
-        let (tokenizer, template) = text_of(name, file.metadata())?;
+        let kept = Language::kept(file.metadata());
+        if kept.is_none() {
+            refuse_doubles(name, file.metadata())?;
+        }
         let refused = |reason| Error::Load { expert: name.to_owned(), path: path.to_owned(), reason };
         let mut cancelled = false;
         let mut go_on = |part| {
@@ -68,7 +78,14 @@ impl Session {
         };
         simulate::check_card(name, path, &options.load)?;
         let part = if options.check_tensors { ffi::Part::AllChecked } else { ffi::Part::All };
-        let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
+        // Of a small model the two readings of the vocabulary, ours and llama.cpp's, are most of the load: at once.
+        let (language, loaded) = std::thread::scope(|scope| {
+            let read = || kept.map_or_else(|| Language::read(name, file.metadata()), Ok);
+            let language = scope.spawn(read);
+            let loaded = Model::load(path, options.load.num_gpu, part, &mut go_on);
+            (language.join(), loaded)
+        });
+        let language = language.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (model, mut lines) = match loaded {
             Err(_) if cancelled => return Err(Error::Cancelled),
             other => other.map_err(refused)?,
@@ -80,9 +97,9 @@ impl Session {
             Context::new(Arc::clone(&model), n_ctx, &options.load, outputs).map_err(refused)?;
         lines.extend(of_context);
         let report = Report::read(&lines, &model, &context);
-        let stop_ids = stop_ids(&model, &tokenizer, template.as_ref());
-        let tokenizer = Arc::new(tokenizer);
-        Ok(Self { name: name.to_owned(), context, tokenizer, template, stop_ids, report })
+        let stop_ids = stop_ids(&model, &language);
+        let adapters = HashMap::new();
+        Ok(Self { name: name.to_owned(), context, language, stop_ids, report, adapters })
     }
 
     /// What a session over a file takes in main memory, before it is opened.
@@ -98,12 +115,12 @@ impl Session {
 
     /// The tokenizer, rebuilt from the file's metadata.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.language.tokenizer
     }
 
     /// The file's chat template.
     pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.language.template.as_deref()
     }
 
     /// Tokens of context.
@@ -127,11 +144,11 @@ impl Session {
     /// # Errors
     /// [`Error::Text`], or [`Error::Card`] if the file has no template.
     pub fn chat_ids<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
-        let template = self.template.as_ref().ok_or_else(|| Error::Card {
+        let template = self.template().ok_or_else(|| Error::Card {
             expert: self.name.clone(),
             reason: "its file has no chat template, so it can only continue a text".to_owned(),
         })?;
-        let ids = text::encode_prompt(&self.tokenizer, template, chat);
+        let ids = text::encode_prompt(self.tokenizer(), template, chat);
         ids.map_err(|source| Error::Text { expert: self.name.clone(), source })
     }
 
@@ -161,13 +178,23 @@ impl Session {
         max_new: usize,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<(Vec<u32>, bool)>> {
-        if self.read_prompt(prompt, &mut |_| go_on())?.is_break() {
+        let continued = self.continue_greedily(prompt, stop, max_new, go_on);
+        continued.inspect_err(|_| self.context.wipe())
+    }
+
+    fn continue_greedily(
+        &mut self,
+        prompt: &[u32],
+        stop: &[u32],
+        max_new: usize,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<(Vec<u32>, bool)>> {
+        let ControlFlow::Continue(mut row) = self.read_prompt(prompt, 0, &mut |_| go_on())? else {
             return Ok(None);
-        }
+        };
         let room = max_new.min(self.context_tokens() - prompt.len());
         let mut ids = Vec::new();
         let mut last = prompt.len() - 1;
-        let mut row = self.last_row(prompt.len());
         while ids.len() < room {
             let id = sampler::argmax(self.logits(row)?).map_err(|reason| self.decode_error(reason))?;
             if stop.contains(&id) {
@@ -233,9 +260,61 @@ impl Session {
         Ok(log_probs)
     }
 
-    /// What it takes.
+    /// Sets adapters in the stead of those that are set; none of them: the base alone. One that is not in memory yet
+    /// is read. Where that fails those stay set that were.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a broken file, [`Error::Adapter`] with llama.cpp's own words.
+    pub fn set_adapters(&mut self, wanted: &[card::Adapter]) -> Result<()> {
+        let mut set = Vec::with_capacity(wanted.len());
+        for adapter in wanted {
+            set.push((self.adapter(adapter)?, adapter.scale));
+        }
+        self.context.set_adapters(set).map_err(|reason| self.decode_error(reason))
+    }
+
+    /// The adapters that are set, with their scales.
+    pub(super) fn set(&self) -> Vec<(Arc<Adapter>, f32)> {
+        self.context.adapters().to_vec()
+    }
+
+    /// Whether an adapter is in memory.
+    pub(super) fn holds(&self, adapter: &card::Adapter) -> bool {
+        self.adapters.contains_key(&adapter.blake3)
+    }
+
+    /// Gives back what adapters take that are not set.
+    pub(super) fn forget_unset_adapters(&mut self) {
+        // A set one is held by the context too.
+        self.adapters.retain(|_, held| Arc::strong_count(&held.adapter) > 1);
+    }
+
+    fn adapter(&mut self, wanted: &card::Adapter) -> Result<Arc<Adapter>> {
+        if let Some(held) = self.adapters.get(&wanted.blake3) {
+            return Ok(Arc::clone(&held.adapter));
+        }
+        // Our reader first: it refuses files that would bring the engine down.
+        gguf::Reader::open(&wanted.file)?;
+        let loaded = Adapter::load(self.context.model(), &wanted.file).map_err(|reason| Error::Adapter {
+            expert: self.name.clone(),
+            path: wanted.file.clone(),
+            reason,
+        })?;
+        let adapter = Arc::new(loaded);
+        let held = LoadedAdapter { adapter: Arc::clone(&adapter), bytes: wanted.tensor_bytes };
+        self.adapters.insert(wanted.blake3.clone(), held);
+        Ok(adapter)
+    }
+
+    /// What it takes, adapters in memory included.
     pub fn memory(&self) -> ExpertMemory {
-        self.report.memory
+        let adapters: u64 = self.adapters.values().map(|held| held.bytes).sum();
+        let of_load = self.report.memory;
+        ExpertMemory {
+            weights_bytes: of_load.weights_bytes.saturating_add(adapters),
+            compute_bytes: self.context.compute_bytes().unwrap_or(of_load.compute_bytes),
+            ..of_load
+        }
     }
 
     /// What llama.cpp says of the load.
@@ -245,43 +324,59 @@ impl Session {
 
     /// The tokenizer, to be read while the session decodes.
     pub(super) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
-        Arc::clone(&self.tokenizer)
+        Arc::clone(&self.language.tokenizer)
+    }
+
+    /// Forgets everything after a failure, the numbers in the cache too.
+    pub(super) fn wipe(&mut self) {
+        self.context.wipe();
     }
 
     pub(super) fn model(&self) -> &Arc<Model> {
         self.context.model()
     }
 
-    /// Reads a prompt from a hard reset, in pieces; the last token's logits are then in row
-    /// `(prompt.len() - 1) % batch`. Gives whether it was read to the end.
+    /// Reads a prompt from a hard reset, in pieces. Gives the row that the last token's logits are in, or breaks.
+    ///
+    /// The first `shared` tokens are read in pieces of their own and stay for the next prompt that begins with the same:
+    /// a piece's last bits depend on its length, so that both are cut at the same place whether it is there or not,
+    /// and answers are the same to the bit.
     pub(super) fn read_prompt(
         &mut self,
         prompt: &[u32],
+        shared: usize,
         after_piece: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
+    ) -> Result<ControlFlow<(), usize>> {
         check_room(&self.name, prompt.len(), self.context_tokens())?;
-        self.context.clear();
-        let piece_tokens = self.context.batch_tokens();
-        for (i, piece) in prompt.chunks(piece_tokens).enumerate() {
-            let done = i * piece_tokens + piece.len();
-            let outputs = if done == prompt.len() { Outputs::Last } else { Outputs::None };
-            let decoded = self.context.decode(piece, i * piece_tokens, outputs);
+        let shared = if (LEAST_SHARED..prompt.len()).contains(&shared) { shared } else { 0 };
+        let mut done = 0;
+        if self.context.return_to(&prompt[..shared]) {
+            done = shared;
+        } else {
+            self.context.clear();
+        }
+        let mut row = 0;
+        while done < prompt.len() {
+            let end = if done < shared { shared } else { prompt.len() };
+            let to = end.min(done + self.context.batch_tokens());
+            let outputs = if to == prompt.len() { Outputs::Last } else { Outputs::None };
+            let decoded = self.context.decode(&prompt[done..to], done, outputs);
             decoded.map_err(|reason| self.decode_error(reason))?;
+            if to == shared {
+                self.context.keep_prefix(&prompt[..shared]);
+            }
+            row = to - done - 1;
+            done = to;
             if after_piece(done).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(row))
     }
 
     /// Decodes one generated token at a position; its logits are then in row 0.
     pub(super) fn step(&mut self, id: u32, position: usize) -> Result<()> {
         self.context.decode(&[id], position, Outputs::Last).map_err(|reason| self.decode_error(reason))
-    }
-
-    /// The row the last token of a prompt of that length has its logits in.
-    pub(super) fn last_row(&self, prompt_tokens: usize) -> usize {
-        (prompt_tokens - 1) % self.context.batch_tokens()
     }
 
     pub(super) fn logits(&self, row: usize) -> Result<&[f32]> {
@@ -292,6 +387,9 @@ impl Session {
         Error::Decode { expert: self.name.clone(), reason: reason.into() }
     }
 }
+
+/// Fewer tokens are read faster with what follows them than in a piece of their own.
+const LEAST_SHARED: usize = 64;
 
 /// Rows of logits to hold at once: 64 MiB of them, so that a large vocabulary is read in smaller pieces.
 fn all_logits_rows(vocabulary_rows: usize) -> u32 {
@@ -306,33 +404,8 @@ fn log_prob(logits: &[f32], id: u32) -> f64 {
     f64::from(logit) - max - sum.ln()
 }
 
-/// Tokenizer and template of a file.
-pub(crate) fn text_of(name: &str, metadata: &gguf::Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let failed = |source| Error::Text { expert: name.to_owned(), source };
-    refuse_doubles(name, metadata)?;
-    let tokenizer = Tokenizer::from_gguf(metadata).map_err(failed)?;
-    let Some(source) = metadata.get_str("tokenizer.chat_template") else { return Ok((tokenizer, None)) };
-    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).map(|token| token.to_string());
-    let bos = spelling(tokenizer.bos()).unwrap_or_default();
-    let eos = spelling(tokenizer.eos()).unwrap_or_default();
-    let template = ChatTemplate::from_source(source, &bos, &eos).map_err(failed)?;
-    Ok((tokenizer, Some(template)))
-}
-
-/// A token that stands twice in the vocabulary makes llama.cpp abort the whole process.
-pub(super) fn refuse_doubles(name: &str, metadata: &gguf::Metadata) -> Result<()> {
-    let Some(tokens) = metadata.get_strings("tokenizer.ggml.tokens") else { return Ok(()) };
-    let mut seen = HashSet::with_capacity(tokens.len());
-    match tokens.iter().find(|token| !seen.insert(*token)) {
-        None => Ok(()),
-        Some(token) => {
-            let reason = format!("token `{token}` stands twice in its file's vocabulary");
-            Err(Error::Card { expert: name.to_owned(), reason })
-        }
-    }
-}
-
-fn stop_ids(model: &Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+fn stop_ids(model: &Model, language: &Language) -> Vec<u32> {
+    let (tokenizer, template) = (&language.tokenizer, language.template.as_deref());
     let rows = u32::try_from(model.vocabulary_rows()).unwrap_or(0);
     let mut ids: Vec<u32> = (0..rows).filter(|&id| model.ends_generation(id)).collect();
     let closing = template.and_then(|template| text::end_of_turn(tokenizer, template).ok());

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use formats::gguf;
 
 use super::ffi::{self, Context, Model, Part};
+use super::language::refuse_doubles;
 use super::report::Report;
-use super::session::{context_size, refuse_doubles};
+use super::session::context_size;
 use crate::card::LoadOptions;
 use crate::engine::processor;
 use crate::{Error, Result};

@@ -22,7 +22,7 @@ impl Vocabulary {
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         // Our reader first: it refuses files that would bring the engine down.
         let file = formats::gguf::Reader::open(path)?;
-        super::session::refuse_doubles(&name, file.metadata())?;
+        super::language::refuse_doubles(&name, file.metadata())?;
         let loaded = Model::load(path, Some(0), Part::Vocabulary, &mut |_| true);
         let (model, _) =
             loaded.map_err(|reason| Error::Load { expert: name, path: path.to_owned(), reason })?;

@@ -1,11 +1,20 @@
 //! The registry: a directory with one card file an expert, each written in one piece.
 
+mod check;
+mod disk;
+
 use std::path::{Path, PathBuf};
 
 use formats::atomic;
 
 use crate::card::{CardOptions, Digests, ExpertCard, check_name};
 use crate::{Error, Result};
+
+pub use check::{Checked, Probe, SMOKE_TOKENS, Smoke, check};
+pub use disk::{DiskUse, ExpertDisk, files};
+
+/// The file that names the default expert; a card's ends in `.json`.
+const DEFAULT: &str = "default";
 
 /// A directory of cards. It is read anew for every question, so that what another process registered is seen.
 #[derive(Debug, Clone)]
@@ -30,11 +39,44 @@ impl Registry {
     /// As [`ExpertCard::from_file`], or the card can't be written.
     pub fn register(&self, name: &str, file: &Path, options: &CardOptions) -> Result<ExpertCard> {
         let card = ExpertCard::from_file(name, file, options, Digests::Blake3AndSha256)?;
-        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
-        let text = serde_json::to_string_pretty(&card)
-            .map_err(|error| Error::Card { expert: name.to_owned(), reason: error.to_string() })?;
-        atomic::write_bytes(&self.path(name), text.as_bytes())?;
+        self.keep(&card)?;
         Ok(card)
+    }
+
+    /// Keeps a card; an expert of that name is replaced.
+    ///
+    /// # Errors
+    /// The card can't be written.
+    pub fn keep(&self, card: &ExpertCard) -> Result<()> {
+        check_name(&card.name)?;
+        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
+        let text = serde_json::to_string_pretty(card)
+            .map_err(|error| Error::Card { expert: card.name.clone(), reason: error.to_string() })?;
+        atomic::write_bytes(&self.path(&card.name), text.as_bytes())?;
+        Ok(())
+    }
+
+    /// The expert that is meant where none is named, if one was chosen and is still there.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn default_expert(&self) -> Result<Option<String>> {
+        let path = self.directory.join(DEFAULT);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())
+                .filter(|name| check_name(name).is_ok() && self.path(name).is_file())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(path)(error)),
+        }
+    }
+
+    /// Chooses the expert that is meant where none is named.
+    ///
+    /// # Errors
+    /// [`Error::UnknownExpert`], or the choice can't be written.
+    pub fn set_default(&self, name: &str) -> Result<()> {
+        self.card(name)?;
+        Ok(atomic::write_bytes(&self.directory.join(DEFAULT), name.as_bytes())?)
     }
 
     /// The card of that name.
@@ -78,7 +120,7 @@ impl Registry {
         Ok(names)
     }
 
-    /// Forgets an expert; its model file stays.
+    /// Forgets an expert; its files stay.
     ///
     /// # Errors
     /// [`Error::UnknownExpert`], or the card can't be removed.
