@@ -276,6 +276,9 @@ pub struct Run {
     /// Continue the run of this id, as printed when it began
     #[arg(long)]
     pub resume: Option<String>,
+    /// Run the programs of this machine that the pipeline lists, with your rights
+    #[arg(long)]
+    pub allow_programs: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -290,6 +293,9 @@ pub struct Serve {
     /// Where runs are kept, a folder each [default: runs/pipelines]
     #[arg(long)]
     pub runs: Option<PathBuf>,
+    /// Run the programs of this machine that the pipelines list, for whoever can reach the server
+    #[arg(long)]
+    pub allow_programs: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -368,9 +374,9 @@ pub struct Runs {
 
 #[derive(Debug, Subcommand)]
 pub enum RunsCommand {
-    /// All training runs: steps, losses, exact match, time, size (what `tune runs` does)
+    /// All training runs: steps, losses, exact match, time, size; and the newest runs of pipelines
     List,
-    /// One training run: how it stands, its figures, data and plan, and what it was made from
+    /// One run: how it stands, its figures, and what it was made from; or a pipeline's: steps, times, tokens, loads
     Show(RunName),
     /// Several training runs: the options that differ, and the figures side by side
     Compare(CompareRuns),
@@ -385,7 +391,7 @@ pub enum RunsCommand {
 
 #[derive(Debug, clap::Args)]
 pub struct RunName {
-    /// Its name, as `tune runs` lists it, or its folder
+    /// Its name or id, as `tune runs` lists it, or its folder
     pub run: PathBuf,
 }
 

@@ -3,14 +3,20 @@
 pub mod check;
 pub mod event;
 pub mod journal;
+mod program;
+mod retrieve;
+mod route;
 mod rules;
 pub mod run;
 mod schema;
 pub mod spec;
+pub mod step;
 mod template;
 
 pub use check::Pipeline;
-pub use event::{Event, ItemResult};
-pub use journal::{RunRecord, RunSummary, history, read_run};
+pub use event::{Cut, Event, ItemResult, Round, State};
+pub use journal::{Load, RunRecord, RunSummary, history, read_run};
+pub use program::Programs;
 pub use run::{Afterwards, Outcome, RunOptions, run};
 pub use spec::PipelineSpec;
+pub use step::StepKind;

@@ -9,7 +9,7 @@ use crate::show;
 use crate::terminal::Terminal;
 use runner::Residency;
 use runner::engine::llama::LlamaEngine;
-use runner::pipeline::{Event, ItemResult, Outcome, RunOptions};
+use runner::pipeline::{Cut, Event, ItemResult, Outcome, Programs, Round, RunOptions, State, StepKind};
 use runner::residency::ResidencyEvent;
 use std::io::Read;
 use std::path::Path;
@@ -25,6 +25,7 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
     let options = RunOptions {
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
         resume: arguments.resume.clone(),
+        programs: programs(arguments.allow_programs),
         ..RunOptions::default()
     };
     let cancel = interrupt::flag();
@@ -51,7 +52,18 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
         }
         // What would fit is a better hint than to try the same again.
         Err(error @ runner::Error::DoesNotFit { .. }) => Err(failure::of_runner(&error)),
+        Err(error @ runner::Error::ProgramRefused { .. }) => {
+            Err(Failure::new(error).hint("read it, then allow it with --allow-programs"))
+        }
         Err(error) => Err(resumable(Failure::new(error), arguments, run_id)),
+    }
+}
+
+/// Programs that a pipeline lists are found where this process would find them.
+pub fn programs(is_allowed: bool) -> Programs {
+    match is_allowed {
+        true => Programs::Allowed { path: std::env::var_os("PATH").unwrap_or_default() },
+        false => Programs::Refused,
     }
 }
 
@@ -92,9 +104,8 @@ fn show(terminal: &mut Terminal, event: &Event) {
                 terminal.more(format!("{n_committed} results are there from before"));
             }
         }
-        Event::StepStarted { step, expert, n_items } => {
-            let who = expert.as_ref().map_or_else(|| "rules".into(), |name| format!("expert {name}"));
-            terminal.row("step", format!("{step} · {who} · {n_items} items"));
+        Event::StepStarted { step, kind, experts, n_items } => {
+            terminal.row("step", format!("{step} · {} · {}", who(*kind, experts), many(*n_items, "item")));
         }
         Event::Prompt { .. } | Event::Text { .. } => {}
         Event::Repair { step, item, attempt, objections } => {
@@ -104,24 +115,81 @@ fn show(terminal: &mut Terminal, event: &Event) {
                 objections.join("; ")
             ));
         }
+        Event::Cut { step, item, cut } => {
+            terminal.warning(format!("{step}, item {}: {}", item + 1, cut_line(cut)));
+        }
+        Event::Verified { step, item, round } => verified(terminal, step, *item, round),
         Event::ItemFinished(result) => item(terminal, result),
-        Event::StepFinished { step, n_computed, n_objected, ms } => {
-            let objections =
-                if *n_objected > 0 { format!(" · {n_objected} objected to") } else { String::new() };
-            terminal.more(format!("{step}: {n_computed} items in {}{objections}", show::seconds(ms / 1e3)));
+        Event::StepFinished { step, n_computed, n_objected, n_skipped, n_failed, ms } => {
+            let counts = [(*n_objected, "objected to"), (*n_skipped, "skipped"), (*n_failed, "failed")];
+            let counts: String =
+                counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!(" · {n} {what}")).collect();
+            terminal.more(format!(
+                "{step}: {} in {}{counts}",
+                many(*n_computed, "item"),
+                show::seconds(ms / 1e3)
+            ));
         }
         Event::RunFinished { .. } => {}
         Event::Residency(event) => residency_row(terminal, event),
     }
 }
 
-fn item(terminal: &mut Terminal, result: &ItemResult) {
-    let what = match (is_answer(result), result.objections.len()) {
-        (true, _) => result.output.trim().replace('\n', " ⏎ "),
-        (false, 0) => "ok".into(),
-        (false, n) => format!("{n} objections"),
+/// Who does a step.
+pub fn who(kind: StepKind, experts: &[String]) -> String {
+    match (kind, experts) {
+        (StepKind::Retrieve, []) => "by words".into(),
+        (_, []) => "rules".into(),
+        (_, [one]) => format!("expert {one}"),
+        (_, several) => format!("experts {}", several.join(", ")),
+    }
+}
+
+/// `1 item`, `5 items`
+pub fn many(n: usize, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+/// What of a prompt was cut, in one line.
+pub fn cut_line(cut: &Cut) -> String {
+    let how = match &cut.by {
+        Some(expert) => format!("compressed by {expert}"),
+        None => "cut".into(),
     };
-    let mut line = format!("{:>3}  {what}", result.item + 1);
+    format!(
+        "`{}` was {how} from {} to {}: the prompt had {} tokens, now {}, with room for {}",
+        cut.part,
+        bytes::show(cut.before_bytes as u64),
+        bytes::show(cut.after_bytes as u64),
+        cut.before_tokens,
+        cut.after_tokens,
+        cut.room_tokens
+    )
+}
+
+/// One round of a step that is verified.
+fn verified(terminal: &mut Terminal, step: &str, item: usize, round: &Round) {
+    match round.objections.is_empty() {
+        true if round.round == 1 => {}
+        true => terminal.more(format!(
+            "{step}, item {}: round {} by {} passes",
+            item + 1,
+            round.round,
+            round.expert
+        )),
+        false => terminal.warning(format!(
+            "{step}, item {}: round {} by {}, {} objects: {}",
+            item + 1,
+            round.round,
+            round.expert,
+            round.by,
+            round.objections.join("; ")
+        )),
+    }
+}
+
+fn item(terminal: &mut Terminal, result: &ItemResult) {
+    let mut line = format!("{:>3}  {}", result.item + 1, gist(result));
     if result.output_tokens > 0 {
         let rate = result.output_tokens as f64 / (result.decode_ms / 1e3).max(1e-9);
         line += &format!(
@@ -135,9 +203,24 @@ fn item(terminal: &mut Terminal, result: &ItemResult) {
     }
 }
 
-/// Whether an expert gave it; a check has no generation that could finish.
+/// What came of an item, in one line.
+pub fn gist(result: &ItemResult) -> String {
+    let note = result.note.as_deref().unwrap_or_default();
+    match (result.state, result.kind) {
+        (State::Skipped, _) => format!("skipped: {note}"),
+        (State::Failed, _) => format!("failed: {note}"),
+        (State::Done, StepKind::Route) => format!("→ {}", result.output),
+        (State::Done, StepKind::Check) if result.objections.is_empty() => "ok".into(),
+        (State::Done, StepKind::Check) => many(result.objections.len(), "objection"),
+        (State::Done, StepKind::Retrieve) if result.sources.is_empty() => format!("nothing: {note}"),
+        (State::Done, StepKind::Retrieve) => result.sources.join(" · "),
+        (State::Done, StepKind::Generate) => result.output.trim().replace('\n', " ⏎ "),
+    }
+}
+
+/// Whether an expert wrote it.
 fn is_answer(result: &ItemResult) -> bool {
-    result.finish.is_some()
+    result.kind == StepKind::Generate
 }
 
 fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
@@ -170,10 +253,25 @@ fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
     let last = outcome.results.iter().rfind(|result| is_answer(result)).map(|result| result.step.as_str());
     if !terminal.is_json() {
         for result in outcome.results.iter().filter(|result| Some(result.step.as_str()) == last) {
-            terminal.result(result.output.trim_end());
+            match result.state {
+                State::Done => terminal.result(result.output.trim_end()),
+                // A line for each, so that the lines of a mapped input and its results stay side by side.
+                State::Skipped | State::Failed => terminal.result(""),
+            }
         }
     }
-    terminal.row("done", format!("{} loads · {} results objected to", outcome.n_loads, outcome.n_objected));
+    let count = |state: State| outcome.results.iter().filter(|result| result.state == state).count();
+    let mut done = format!(
+        "{} · {} objected to",
+        many(outcome.n_loads as usize, "load"),
+        many(outcome.n_objected, "result")
+    );
+    for (state, what) in [(State::Skipped, "skipped"), (State::Failed, "failed")] {
+        if count(state) > 0 {
+            done += &format!(" · {} {what}", count(state));
+        }
+    }
+    terminal.row("done", done);
     terminal.row("wrote", outcome.directory.display().to_string());
     Ok(())
 }

@@ -10,6 +10,7 @@ use runner::Registry;
 use runner::card::CardOptions;
 use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
+use runner::pipeline::Pipeline;
 use runner::residency::ResidencyEvent;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,6 +32,7 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    refuse_programs(&pipelines, arguments.allow_programs)?;
     let config = ServeConfig {
         address: SocketAddr::new(arguments.host, arguments.port),
         api_key: std::env::var("TUNE_API_KEY").ok().filter(|key| !key.is_empty()),
@@ -40,6 +42,7 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
         keep_alive: KEEP_ALIVE,
         max_queue: MAX_QUEUE,
+        programs: super::run::programs(arguments.allow_programs),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (events, shown) = std::sync::mpsc::channel();
@@ -57,6 +60,19 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runner::Error::Listen { .. } => Failure::new(error).hint("choose another port with --port"),
         other => Failure::new(other),
     })
+}
+
+/// A pipeline that lists a program is not served unless that is allowed: a request would be refused one by one.
+fn refuse_programs(pipelines: &[Pipeline], is_allowed: bool) -> Result<(), Failure> {
+    let listed = pipelines.iter().find_map(|pipeline| Some((pipeline.name(), pipeline.program()?)));
+    match listed {
+        Some((name, (step, command))) if !is_allowed => Err(Failure::new(format!(
+            "step `{step}` of pipeline `{name}` runs a program of this machine: {}",
+            command.join(" ")
+        ))
+        .hint("--allow-programs lets whoever can reach the server have it run")),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps an exported file as an expert of its name, after the checks of a card.

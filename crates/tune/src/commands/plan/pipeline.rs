@@ -82,7 +82,12 @@ fn left(share: &Share, room: &Room) -> String {
 
 fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Room) {
     let mut resident: Option<&str> = None;
-    for (step, expert) in pipeline.steps() {
+    let asked = pipeline.steps().flat_map(|(step, experts)| {
+        let experts: Vec<Option<&str>> = experts.into_iter().map(Some).collect();
+        let experts = if experts.is_empty() { vec![None] } else { experts };
+        experts.into_iter().map(move |expert| (step, expert))
+    });
+    for (step, expert) in asked {
         let loads = expert.is_some() && expert != resident;
         let unloads = if loads { resident } else { None };
         resident = expert.or(resident);
