@@ -136,7 +136,7 @@ impl Loaded for Actor {
         let prompt = texts.join("\n");
         self.log.lock().unwrap().push(Asked { expert: self.card.name.clone(), prompt });
         let vector = |text: &String| {
-            let mut vector = vec![0.0_f32; 26];
+            let mut vector = [0.0_f32; 26];
             for letter in text.bytes().map(|byte| byte.to_ascii_lowercase()).filter(u8::is_ascii_lowercase) {
                 vector[usize::from(letter - b'a')] += 1.0;
             }

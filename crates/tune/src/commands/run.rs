@@ -70,7 +70,9 @@ pub fn programs(is_allowed: bool) -> Programs {
 fn resumable(failure: Failure, arguments: &Run, run_id: Option<String>) -> Failure {
     let Some(id) = run_id else { return failure };
     let (pipeline, input) = (arguments.pipeline.display(), arguments.input.display());
-    failure.hint(format!("continue with: tune run {pipeline} --input {input} --resume {id}"))
+    let runs = arguments.runs.as_ref().map_or_else(String::new, |runs| format!(" --runs {}", runs.display()));
+    let programs = if arguments.allow_programs { " --allow-programs" } else { "" };
+    failure.hint(format!("continue with: tune run {pipeline} --input {input}{runs}{programs} --resume {id}"))
 }
 
 fn input(path: &Path) -> Result<String, Failure> {
@@ -189,6 +191,10 @@ fn verified(terminal: &mut Terminal, step: &str, item: usize, round: &Round) {
 }
 
 fn item(terminal: &mut Terminal, result: &ItemResult) {
+    // The end of the step says how many.
+    if result.state == State::Skipped {
+        return;
+    }
     let mut line = format!("{:>3}  {}", result.item + 1, gist(result));
     if result.output_tokens > 0 {
         let rate = result.output_tokens as f64 / (result.decode_ms / 1e3).max(1e-9);
@@ -198,7 +204,8 @@ fn item(terminal: &mut Terminal, result: &ItemResult) {
         );
     }
     terminal.more(line);
-    for objection in &result.objections {
+    // Those of rounds were told with them.
+    for objection in result.objections.iter().filter(|_| result.rounds.is_empty() || result.resumed) {
         terminal.warning(format!("{}, item {}: {objection}", result.step, result.item + 1));
     }
 }
@@ -218,9 +225,21 @@ pub fn gist(result: &ItemResult) -> String {
     }
 }
 
-/// Whether an expert wrote it.
-fn is_answer(result: &ItemResult) -> bool {
-    result.kind == StepKind::Generate
+/// For each item of the last step that writes, the last answer that was written for it, in whichever branch; nothing
+/// where there is none, so that lines of input and output stay side by side.
+fn last_answers(results: &[ItemResult]) -> Vec<&str> {
+    let is_answer = |result: &&ItemResult| result.kind == StepKind::Generate;
+    let Some(last) = results.iter().rfind(is_answer) else { return Vec::new() };
+    let n_items = |step: &str| results.iter().filter(|result| result.step == step).count();
+    let n = n_items(&last.step);
+    let answers = results.iter().filter(is_answer).filter(|result| result.state == State::Done);
+    let mut outputs = vec![""; n];
+    for answer in answers.filter(|answer| n_items(&answer.step) == n) {
+        if let Some(output) = outputs.get_mut(answer.item) {
+            *output = &answer.output;
+        }
+    }
+    outputs
 }
 
 fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
@@ -250,14 +269,9 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
 }
 
 fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
-    let last = outcome.results.iter().rfind(|result| is_answer(result)).map(|result| result.step.as_str());
     if !terminal.is_json() {
-        for result in outcome.results.iter().filter(|result| Some(result.step.as_str()) == last) {
-            match result.state {
-                State::Done => terminal.result(result.output.trim_end()),
-                // A line for each, so that the lines of a mapped input and its results stay side by side.
-                State::Skipped | State::Failed => terminal.result(""),
-            }
+        for output in last_answers(&outcome.results) {
+            terminal.result(output.trim_end());
         }
     }
     let count = |state: State| outcome.results.iter().filter(|result| result.state == state).count();
@@ -274,4 +288,29 @@ fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
     terminal.row("done", done);
     terminal.row("wrote", outcome.directory.display().to_string());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(step: &str, item: usize, state: State, output: &str) -> ItemResult {
+        ItemResult { step: step.to_owned(), item, state, output: output.to_owned(), ..ItemResult::default() }
+    }
+
+    #[test]
+    fn what_is_printed_is_the_last_answer_of_each_item_in_whichever_branch() {
+        let results = [
+            result("draft", 0, State::Done, "a"),
+            result("draft", 1, State::Done, "b"),
+            result("draft", 2, State::Failed, ""),
+            result("fix", 0, State::Skipped, ""),
+            result("fix", 1, State::Done, "b, fixed"),
+            result("fix", 2, State::Skipped, ""),
+        ];
+        assert_eq!(last_answers(&results), ["a", "b, fixed", ""]);
+        let summed: Vec<_> = results.into_iter().chain([result("sum", 0, State::Done, "all")]).collect();
+        assert_eq!(last_answers(&summed), ["all"]);
+        assert!(last_answers(&[]).is_empty());
+    }
 }

@@ -328,7 +328,7 @@ impl Checker<'_> {
             ask.sampling.max_tokens = spec.max_tokens.or(Some(ROUTE_TOKENS));
             let (needs, item) =
                 self.taken([Some(&ask.prompt), ask.system.as_ref()].into_iter().flatten(), before.steps);
-            (Chooser::Expert(ask), needs, item)
+            (Chooser::Expert(Box::new(ask)), needs, item)
         };
         let merges = !by_rules;
         Ok(Made { work: Work::Route(Box::new(Route { chooser, routes, default })), needs, item, merges })

@@ -163,7 +163,7 @@ pub(super) struct Route {
 /// Who chooses.
 #[derive(Debug, Clone)]
 pub(super) enum Chooser {
-    Expert(Ask),
+    Expert(Box<Ask>),
     Rules(Source, Vec<Rule>),
 }
 

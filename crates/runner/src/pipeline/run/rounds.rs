@@ -78,8 +78,7 @@ impl Run<'_> {
             for one in open {
                 let one = self.noted(stage, writer, round, one);
                 if one.objections.is_empty() || round == last {
-                    let result = ItemResult { output: one.draft, objections: one.objections, ..one.result };
-                    self.finish(stage, result)?;
+                    self.finish(stage, best(one.result))?;
                 } else {
                     left.push(one);
                 }
@@ -292,6 +291,15 @@ impl ItemResult {
     }
 }
 
+/// The result with the draft to which there are fewest objections, the latest of equals: the one that passed, if one did.
+fn best(mut result: ItemResult) -> ItemResult {
+    let best = result.rounds.iter().rev().min_by_key(|round| round.objections.len());
+    if let Some(Round { draft, objections, expert, .. }) = best.cloned() {
+        (result.output, result.objections, result.expert) = (draft, objections, Some(expert));
+    }
+    result
+}
+
 /// A verifier answers under this, and nothing it says is more than a text to the writer.
 fn verdict_schema() -> Value {
     json!({
@@ -351,6 +359,19 @@ mod tests {
             decode_ms: 0.0,
         };
         objections_of(&piece).join(" | ")
+    }
+
+    #[test]
+    fn where_nothing_passes_the_best_draft_is_kept() {
+        let round = |draft: &str, n: usize| Round {
+            draft: draft.to_owned(),
+            objections: vec!["x".to_owned(); n],
+            ..Round::default()
+        };
+        let kept = |rounds: Vec<Round>| best(ItemResult { rounds, ..ItemResult::default() });
+        assert_eq!(kept(vec![round("a", 1), round("b", 5)]).output, "a");
+        assert_eq!(kept(vec![round("a", 2), round("b", 2), round("c", 3)]).output, "b");
+        assert!(kept(vec![round("a", 2), round("b", 0)]).objections.is_empty());
     }
 
     #[test]

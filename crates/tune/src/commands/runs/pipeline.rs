@@ -9,6 +9,7 @@ use crate::pipeline_file;
 use crate::show;
 use crate::terminal::{Terminal, harmless};
 use runner::pipeline::{ItemResult, RunRecord, RunSummary, State, history, read_run};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Runs of pipelines that the list shows.
@@ -128,8 +129,9 @@ fn lines(folder: &Path, record: &RunRecord) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(steps(record));
-    for result in &record.results {
-        lines.extend(item(result));
+    for step in &summary.begun.steps {
+        lines.push(String::new());
+        lines.extend(items(record, step));
     }
     if summary.ended.is_none() && !summary.is_running {
         lines.push(format!("next     tune run … --resume {}", summary.run));
@@ -189,6 +191,22 @@ fn figures(name: &str, results: &[&ItemResult]) -> [String; 11] {
             NONE.to_owned()
         },
     ]
+}
+
+/// The results of a step by item; those it was skipped for, for one reason, in one line.
+fn items(record: &RunRecord, step: &str) -> Vec<String> {
+    let mut results: Vec<&ItemResult> = record.results.iter().filter(|result| result.step == step).collect();
+    results.sort_by_key(|result| result.item);
+    let mut skipped: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut lines = Vec::new();
+    for result in results {
+        match result.state {
+            State::Skipped => skipped.entry(gist(result)).or_default().push((result.item + 1).to_string()),
+            State::Done | State::Failed => lines.extend(item(result)),
+        }
+    }
+    lines.extend(skipped.into_iter().map(|(why, items)| format!("{step} {}: {why}", items.join(", "))));
+    lines
 }
 
 /// One result: what came of it, and everything that was done to get there.
