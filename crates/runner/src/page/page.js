@@ -332,7 +332,9 @@ function rowOf(event) {
     const text = make("pre");
     const figures = make("span", "figures");
     const line = make("li", "is-live", null, make("span", "number", event.item + 1), text, figures);
-    step.items.append(line);
+    // What is skipped is told before the rest: the rows stand by item all the same.
+    const next = [...step.rows.keys()].filter((item) => item > event.item).sort((a, b) => a - b)[0];
+    step.items.insertBefore(line, next === undefined ? null : step.rows.get(next).line);
     row = { line, text, figures, box: null, rounds: null, note: null };
     step.rows.set(event.item, row);
   }
@@ -377,7 +379,7 @@ function drafts(row, rounds) {
   }
   for (const round of rounds) {
     const passed = !round.objections.length;
-    const said = passed ? `${round.by} passes it` : `${round.by} objects: ${round.objections.join(" · ")}`;
+    const said = passed ? `passed by ${round.by}` : `objected to by ${round.by}: ${round.objections.join(" · ")}`;
     row.rounds.append(make("li", passed ? "passed" : "", null,
       make("b", "", `round ${round.round}, ${round.expert}`), make("pre", "", round.draft), make("span", "", said)));
   }

@@ -180,7 +180,7 @@ fn verified(terminal: &mut Terminal, step: &str, item: usize, round: &Round) {
             round.expert
         )),
         false => terminal.warning(format!(
-            "{step}, item {}: round {} by {}, {} objects: {}",
+            "{step}, item {}: round {} by {}, objected to by {}: {}",
             item + 1,
             round.round,
             round.expert,

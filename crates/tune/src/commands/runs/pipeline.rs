@@ -220,8 +220,8 @@ fn item(result: &ItemResult) -> Vec<String> {
         if result.rounds.len() > 1 || !result.objections.is_empty() { &result.rounds[..] } else { &[] };
     for round in rounds {
         let verdict = match round.objections.is_empty() {
-            true => format!("{} passes it", round.by),
-            false => format!("{} objects: {}", round.by, round.objections.join("; ")),
+            true => format!("passed by {}", round.by),
+            false => format!("objected to by {}: {}", round.by, round.objections.join("; ")),
         };
         let draft = round.draft.trim().replace('\n', " ⏎ ");
         lines.push(format!("         round {} by {}: {draft}", round.round, round.expert));
