@@ -132,3 +132,53 @@ fn the_example_of_the_readme_is_planned_and_runs() {
     assert!(done.contains("step     sheet · expert small · 2 items") && done.ends_with("exit 0\n"), "{done}");
     assert!(Path::new(&desk.folder.text("runs/pipelines")).is_dir());
 }
+
+/// The mean of last hidden states in f32, as transformers and llama.cpp add it up.
+const EMBEDDING_TOLERANCE: f64 = 2e-4;
+
+/// A trained model's vectors are those that transformers gives, whether a text is read in one piece or in many.
+#[test]
+fn vectors_of_a_trained_base_are_those_of_transformers() {
+    use runner::card::{CardOptions, Digests, LoadOptions};
+    use runner::engine::llama::LlamaEngine;
+    use runner::{Engine, ExpertCard};
+    use std::ops::ControlFlow;
+
+    let golden = root().join("crates/runner/tests/golden/pocket_embeddings.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(golden).expect("the golden")).expect("JSON");
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().expect("a list").iter().filter_map(Value::as_f64).collect()
+    };
+    let texts = golden["texts"]
+        .as_array()
+        .expect("texts")
+        .iter()
+        .map(|text| text.as_str().expect("a text").to_owned());
+    let texts: Vec<String> = texts.collect();
+
+    let folder = Folder::new();
+    let out = folder.text("export");
+    let export = tune(&["export", "recipes/pocket", "--quant", "f32", "--out", &out]).output().expect("tune");
+    assert!(export.status.success(), "{}", folder.shown(&export));
+    let file = folder.path("export/pocket-f32.gguf");
+    for num_batch in [512, 7] {
+        let load = LoadOptions { num_ctx: 256, num_batch, num_thread: 1, ..LoadOptions::default() };
+        let options = CardOptions { load, ..CardOptions::default() };
+        let card = ExpertCard::from_file("pocket", &file, &options, Digests::Blake3).expect("a card");
+        let mut engine = LlamaEngine::new().expect("the engine");
+        let mut expert = engine.load(&card, &mut |_| ControlFlow::Continue(())).expect("a model");
+        let vectors = expert.embed(&texts, &mut |_| ControlFlow::Continue(())).expect("vectors");
+        let mut farthest = 0.0_f64;
+        for (i, vector) in vectors.iter().enumerate() {
+            for (ours, theirs) in vector.iter().zip(numbers(&golden["first"][i])) {
+                farthest = farthest.max((f64::from(*ours) - theirs).abs());
+            }
+            for (other, theirs) in vectors.iter().zip(numbers(&golden["products"][i])) {
+                let ours: f64 = vector.iter().zip(other).map(|(a, b)| f64::from(a * b)).sum();
+                farthest = farthest.max((ours - theirs).abs());
+            }
+        }
+        println!("pieces of {num_batch}: at most {farthest:.1e} apart");
+        assert!(farthest < EMBEDDING_TOLERANCE, "pieces of {num_batch}: {farthest}");
+    }
+}
