@@ -6,8 +6,7 @@
 
 use std::time::Instant;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use text::Message;
 
 use super::super::check::{Generate, Judge, Verify};
@@ -38,14 +37,6 @@ struct Open {
     draft: String,
     objections: Vec<String>,
     by: String,
-}
-
-/// What a verifier says.
-#[derive(Deserialize)]
-struct Verdict {
-    ok: bool,
-    #[serde(default)]
-    objections: Vec<String>,
 }
 
 impl Run<'_> {
@@ -317,21 +308,30 @@ fn verdict_schema() -> Value {
     })
 }
 
+/// What a verdict objects to; one that is not what was asked for has not let the draft pass.
 fn objections_of(verdict: &Piece) -> Vec<String> {
-    match serde_json::from_str::<Verdict>(verdict.text.trim()) {
-        Ok(Verdict { ok: true, .. }) => Vec::new(),
-        Ok(Verdict { objections, .. }) if objections.is_empty() => {
-            vec!["the verifier rejects it without a reason".to_owned()]
-        }
-        Ok(Verdict { objections, .. }) => {
-            let short = |text: &String| text.chars().take(OBJECTION_CHARS).collect();
-            objections.iter().take(OBJECTIONS_MAX).map(short).collect()
-        }
-        // A draft that nobody could judge has not passed.
+    // Read as an object, key by key: serde would take `[true]` for a struct whose first field is true.
+    let read: serde_json::Result<Map<String, Value>> = serde_json::from_str(verdict.text.trim());
+    let said = match read {
+        Ok(said) => said,
         Err(_) if verdict.finish == Finish::Length => {
-            vec![format!("the verdict was cut after {} tokens", verdict.output_tokens)]
+            return vec![format!("the verdict was cut after {} tokens", verdict.output_tokens)];
         }
-        Err(error) => vec![format!("the verdict is not what was asked for: {error}")],
+        Err(error) => return vec![format!("the verdict is not what was asked for: {error}")],
+    };
+    match said.get("ok") {
+        Some(Value::Bool(true)) => Vec::new(),
+        Some(Value::Bool(false)) => {
+            let objections = said.get("objections").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let short = |text: &str| text.chars().take(OBJECTION_CHARS).collect::<String>();
+            let objections = objections.iter().filter_map(Value::as_str).map(short);
+            let objections: Vec<String> = objections.take(OBJECTIONS_MAX).collect();
+            match objections.is_empty() {
+                true => vec!["the verifier rejects it without a reason".to_owned()],
+                false => objections,
+            }
+        }
+        _ => vec!["the verdict is not what was asked for: it has no `ok` that is true or false".to_owned()],
     }
 }
 
