@@ -100,15 +100,10 @@ fn lines(folder: &Path, record: &RunRecord) -> Vec<String> {
         row("time", show::seconds(ended.ms / 1e3));
     }
     let n_loads = record.loads.len();
+    // A run that was cut loads its expert anew: that is no swap.
+    let n_swaps = record.loads.windows(2).filter(|pair| pair[0].expert != pair[1].expert).count();
     let load_ms: f64 = record.loads.iter().map(|load| load.load_ms).sum();
-    row(
-        "loads",
-        format!(
-            "{n_loads} in {} · {}",
-            show::seconds(load_ms / 1e3),
-            many(n_loads.saturating_sub(1), "swap")
-        ),
-    );
+    row("loads", format!("{n_loads} in {} · {}", show::seconds(load_ms / 1e3), many(n_swaps, "swap")));
     for load in &record.loads {
         row(
             "",
@@ -180,7 +175,7 @@ fn figures(name: &str, results: &[&ItemResult]) -> [String; 11] {
         number(&|result| result.state == State::Skipped),
         number(&|result| result.state == State::Failed),
         number(&|result| !result.objections.is_empty()),
-        count(results.iter().map(|result| result.attempts as usize).sum()),
+        count(results.iter().filter(|result| result.expert.is_some()).map(|r| r.attempts as usize).sum()),
         seconds(prompt_ms),
         seconds(decode_ms),
         count(results.iter().map(|result| result.prompt_tokens).sum()),
