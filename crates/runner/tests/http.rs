@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use runner::card::{CardOptions, LoadOptions};
 use runner::engine::llama::LlamaEngine;
 use runner::http::{ServeConfig, ServeEvent, serve};
-use runner::pipeline::PipelineSpec;
+use runner::pipeline::{PipelineSpec, Programs};
 use runner::residency::ResidencyEvent;
 use runner::{Error, Registry, Residency};
 use serde_json::{Value, json};
@@ -64,6 +64,7 @@ fn config(directory: &Path) -> ServeConfig {
         runs: directory.join("runs"),
         keep_alive: Duration::from_secs(300),
         max_queue: 2,
+        programs: Programs::Refused,
     }
 }
 

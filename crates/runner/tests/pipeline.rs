@@ -317,7 +317,7 @@ fn mistakes_in_a_file_are_found_before_the_run_and_named() {
     refused(
         |spec| spec["steps"][0]["prmpt"] = "x".into(),
         expect![
-            "unknown field `prmpt`, expected one of `name`, `kind`, `expert`, `prompt`, `system`, `max_tokens`, `temperature`, `seed`, `stop`, `schema`, `repair`, `map`, `over`, `of`, `values_in`, `on_fail`"
+            "unknown field `prmpt`, expected one of `name`, `kind`, `expert`, `prompt`, `system`, `max_tokens`, `temperature`, `top_p`, `top_k`, `min_p`, `repeat_penalty`, `seed`, `stop`, `timeout`, `on_error`, `schema`, `repair`, `verify`, `context`, `cut`, `compress_with`, `map`, `over`, `when`, `routes`, `rules`, `default`, `of`, `values_in`, `matches`, `forbids`, `min_chars`, `max_chars`, `program`, `on_fail`, `files`, `query`, `by`, `top`, `passage_words`"
         ],
     );
     refused(
@@ -374,7 +374,9 @@ fn mistakes_in_a_file_are_found_before_the_run_and_named() {
     );
     refused(
         |spec| spec["steps"][2]["expert"] = "tidy".into(),
-        expect!["pipeline `orders`: step `check`: expert: a check uses no model"],
+        expect![[
+            r#"pipeline `orders`: step `check`: expert: only a step of kind "generate" or "route" or "retrieve" has it"#
+        ]],
     );
     refused(
         |spec| spec["steps"][2]["of"] = "extrct".into(),

@@ -374,6 +374,9 @@ pub struct Run {
     /// Keep one expert in memory, even where more would fit
     #[arg(long)]
     pub one_at_a_time: bool,
+    /// Run the programs of this machine that the pipeline lists, with your rights
+    #[arg(long)]
+    pub allow_programs: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -394,6 +397,9 @@ pub struct Serve {
     /// Start the `ollama` of the PATH for as long as this serves, where it does not run yet
     #[arg(long)]
     pub start_ollama: bool,
+    /// Run the programs of this machine that the pipelines list, for whoever can reach the server
+    #[arg(long)]
+    pub allow_programs: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -478,9 +484,9 @@ pub struct Runs {
 
 #[derive(Debug, Subcommand)]
 pub enum RunsCommand {
-    /// All training runs: steps, losses, exact match, time, size (what `tune runs` does)
+    /// All training runs: steps, losses, exact match, time, size; and the newest runs of pipelines
     List,
-    /// One training run: how it stands, its figures, data and plan, and what it was made from
+    /// One run: how it stands, its figures, and what it was made from; or a pipeline's: steps, times, tokens, loads
     Show(RunName),
     /// Several training runs: the options that differ, and the figures side by side
     Compare(CompareRuns),
@@ -495,7 +501,7 @@ pub enum RunsCommand {
 
 #[derive(Debug, clap::Args)]
 pub struct RunName {
-    /// Its name, as `tune runs` lists it, or its folder
+    /// Its name or id, as `tune runs` lists it, or its folder
     pub run: PathBuf,
 }
 

@@ -33,7 +33,7 @@ use self::guard::Guard;
 use self::log::Log;
 use self::refusal::Refusal;
 use self::worker::{KeepAlive, Worker};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Programs};
 use crate::residency::ResidencyEvent;
 use crate::{Error, ExpertCard, Registry, Residency, Result};
 
@@ -57,6 +57,8 @@ pub struct ServeConfig {
     pub keep_alive: Duration,
     /// Requests that may wait; one more is answered 503.
     pub max_queue: usize,
+    /// Whether pipelines may run the programs that they list.
+    pub programs: Programs,
 }
 
 /// What the server tells.
@@ -87,6 +89,7 @@ struct Server {
     experts: Experts,
     pipelines: Arc<[Arc<Pipeline>]>,
     runs: Arc<Path>,
+    programs: Programs,
     engine_name: Arc<str>,
     guard: Guard,
     log: Log,
@@ -122,6 +125,7 @@ pub async fn serve(
         experts,
         pipelines: config.pipelines.into_iter().map(Arc::new).collect(),
         runs: Arc::from(config.runs),
+        programs: config.programs,
         engine_name,
         guard: Guard::new(address, config.api_key.as_deref().map(str::trim)),
         log: log.clone(),

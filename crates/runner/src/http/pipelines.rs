@@ -55,11 +55,13 @@ fn describe(pipeline: &Pipeline) -> Value {
     let steps: Vec<Value> = spec
         .steps
         .iter()
-        .map(|step| {
+        .zip(pipeline.steps())
+        .map(|(step, (_, experts))| {
             json!({
                 "name": step.name,
                 "kind": step.kind,
-                "expert": step.expert,
+                "experts": experts,
+                "when": step.when,
                 "prompt": step.prompt,
                 "of": step.of,
                 "map": step.map,
@@ -121,10 +123,11 @@ pub(super) async fn run(
     if input.trim().is_empty() {
         return Err(Refusal::bad("the input is empty"));
     }
-    let options =
-        RunOptions { runs: server.runs.to_path_buf(), resume, params, afterwards: Afterwards::Keep };
+    let runs = server.runs.to_path_buf();
+    let programs = server.programs.clone();
+    let options = RunOptions { runs, resume, params, afterwards: Afterwards::Keep, programs };
     let (sender, receiver) = unbounded_channel::<Value>();
-    let first = pipeline.steps().find_map(|(_, expert)| expert).map(str::to_owned);
+    let first = pipeline.steps().find_map(|(_, experts)| experts.first().copied()).map(str::to_owned);
     server.worker.submit(first.as_deref(), move |desk| {
         let gone = || sender.is_closed();
         if gone() {

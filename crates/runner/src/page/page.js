@@ -150,11 +150,18 @@ async function openRun(id) {
     showPipeline();
   }
   for (const name of record.begun.steps) {
-    const results = record.results.filter((result) => result.step === name);
+    const results = record.results.filter((result) => result.step === name).sort((a, b) => a.item - b.item);
     const ms = results.reduce((sum, result) => sum + result.prompt_ms + result.decode_ms, 0);
-    take({ event: "step_started", step: name, expert: null, n_items: results.length });
+    const count = (test) => results.filter(test).length;
+    const experts = [...new Set(results.map((result) => result.expert).filter(Boolean))];
+    take({ event: "step_started", step: name, kind: results.length ? results[0].kind : "generate", experts, n_items: results.length });
     for (const result of results) take({ event: "item_finished", ...result });
-    take({ event: "step_finished", step: name, n_computed: results.length, ms, n_objected: results.filter((result) => result.objections.length).length });
+    take({
+      event: "step_finished", step: name, n_computed: results.length, ms,
+      n_objected: count((result) => result.objections.length),
+      n_skipped: count((result) => result.state === "skipped"),
+      n_failed: count((result) => result.state === "failed"),
+    });
   }
   if (record.ended) summarise(record.ended);
   await showRuns();
@@ -175,13 +182,21 @@ function showPipeline() {
   }
   byId("description").textContent = pipeline.description || "";
   byId("plan").replaceChildren(...pipeline.steps.map((step) => {
-    const chip = make("span", "", `${step.name} `, make("em", "", step.expert || "rules"));
+    const chip = make("span", "", `${step.name} `, make("em", "", whoDoes(step.kind, step.experts)));
+    const routes = Object.entries(step.when).map(([router, names]) => `${router}: ${[].concat(names).join(", ")}`);
+    if (routes.length) chip.append(" ", make("i", "route", routes.join(" · ")));
     chip.title = step.prompt || "";
     return make("li", "", null, chip);
   }));
   const maps = pipeline.steps.some((step) => step.map);
   byId("hint").textContent = maps ? "one item a line" : "";
   if (!byId("input").value && pipeline.example) byId("input").value = pipeline.example;
+}
+
+/** Who does a step of a kind. */
+function whoDoes(kind, experts) {
+  if (experts.length) return experts.join(", ");
+  return kind === "retrieve" ? "by words" : "rules";
 }
 
 // ---- a run, live or from history
@@ -212,14 +227,15 @@ const handlers = {
   run_started(event) { live.id = event.run; },
   step_started(event) {
     const title = make("h3", "", event.step);
-    const who = make("span", "who", event.expert ? `by ${event.expert}` : "");
+    const by = whoDoes(event.kind, event.experts);
+    const who = make("span", "who", by.startsWith("by ") ? by : `by ${by}`);
     const figures = make("span", "figures");
     const bar = make("i");
     const swap = make("div", "swap");
     const items = make("ul", "items");
     const header = make("header", "", null, title, who, make("span", "space"), figures);
     byId("steps").append(make("section", "card step", null, header, make("div", "progress", null, bar), swap, items));
-    live.current = { name: event.step, n: event.n_items, done: 0, figures, bar, swap, items, rows: new Map(), who };
+    live.current = { name: event.step, n: event.n_items, done: 0, figures, bar, swap, items, rows: new Map() };
     live.steps.set(event.step, live.current);
     figures.textContent = event.n_items > 1 ? `0 of ${event.n_items}` : "";
   },
@@ -250,27 +266,36 @@ const handlers = {
     row.text.textContent = "";
     objections(row, event.objections, `attempt ${event.attempt}: `);
   },
+  cut(event) {
+    const row = rowOf(event);
+    note(row, cutText(event.cut), "cut");
+  },
+  verified(event) {
+    const row = rowOf(event);
+    row.text.textContent = "";
+    drafts(row, [event.round]);
+  },
   item_finished(event) {
     const row = rowOf(event);
     const step = live.steps.get(event.step);
     row.line.classList.remove("is-live");
-    objections(row, event.objections, "");
-    if (event.finish === null) {
-      row.text.className = "verdict";
-      row.text.textContent = event.objections.length ? "objected" : "in order";
-      row.line.classList.toggle("has-objections", event.objections.length > 0);
-      row.figures.textContent = "";
-      step.who.textContent = "by rules";
-    } else {
-      row.text.textContent = event.output;
-      const parts = [`${event.prompt_tokens} + ${event.output_tokens} tokens`, duration(event.prompt_ms + event.decode_ms)];
+    row.figures.textContent = "";
+    if (row.rounds) { row.rounds.remove(); row.rounds = null; }
+    const passed = event.rounds && event.rounds.length === 1 && !event.objections.length;
+    if (event.rounds && event.rounds.length && !passed) drafts(row, event.rounds);
+    objections(row, event.rounds && event.rounds.length ? [] : event.objections, "");
+    if (event.cut) note(row, cutText(event.cut), "cut");
+    showResult(row, event);
+    if (event.state !== "skipped") {
+      const parts = [];
+      if (event.output_tokens) parts.push(`${event.prompt_tokens} + ${event.output_tokens} tokens`, duration(event.prompt_ms + event.decode_ms));
       if (event.attempts > 1) parts.push(`${event.attempts} attempts`);
       if (event.finish === "length") parts.push("cut at its limit");
       if (event.resumed) parts.push("from before");
       row.figures.textContent = parts.join(" · ");
-      live.tokens += event.output_tokens;
-      live.decodeMs += event.decode_ms;
     }
+    live.tokens += event.output_tokens;
+    live.decodeMs += event.decode_ms;
     step.done += 1;
     step.bar.style.width = `${(100 * step.done) / Math.max(1, step.n)}%`;
     if (step.n > 1) step.figures.textContent = `${step.done} of ${step.n}`;
@@ -278,6 +303,8 @@ const handlers = {
   step_finished(event) {
     const step = live.steps.get(event.step);
     const parts = [many(step.done, "item"), duration(event.ms)];
+    if (event.n_skipped) parts.push(`${event.n_skipped} skipped`);
+    if (event.n_failed) parts.push(`${event.n_failed} failed`);
     if (event.n_objected) parts.push(`${event.n_objected} objected`);
     step.figures.replaceChildren(make("span", "mark-done", "✓ "), parts.join(" · "));
   },
@@ -308,8 +335,10 @@ function rowOf(event) {
     const text = make("pre");
     const figures = make("span", "figures");
     const line = make("li", "is-live", null, make("span", "number", event.item + 1), text, figures);
-    step.items.append(line);
-    row = { line, text, figures, box: null };
+    // What is skipped is told before the rest: the rows stand by item all the same.
+    const next = [...step.rows.keys()].filter((item) => item > event.item).sort((a, b) => a - b)[0];
+    step.items.insertBefore(line, next === undefined ? null : step.rows.get(next).line);
+    row = { line, text, figures, box: null, rounds: null, note: null };
     step.rows.set(event.item, row);
   }
   return row;
@@ -321,6 +350,54 @@ function objections(row, list, prefix) {
   if (!list.length) return;
   row.box = make("div", "objections", prefix + list.join(" · "));
   row.line.append(row.box);
+}
+
+/** What came of an item. */
+function showResult(row, event) {
+  row.text.className = "";
+  row.line.classList.remove("has-objections", "is-skipped", "is-failed");
+  if (event.state !== "done") {
+    row.text.className = "verdict";
+    row.text.textContent = `${event.state}: ${event.note || ""}`;
+    row.line.classList.add(`is-${event.state}`);
+  } else if (event.kind === "check") {
+    row.text.className = "verdict";
+    row.text.textContent = event.objections.length ? "objected" : "in order";
+    row.line.classList.toggle("has-objections", event.objections.length > 0);
+  } else if (event.kind === "route") {
+    row.text.replaceChildren("→ ", make("span", "route", event.output));
+  } else if (event.kind === "retrieve") {
+    row.text.textContent = event.sources && event.sources.length ? event.sources.join("\n") : event.note || "";
+    row.text.title = event.output;
+  } else {
+    row.text.textContent = event.output;
+  }
+}
+
+/** Drafts and what was said of them. */
+function drafts(row, rounds) {
+  if (!row.rounds) {
+    row.rounds = make("ol", "rounds");
+    row.line.append(row.rounds);
+  }
+  for (const round of rounds) {
+    const passed = !round.objections.length;
+    const said = passed ? `passed by ${round.by}` : `objected to by ${round.by}: ${round.objections.join(" · ")}`;
+    row.rounds.append(make("li", passed ? "passed" : "", null,
+      make("b", "", `round ${round.round}, ${round.expert}`), make("pre", "", round.draft), make("span", "", said)));
+  }
+}
+
+function cutText(cut) {
+  const how = cut.by ? `compressed by ${cut.by}` : "cut";
+  return `${cut.part} was ${how}: ${cut.before_tokens} tokens, now ${cut.after_tokens}, room for ${cut.room_tokens}`;
+}
+
+/** A line below a result that stays. */
+function note(row, text, className) {
+  if (row.note) row.note.remove();
+  row.note = make("div", `objections ${className}`, text);
+  row.line.append(row.note);
 }
 
 function summarise(ended) {

@@ -5,7 +5,8 @@
 //! runs/<id>/artefacts/<blake3>       the input and every output, named by what they hold
 //! ```
 //!
-//! An artefact is on disk before the line that names it, so a line means the item is done.
+//! An artefact is on disk before the line that names it, so a line means the item is done. What experts give on the
+//! way to a result that takes several rounds has lines of its own, so that no round is run twice.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -16,6 +17,7 @@ use formats::{atomic, hash};
 use serde::{Deserialize, Serialize};
 
 use super::event::ItemResult;
+use crate::engine::{ExpertMemory, Finish};
 use crate::{Error, Result, clock};
 
 /// One line of the journal.
@@ -24,6 +26,10 @@ use crate::{Error, Result, clock};
 enum Line {
     /// The first line.
     Begun(Begun),
+    /// An expert was loaded.
+    Loaded(Load),
+    /// A step on the way to an item's result.
+    Piece(Piece),
     /// An item is done.
     Item(Item),
     /// Every item is done.
@@ -56,8 +62,51 @@ pub struct Ended {
     pub ms: f64,
     /// Loads of that process.
     pub n_loads: u64,
-    /// Items a check objected to.
+    /// Items to which there are objections.
     pub n_objected: usize,
+}
+
+/// An expert that was loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// The expert.
+    pub expert: String,
+    /// How long it took.
+    pub load_ms: f64,
+    /// What it takes.
+    pub takes: ExpertMemory,
+    /// What was free after.
+    pub free_bytes: u64,
+}
+
+/// What kind of piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PieceKind {
+    /// An answer that is to be verified.
+    Draft,
+    /// What a verifier says of it.
+    Verdict,
+    /// A part of the prompt, compressed.
+    Compressed,
+}
+
+/// Something an expert gave on the way to an item's result, without its text, which the artefact holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    pub step: String,
+    pub item: usize,
+    pub round: u32,
+    pub what: PieceKind,
+    pub expert: String,
+    #[serde(skip)]
+    pub text: String,
+    pub artefact: String,
+    pub finish: Finish,
+    pub prompt_tokens: usize,
+    pub output_tokens: usize,
+    pub prompt_ms: f64,
+    pub decode_ms: f64,
 }
 
 /// An item without its output, which the artefact holds.
@@ -74,6 +123,7 @@ pub(super) struct Record {
     pub directory: PathBuf,
     journal: Journal,
     committed: HashMap<(String, usize), ItemResult>,
+    pieces: HashMap<(String, usize, u32, PieceKind), Piece>,
 }
 
 impl Record {
@@ -85,20 +135,27 @@ impl Record {
         write_artefact(&directory, input)?;
         let (_, mut journal) = Journal::open::<Line>(&directory.join("journal.jsonl"))?;
         journal.append(&Line::Begun(begun.clone()))?;
-        Ok(Self { run, directory, journal, committed: HashMap::new() })
+        Ok(Self { run, directory, journal, committed: HashMap::new(), pieces: HashMap::new() })
     }
 
     /// Opens a run to go on with it: it must have been begun with the very same pipeline, input and params.
-    pub(super) fn resume(runs: &Path, run: &str, begun: &Begun) -> Result<Self> {
+    pub(super) fn resume(runs: &Path, run: &str, begun: &Begun, input: &str) -> Result<Self> {
         let directory = runs.join(run);
         let refuse = |reason: &str| Error::Resume { path: directory.clone(), reason: reason.to_owned() };
         if !is_id(run) || !directory.is_dir() {
             return Err(refuse("there is no such run"));
         }
-        let (lines, journal) = Journal::open::<Line>(&directory.join("journal.jsonl"))?;
+        let (lines, mut journal) = Journal::open::<Line>(&directory.join("journal.jsonl"))?;
         let mut lines = lines.into_iter();
-        let Some(Line::Begun(before)) = lines.next() else {
-            return Err(refuse("its journal has no beginning"));
+        let before = match lines.next() {
+            Some(Line::Begun(before)) => before,
+            Some(_) => return Err(refuse("its journal has no beginning")),
+            // The run was cut while it wrote its very first line.
+            None => {
+                write_artefact(&directory, input)?;
+                journal.append(&Line::Begun(begun.clone()))?;
+                begun.clone()
+            }
         };
         let same = [
             ("the pipeline or one of its experts", before.pipeline_blake3 == begun.pipeline_blake3),
@@ -108,15 +165,23 @@ impl Record {
         if let Some((what, _)) = same.iter().find(|(_, same)| !same) {
             return Err(refuse(&format!("{what} is not what it was begun with")));
         }
-        let mut committed = HashMap::new();
+        let (mut committed, mut pieces) = (HashMap::new(), HashMap::new());
         for line in lines {
-            if let Line::Item(Item { mut result }) = line {
-                result.output = read_artefact(&directory, &result.artefact)?;
-                result.resumed = true;
-                committed.insert((result.step.clone(), result.item), result);
+            match line {
+                Line::Item(Item { mut result }) => {
+                    read_texts(&directory, &mut result)?;
+                    result.resumed = true;
+                    committed.insert((result.step.clone(), result.item), result);
+                }
+                Line::Piece(mut piece) => {
+                    piece.text = read_artefact(&directory, &piece.artefact)?;
+                    pieces.insert((piece.step.clone(), piece.item, piece.round, piece.what), piece);
+                }
+                Line::Begun(_) => return Err(refuse("its journal begins twice")),
+                Line::Loaded(_) | Line::Ended(_) => {}
             }
         }
-        Ok(Self { run: run.to_owned(), directory, journal, committed })
+        Ok(Self { run: run.to_owned(), directory, journal, committed, pieces })
     }
 
     /// How many items were found.
@@ -132,8 +197,25 @@ impl Record {
     /// Makes an item durable: artefact first, then its line. Fills in the artefact's name.
     pub(super) fn commit(&mut self, result: &mut ItemResult) -> Result<()> {
         result.artefact = write_artefact(&self.directory, &result.output)?;
-        let stored = ItemResult { output: String::new(), ..result.clone() };
+        let mut stored = ItemResult { output: String::new(), ..result.clone() };
+        stored.rounds.iter_mut().for_each(|round| round.draft = String::new());
         Ok(self.journal.append(&Line::Item(Item { result: stored }))?)
+    }
+
+    /// Makes a piece durable, in the same way.
+    pub(super) fn commit_piece(&mut self, piece: &mut Piece) -> Result<()> {
+        piece.artefact = write_artefact(&self.directory, &piece.text)?;
+        Ok(self.journal.append(&Line::Piece(piece.clone()))?)
+    }
+
+    /// A piece found from before.
+    pub(super) fn piece(&self, step: &str, item: usize, round: u32, what: PieceKind) -> Option<&Piece> {
+        self.pieces.get(&(step.to_owned(), item, round, what))
+    }
+
+    /// Notes a load.
+    pub(super) fn loaded(&mut self, load: Load) -> Result<()> {
+        Ok(self.journal.append(&Line::Loaded(load))?)
     }
 
     /// Writes the last line.
@@ -165,6 +247,8 @@ pub struct RunRecord {
     pub summary: RunSummary,
     /// Its input.
     pub input: String,
+    /// Loads of experts, in order, of every process that worked at it.
+    pub loads: Vec<Load>,
     /// Items in the order they were done.
     pub results: Vec<ItemResult>,
 }
@@ -182,11 +266,7 @@ pub fn history(runs: &Path, most: usize) -> Result<Vec<RunSummary>> {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| is_id(name)).collect();
     names.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(names
-        .iter()
-        .filter_map(|name| read_lines(runs, name).ok().map(|(summary, _)| summary))
-        .take(most)
-        .collect())
+    Ok(names.iter().filter_map(|name| read_lines(runs, name).ok().map(|read| read.0)).take(most).collect())
 }
 
 /// One run with its outputs.
@@ -194,16 +274,16 @@ pub fn history(runs: &Path, most: usize) -> Result<Vec<RunSummary>> {
 /// # Errors
 /// There is no such run, or a file of it is damaged.
 pub fn read_run(runs: &Path, run: &str) -> Result<RunRecord> {
-    let (summary, mut results) = read_lines(runs, run)?;
+    let (summary, mut results, loads) = read_lines(runs, run)?;
     let directory = runs.join(run);
     for result in &mut results {
-        result.output = read_artefact(&directory, &result.artefact)?;
+        read_texts(&directory, result)?;
     }
     let input = read_artefact(&directory, &summary.begun.input)?;
-    Ok(RunRecord { summary, input, results })
+    Ok(RunRecord { summary, input, loads, results })
 }
 
-fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>)> {
+fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>, Vec<Load>)> {
     let directory = runs.join(run);
     let refuse = |reason: &str| Error::Resume { path: directory.clone(), reason: reason.to_owned() };
     if !is_id(run) || !directory.is_dir() {
@@ -213,16 +293,18 @@ fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>)> {
     let lines: Vec<Line> = journal::read(&path)?;
     let mut lines = lines.into_iter();
     let Some(Line::Begun(begun)) = lines.next() else { return Err(refuse("its journal has no beginning")) };
-    let (mut results, mut ended) = (Vec::new(), None);
+    let (mut results, mut loads, mut ended) = (Vec::new(), Vec::new(), None);
     for line in lines {
         match line {
             Line::Item(item) => results.push(item.result),
+            Line::Loaded(load) => loads.push(load),
+            Line::Piece(_) => {}
             Line::Ended(end) => ended = Some(end),
             Line::Begun(_) => return Err(refuse("its journal begins twice")),
         }
     }
     let (run, n_items, is_running) = (run.to_owned(), results.len(), is_open(&path));
-    Ok((RunSummary { run, begun, ended, is_running, n_items }, results))
+    Ok((RunSummary { run, begun, ended, is_running, n_items }, results, loads))
 }
 
 /// Whether a process has a journal open: it holds a lock on it.
@@ -240,6 +322,15 @@ fn write_artefact(directory: &Path, text: &str) -> Result<String> {
         atomic::write_bytes(&path, text.as_bytes())?;
     }
     Ok(name)
+}
+
+/// The texts of a result, which its artefacts hold.
+fn read_texts(directory: &Path, result: &mut ItemResult) -> Result<()> {
+    result.output = read_artefact(directory, &result.artefact)?;
+    for round in &mut result.rounds {
+        round.draft = read_artefact(directory, &round.artefact)?;
+    }
+    Ok(())
 }
 
 fn read_artefact(directory: &Path, name: &str) -> Result<String> {
@@ -313,12 +404,15 @@ mod tests {
         record.commit(&mut result(0)).unwrap();
         record.commit(&mut result(1)).unwrap();
         assert!(
-            Record::resume(runs.path(), &run, &begun()).unwrap_err().to_string().contains("another process")
+            Record::resume(runs.path(), &run, &begun(), "in")
+                .unwrap_err()
+                .to_string()
+                .contains("another process")
         );
         assert!(read_run(runs.path(), &run).unwrap().summary.is_running);
         drop(record);
 
-        let mut record = Record::resume(runs.path(), &run, &begun()).unwrap();
+        let mut record = Record::resume(runs.path(), &run, &begun(), "in").unwrap();
         assert_eq!(record.n_committed(), 2);
         assert_eq!(record.committed("a", 1).unwrap().output, "out 1");
         assert!(record.committed("a", 2).is_none());
@@ -335,16 +429,19 @@ mod tests {
         let runs = tempfile::tempdir().unwrap();
         let run = Record::begin(runs.path(), &begun(), "in").unwrap().run;
         let other = Begun { pipeline_blake3: "2".to_owned(), ..begun() };
-        let error = Record::resume(runs.path(), &run, &other).unwrap_err().to_string();
+        let error = Record::resume(runs.path(), &run, &other, "in").unwrap_err().to_string();
         assert!(
             error.contains("the pipeline or one of its experts is not what it was begun with"),
             "{error}"
         );
         let mut other = begun();
         other.params.insert("x".to_owned(), 1.into());
-        assert!(Record::resume(runs.path(), &run, &other).unwrap_err().to_string().contains("a param"));
+        assert!(Record::resume(runs.path(), &run, &other, "in").unwrap_err().to_string().contains("a param"));
         assert!(
-            Record::resume(runs.path(), "../x", &begun()).unwrap_err().to_string().contains("no such run")
+            Record::resume(runs.path(), "../x", &begun(), "in")
+                .unwrap_err()
+                .to_string()
+                .contains("no such run")
         );
     }
 
@@ -357,7 +454,7 @@ mod tests {
         std::fs::write(record.directory.join("artefacts").join(&done.artefact), "forged").unwrap();
         let run = record.run.clone();
         drop(record);
-        let error = Record::resume(runs.path(), &run, &begun()).unwrap_err().to_string();
+        let error = Record::resume(runs.path(), &run, &begun(), "in").unwrap_err().to_string();
         assert!(error.contains("does not hold what its name says"), "{error}");
     }
 }

@@ -1,8 +1,68 @@
-//! The rules of a check step: a record satisfies its schema, and each of its values occurs in a text.
+//! Rules for outputs: a record satisfies its schema, each of its values occurs in a text; a text has a form and a length.
 
+use regex::Regex;
 use serde_json::Value;
 
+use super::check::Source;
 use super::schema::Schema;
+
+/// Bytes a compiled pattern may take.
+const PATTERN_BYTES: usize = 1 << 20;
+
+/// What an output must be like.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    /// It is JSON under this.
+    pub schema: Option<Schema>,
+    /// It is JSON, and each of its values occurs in this text.
+    pub values_in: Option<Source>,
+    /// This is found in it.
+    pub matches: Option<Regex>,
+    /// This is not.
+    pub forbids: Option<Regex>,
+    /// It has so many characters at least.
+    pub min_chars: Option<usize>,
+    /// And so many at most.
+    pub max_chars: Option<usize>,
+}
+
+impl Rules {
+    /// Whether there is no rule at all.
+    pub(super) fn is_empty(&self) -> bool {
+        let of_record = self.schema.is_some() || self.values_in.is_some();
+        let of_text = self.matches.is_some() || self.forbids.is_some();
+        !(of_record || of_text || self.min_chars.is_some() || self.max_chars.is_some())
+    }
+
+    /// What is wrong with an output; `source` is the text of `values_in`.
+    pub(super) fn objections(&self, output: &str, source: Option<&str>) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.schema.is_some() || source.is_some() {
+            all.extend(objections(output, self.schema.as_ref(), source));
+        }
+        if let Some(pattern) = self.matches.as_ref().filter(|pattern| !pattern.is_match(output)) {
+            all.push(format!("it does not match `{pattern}`"));
+        }
+        if let Some(found) = self.forbids.as_ref().and_then(|pattern| pattern.find(output)) {
+            let shown: String = found.as_str().chars().take(80).collect();
+            all.push(format!("it has what it must not have: `{shown}`"));
+        }
+        let n = output.trim().chars().count();
+        if let Some(least) = self.min_chars.filter(|&least| n < least) {
+            all.push(format!("it has {n} characters, at least {least} are asked for"));
+        }
+        if let Some(most) = self.max_chars.filter(|&most| n > most) {
+            all.push(format!("it has {n} characters, at most {most} are allowed"));
+        }
+        all
+    }
+}
+
+/// A regular expression; matching takes time in proportion to the text, whatever the pattern.
+pub(super) fn pattern(source: &str) -> Result<Regex, String> {
+    let built = regex::RegexBuilder::new(source).size_limit(PATTERN_BYTES).build();
+    built.map_err(|error| error.to_string())
+}
 
 /// What is wrong with an output that should be a record; empty if nothing is.
 pub(super) fn objections(output: &str, schema: Option<&Schema>, source: Option<&str>) -> Vec<String> {
@@ -64,7 +124,7 @@ fn occurs(value: &Value, text: &[String]) -> bool {
 }
 
 /// Runs of letters and digits, in lower case.
-fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<String> {
     let parts = text.split(|c: char| !c.is_alphanumeric());
     parts.filter(|part| !part.is_empty()).map(str::to_lowercase).collect()
 }
@@ -107,7 +167,7 @@ mod tests {
     use expect_test::{Expect, expect};
     use serde_json::json;
 
-    use super::super::spec::SchemaSpec;
+    use super::super::step::SchemaSpec;
     use super::*;
 
     const TEXT: &str = "Anna Berg ordered seven blue lamps in Lisbon on 4 May 2021.";
@@ -140,6 +200,26 @@ mod tests {
                 `/places/1`: "Rome" does not occur in the text"#]],
         );
         check(r#"{"name": "Berg"}"#, expect![[r#"the record: "count" is a required property"#]]);
+    }
+
+    #[test]
+    fn texts_have_form_and_length() {
+        let rules = Rules {
+            matches: Some(pattern("^Dear ").unwrap()),
+            forbids: Some(pattern("(?i)as an ai").unwrap()),
+            min_chars: Some(12),
+            max_chars: Some(20),
+            ..Rules::default()
+        };
+        assert!(rules.objections("Dear Anna, hello.", None).is_empty());
+        let objections = rules.objections("As an AI", None).join("\n");
+        expect![[r#"
+            it does not match `^Dear `
+            it has what it must not have: `As an AI`
+            it has 8 characters, at least 12 are asked for"#]]
+        .assert_eq(&objections);
+        assert!(pattern("(").is_err());
+        assert!(pattern("(a{1000}){1000}").unwrap_err().contains("size limit"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::spec::SchemaSpec;
+use super::step::SchemaSpec;
 use crate::engine::llama;
 
 /// A schema made ready.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::step::StepSpec;
 use crate::card::{FlashAttention, KvType};
 
 /// A pipeline file.
@@ -92,98 +93,4 @@ pub struct ExpertSpec {
     /// Temperature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
-}
-
-/// What a step does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StepKind {
-    /// An expert answers a prompt.
-    #[default]
-    Generate,
-    /// Rules judge an earlier step's output; no model is needed.
-    Check,
-}
-
-/// How a step's input is split into items.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Map {
-    /// One item a line that is not empty.
-    Lines,
-}
-
-/// What a check that objects does to the run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnFail {
-    /// The objections are recorded and the run goes on.
-    #[default]
-    Record,
-    /// The run stops.
-    Stop,
-}
-
-/// A schema in the pipeline file or in a file of its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum SchemaSpec {
-    /// A JSON file, relative to the pipeline file.
-    Path(PathBuf),
-    /// The schema itself.
-    Inline(serde_json::Map<String, serde_json::Value>),
-}
-
-/// One step.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StepSpec {
-    /// Its name, as in `{{ steps.<name>.output }}`.
-    pub name: String,
-    /// What it does.
-    #[serde(default)]
-    pub kind: StepKind,
-    /// The expert that answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expert: Option<String>,
-    /// Template of the user message: `{{ input }}`, `{{ item }}`, `{{ steps.<name>.output }}` (that of the same
-    /// item), `{{ steps.<name>.outputs }}` (of all items, as a list), `{{ params.<name> }}`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
-    /// Template of the system message; else the expert's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system: Option<String>,
-    /// Most tokens of the answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<u32>,
-    /// Temperature.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
-    /// Seed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u32>,
-    /// Stop texts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stop: Vec<String>,
-    /// `generate`: the answer is held to it; `check`: what is judged must satisfy it (default: the judged step's).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schema: Option<SchemaSpec>,
-    /// How often an answer that does not satisfy the schema is asked for again, with the objections.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repair: Option<u32>,
-    /// Splits `over` into items; this step and those that follow from it run once an item.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub map: Option<Map>,
-    /// What `map` splits: `input` (default) or the name of an earlier step that is not itself mapped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub over: Option<String>,
-    /// `check`: the step whose output is judged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub of: Option<String>,
-    /// `check`: each value of the judged record must occur in this: `input`, `item` or a step's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub values_in: Option<String>,
-    /// `check`: what an objection does.
-    #[serde(default)]
-    pub on_fail: OnFail,
 }

@@ -36,11 +36,13 @@ pub(super) struct References {
     pub outputs_of_all: BTreeSet<String>,
     /// `params.<name>`.
     pub params: BTreeSet<String>,
+    /// Names that this template alone may use.
+    pub more: BTreeSet<String>,
 }
 
 impl Template {
-    /// Compiles a template; the error says what is wrong with it.
-    pub(super) fn new(source: &str) -> Result<Self, String> {
+    /// Compiles a template; `more` are names that it may use besides. The error says what is wrong with it.
+    pub(super) fn new(source: &str, more: &[&str]) -> Result<Self, String> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));
@@ -48,7 +50,7 @@ impl Template {
         environment.set_syntax(syntax.map_err(|error| describe(&error))?);
         environment.add_template_owned("prompt", source.to_owned()).map_err(|error| describe(&error))?;
         let template = environment.get_template("prompt").map_err(|error| describe(&error))?;
-        let references = references(template.undeclared_variables(true))?;
+        let references = references(template.undeclared_variables(true), more)?;
         Ok(Self { environment, references })
     }
 
@@ -61,7 +63,7 @@ impl Template {
     }
 }
 
-fn references(names: impl IntoIterator<Item = String>) -> Result<References, String> {
+fn references(names: impl IntoIterator<Item = String>, more: &[&str]) -> Result<References, String> {
     let mut found = References::default();
     for name in names {
         let parts: Vec<&str> = name.split('.').collect();
@@ -72,6 +74,7 @@ fn references(names: impl IntoIterator<Item = String>) -> Result<References, Str
             ["steps", step, "outputs"] => drop(found.outputs_of_all.insert((*step).to_owned())),
             ["params", param] => drop(found.params.insert((*param).to_owned())),
             ["range" | "dict" | "namespace"] => {}
+            [name] if more.contains(name) => drop(found.more.insert((*name).to_owned())),
             _ => {
                 return Err(format!(
                     "`{name}` is unknown; there are `input`, `item`, `params.<name>`, `steps.<name>.output` and `steps.<name>.outputs`"
@@ -118,6 +121,7 @@ mod tests {
     fn references_are_found() {
         let template = Template::new(
             "{{ input }} {{ steps.a.output }} {% for o in steps.b.outputs %}{{ o }}{% endfor %} {{ params.x }}",
+            &[],
         );
         let references = template.unwrap().references;
         assert!(references.input && !references.item);
@@ -128,14 +132,21 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_an_error_before_the_run() {
-        assert!(Template::new("{{ inptu }}").unwrap_err().contains("`inptu` is unknown"));
-        assert!(Template::new("{{ steps.a.text }}").unwrap_err().contains("`steps.a.text` is unknown"));
-        assert!(Template::new("{{ input").unwrap_err().contains("line 1"));
+        assert!(Template::new("{{ inptu }}", &[]).unwrap_err().contains("`inptu` is unknown"));
+        assert!(Template::new("{{ steps.a.text }}", &[]).unwrap_err().contains("`steps.a.text` is unknown"));
+        assert!(Template::new("{{ input", &[]).unwrap_err().contains("line 1"));
+    }
+
+    #[test]
+    fn more_names_are_for_the_template_that_has_them() {
+        let template = Template::new("{{ draft }}", &["task", "draft"]).unwrap();
+        assert_eq!(template.references.more, BTreeSet::from(["draft".to_owned()]));
+        assert!(Template::new("{{ draft }}", &[]).unwrap_err().contains("`draft` is unknown"));
     }
 
     #[test]
     fn data_is_not_a_template_and_keeps_its_line_ends() {
-        let template = Template::new("> {{ input }}\n").unwrap();
+        let template = Template::new("> {{ input }}\n", &[]).unwrap();
         let text = template.render(context! { input => "{{ item }} <b>&\r\n" }).unwrap();
         assert_eq!(text, "> {{ item }} <b>&\r\n\n");
     }
@@ -144,9 +155,10 @@ mod tests {
     fn an_endless_or_huge_template_stops() {
         let endless = Template::new(
             "{% for i in range(1000000) %}{% for j in range(1000000) %}{% endfor %}{% endfor %}",
+            &[],
         );
         assert!(endless.unwrap().render(context! {}).is_err());
-        let huge = Template::new("{% for i in range(20) %}{{ input }}{% endfor %}").unwrap();
+        let huge = Template::new("{% for i in range(20) %}{{ input }}{% endfor %}", &[]).unwrap();
         let error = huge.render(context! { input => "x".repeat(1 << 20) }).unwrap_err();
         assert!(error.contains("longer than"), "{error}");
     }

@@ -10,7 +10,7 @@ use crate::show;
 use crate::terminal::Terminal;
 use runner::Residency;
 use runner::engine::ExpertMemory;
-use runner::pipeline::{Event, ItemResult, Outcome, RunOptions};
+use runner::pipeline::{Cut, Event, ItemResult, Outcome, Programs, Round, RunOptions, State, StepKind};
 use runner::residency::{Keeping, ResidencyEvent};
 use std::io::Read;
 use std::path::Path;
@@ -28,6 +28,7 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
     let options = RunOptions {
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
         resume: arguments.resume.clone(),
+        programs: programs(arguments.allow_programs),
         ..RunOptions::default()
     };
     let cancel = interrupt::flag();
@@ -55,15 +56,28 @@ pub fn run(arguments: &Run, terminal: &mut Terminal) -> Result<(), Failure> {
             Err(resumable(Failure::interrupted("stopped; what was done is kept"), arguments, run_id))
         }
         // What would fit is a better hint than to try the same again.
+        Err(error @ runner::Error::ProgramRefused { .. }) => {
+            Err(Failure::new(error).hint("read it, then allow it with --allow-programs"))
+        }
         Err(error) if error.hint().is_some() => Err(failure::of_runner(&error)),
         Err(error) => Err(resumable(Failure::new(error), arguments, run_id)),
+    }
+}
+
+/// Programs that a pipeline lists are found where this process would find them.
+pub fn programs(is_allowed: bool) -> Programs {
+    match is_allowed {
+        true => Programs::Allowed { path: std::env::var_os("PATH").unwrap_or_default() },
+        false => Programs::Refused,
     }
 }
 
 fn resumable(failure: Failure, arguments: &Run, run_id: Option<String>) -> Failure {
     let Some(id) = run_id else { return failure };
     let (pipeline, input) = (arguments.pipeline.display(), arguments.input.display());
-    failure.hint(format!("continue with: tune run {pipeline} --input {input} --resume {id}"))
+    let runs = arguments.runs.as_ref().map_or_else(String::new, |runs| format!(" --runs {}", runs.display()));
+    let programs = if arguments.allow_programs { " --allow-programs" } else { "" };
+    failure.hint(format!("continue with: tune run {pipeline} --input {input}{runs}{programs} --resume {id}"))
 }
 
 fn input(path: &Path) -> Result<String, Failure> {
@@ -97,9 +111,8 @@ fn show(terminal: &mut Terminal, event: &Event) {
                 terminal.more(format!("{n_committed} results are there from before"));
             }
         }
-        Event::StepStarted { step, expert, n_items } => {
-            let who = expert.as_ref().map_or_else(|| "rules".into(), |name| format!("expert {name}"));
-            terminal.row("step", format!("{step} · {who} · {n_items} items"));
+        Event::StepStarted { step, kind, experts, n_items } => {
+            terminal.row("step", format!("{step} · {} · {}", who(*kind, experts), many(*n_items, "item")));
         }
         Event::Prompt { .. } | Event::Text { .. } => {}
         Event::Repair { step, item, attempt, objections } => {
@@ -109,24 +122,85 @@ fn show(terminal: &mut Terminal, event: &Event) {
                 objections.join("; ")
             ));
         }
+        Event::Cut { step, item, cut } => {
+            terminal.warning(format!("{step}, item {}: {}", item + 1, cut_line(cut)));
+        }
+        Event::Verified { step, item, round } => verified(terminal, step, *item, round),
         Event::ItemFinished(result) => item(terminal, result),
-        Event::StepFinished { step, n_computed, n_objected, ms } => {
-            let objections =
-                if *n_objected > 0 { format!(" · {n_objected} objected to") } else { String::new() };
-            terminal.more(format!("{step}: {n_computed} items in {}{objections}", show::seconds(ms / 1e3)));
+        Event::StepFinished { step, n_computed, n_objected, n_skipped, n_failed, ms } => {
+            let counts = [(*n_objected, "objected to"), (*n_skipped, "skipped"), (*n_failed, "failed")];
+            let counts: String =
+                counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!(" · {n} {what}")).collect();
+            terminal.more(format!(
+                "{step}: {} in {}{counts}",
+                many(*n_computed, "item"),
+                show::seconds(ms / 1e3)
+            ));
         }
         Event::RunFinished { .. } => {}
         Event::Residency(event) => residency_row(terminal, event),
     }
 }
 
-fn item(terminal: &mut Terminal, result: &ItemResult) {
-    let what = match (is_answer(result), result.objections.len()) {
-        (true, _) => result.output.trim().replace('\n', " ⏎ "),
-        (false, 0) => "ok".into(),
-        (false, n) => format!("{n} objections"),
+/// Who does a step.
+pub fn who(kind: StepKind, experts: &[String]) -> String {
+    match (kind, experts) {
+        (StepKind::Retrieve, []) => "by words".into(),
+        (_, []) => "rules".into(),
+        (_, [one]) => format!("expert {one}"),
+        (_, several) => format!("experts {}", several.join(", ")),
+    }
+}
+
+/// `1 item`, `5 items`
+pub fn many(n: usize, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+/// What of a prompt was cut, in one line.
+pub fn cut_line(cut: &Cut) -> String {
+    let how = match &cut.by {
+        Some(expert) => format!("compressed by {expert}"),
+        None => "cut".into(),
     };
-    let mut line = format!("{:>3}  {what}", result.item + 1);
+    format!(
+        "`{}` was {how} from {} to {}: the prompt had {} tokens, now {}, with room for {}",
+        cut.part,
+        bytes::show(cut.before_bytes as u64),
+        bytes::show(cut.after_bytes as u64),
+        cut.before_tokens,
+        cut.after_tokens,
+        cut.room_tokens
+    )
+}
+
+/// One round of a step that is verified.
+fn verified(terminal: &mut Terminal, step: &str, item: usize, round: &Round) {
+    match round.objections.is_empty() {
+        true if round.round == 1 => {}
+        true => terminal.more(format!(
+            "{step}, item {}: round {} by {} passes",
+            item + 1,
+            round.round,
+            round.expert
+        )),
+        false => terminal.warning(format!(
+            "{step}, item {}: round {} by {}, objected to by {}: {}",
+            item + 1,
+            round.round,
+            round.expert,
+            round.by,
+            round.objections.join("; ")
+        )),
+    }
+}
+
+fn item(terminal: &mut Terminal, result: &ItemResult) {
+    // The end of the step says how many.
+    if result.state == State::Skipped {
+        return;
+    }
+    let mut line = format!("{:>3}  {}", result.item + 1, gist(result));
     if result.output_tokens > 0 {
         let rate = result.output_tokens as f64 / (result.decode_ms / 1e3).max(1e-9);
         line += &format!(
@@ -135,14 +209,42 @@ fn item(terminal: &mut Terminal, result: &ItemResult) {
         );
     }
     terminal.more(line);
-    for objection in &result.objections {
+    // Those of rounds were told with them.
+    for objection in result.objections.iter().filter(|_| result.rounds.is_empty() || result.resumed) {
         terminal.warning(format!("{}, item {}: {objection}", result.step, result.item + 1));
     }
 }
 
-/// Whether an expert gave it; a check has no generation that could finish.
-fn is_answer(result: &ItemResult) -> bool {
-    result.finish.is_some()
+/// What came of an item, in one line.
+pub fn gist(result: &ItemResult) -> String {
+    let note = result.note.as_deref().unwrap_or_default();
+    match (result.state, result.kind) {
+        (State::Skipped, _) => format!("skipped: {note}"),
+        (State::Failed, _) => format!("failed: {note}"),
+        (State::Done, StepKind::Route) => format!("→ {}", result.output),
+        (State::Done, StepKind::Check) if result.objections.is_empty() => "ok".into(),
+        (State::Done, StepKind::Check) => many(result.objections.len(), "objection"),
+        (State::Done, StepKind::Retrieve) if result.sources.is_empty() => format!("nothing: {note}"),
+        (State::Done, StepKind::Retrieve) => result.sources.join(" · "),
+        (State::Done, StepKind::Generate) => result.output.trim().replace('\n', " ⏎ "),
+    }
+}
+
+/// For each item of the last step that writes, the last answer that was written for it, in whichever branch; nothing
+/// where there is none, so that lines of input and output stay side by side.
+fn last_answers(results: &[ItemResult]) -> Vec<&str> {
+    let is_answer = |result: &&ItemResult| result.kind == StepKind::Generate;
+    let Some(last) = results.iter().rfind(is_answer) else { return Vec::new() };
+    let n_items = |step: &str| results.iter().filter(|result| result.step == step).count();
+    let n = n_items(&last.step);
+    let answers = results.iter().filter(is_answer).filter(|result| result.state == State::Done);
+    let mut outputs = vec![""; n];
+    for answer in answers.filter(|answer| n_items(&answer.step) == n) {
+        if let Some(output) = outputs.get_mut(answer.item) {
+            *output = &answer.output;
+        }
+    }
+    outputs
 }
 
 fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
@@ -184,13 +286,48 @@ fn takes_in_words(takes: &ExpertMemory) -> String {
 }
 
 fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
-    let last = outcome.results.iter().rfind(|result| is_answer(result)).map(|result| result.step.as_str());
     if !terminal.is_json() {
-        for result in outcome.results.iter().filter(|result| Some(result.step.as_str()) == last) {
-            terminal.result(result.output.trim_end());
+        for output in last_answers(&outcome.results) {
+            terminal.result(output.trim_end());
         }
     }
-    terminal.row("done", format!("{} loads · {} results objected to", outcome.n_loads, outcome.n_objected));
+    let count = |state: State| outcome.results.iter().filter(|result| result.state == state).count();
+    let mut done = format!(
+        "{} · {} objected to",
+        many(outcome.n_loads as usize, "load"),
+        many(outcome.n_objected, "result")
+    );
+    for (state, what) in [(State::Skipped, "skipped"), (State::Failed, "failed")] {
+        if count(state) > 0 {
+            done += &format!(" · {} {what}", count(state));
+        }
+    }
+    terminal.row("done", done);
     terminal.row("wrote", outcome.directory.display().to_string());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(step: &str, item: usize, state: State, output: &str) -> ItemResult {
+        ItemResult { step: step.to_owned(), item, state, output: output.to_owned(), ..ItemResult::default() }
+    }
+
+    #[test]
+    fn what_is_printed_is_the_last_answer_of_each_item_in_whichever_branch() {
+        let results = [
+            result("draft", 0, State::Done, "a"),
+            result("draft", 1, State::Done, "b"),
+            result("draft", 2, State::Failed, ""),
+            result("fix", 0, State::Skipped, ""),
+            result("fix", 1, State::Done, "b, fixed"),
+            result("fix", 2, State::Skipped, ""),
+        ];
+        assert_eq!(last_answers(&results), ["a", "b, fixed", ""]);
+        let summed: Vec<_> = results.into_iter().chain([result("sum", 0, State::Done, "all")]).collect();
+        assert_eq!(last_answers(&summed), ["all"]);
+        assert!(last_answers(&[]).is_empty());
+    }
 }

@@ -35,6 +35,7 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let pipelines = pipelines.into_iter().map(|path| pipeline_file::read(path, &registry));
     let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    refuse_programs(&pipelines, arguments.allow_programs)?;
     let cards = pipelines.iter().flat_map(|pipeline| pipeline.experts().values());
     let engine = servers::engine(cards)?;
     let preload = first_expert(&registry, &pipelines, files_first)?;
@@ -49,6 +50,7 @@ pub fn run(arguments: &Serve, terminal: &mut Terminal) -> Result<(), Failure> {
         runs: arguments.runs.clone().unwrap_or_else(pipeline_file::runs),
         keep_alive: KEEP_ALIVE,
         max_queue: MAX_QUEUE,
+        programs: super::run::programs(arguments.allow_programs),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (events, shown) = std::sync::mpsc::channel();
@@ -78,10 +80,23 @@ fn first_expert(
         return Ok(Some(registry.card(&name)?));
     }
     let first = pipelines.iter().find_map(|pipeline| {
-        let (_, expert) = pipeline.steps().find(|(_, expert)| expert.is_some())?;
-        pipeline.experts().get(expert?).cloned()
+        let expert = pipeline.steps().find_map(|(_, experts)| experts.first().copied())?;
+        pipeline.experts().get(expert).cloned()
     });
     Ok(first)
+}
+
+/// A pipeline that lists a program is not served unless that is allowed: a request would be refused one by one.
+fn refuse_programs(pipelines: &[Pipeline], is_allowed: bool) -> Result<(), Failure> {
+    let listed = pipelines.iter().find_map(|pipeline| Some((pipeline.name(), pipeline.program()?)));
+    match listed {
+        Some((name, (step, command))) if !is_allowed => Err(Failure::new(format!(
+            "step `{step}` of pipeline `{name}` runs a program of this machine: {}",
+            command.join(" ")
+        ))
+        .hint("--allow-programs lets whoever can reach the server have it run")),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps an exported file as an expert of its name, after the checks of a card.

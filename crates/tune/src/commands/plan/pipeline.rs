@@ -123,9 +123,18 @@ fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Roo
             budget: plans.get(name).map_or(&nothing, |planned| &planned.budget),
         })
         .collect();
-    let asked: Vec<Option<usize>> = pipeline.steps().map(|(_, expert)| expert.and_then(index)).collect();
-    let forecasts = forecast(&experts, &asked, &room.available, room.total_bytes, keeping);
-    for ((step, expert), forecast) in pipeline.steps().zip(&forecasts) {
+    // A line for each expert that a step asks.
+    let asked: Vec<(&str, Option<&str>)> = pipeline
+        .steps()
+        .flat_map(|(step, experts)| {
+            let experts: Vec<Option<&str>> = experts.into_iter().map(Some).collect();
+            let experts = if experts.is_empty() { vec![None] } else { experts };
+            experts.into_iter().map(move |expert| (step, expert))
+        })
+        .collect();
+    let indices: Vec<Option<usize>> = asked.iter().map(|(_, expert)| expert.and_then(index)).collect();
+    let forecasts = forecast(&experts, &indices, &room.available, room.total_bytes, keeping);
+    for ((step, expert), forecast) in asked.into_iter().zip(&forecasts) {
         let residents: Vec<&str> = forecast.residents.iter().map(|&index| names[index]).collect();
         let unloads: Vec<&str> = forecast.unloads.iter().map(|&index| names[index]).collect();
         let here = residents.iter().filter_map(|name| plans.get(*name));

@@ -1,8 +1,9 @@
-//! `tune runs`: the training runs of a folder.
+//! `tune runs`: the runs of a folder, of training and of pipelines.
 
 mod clean;
 mod compare;
 mod list;
+mod pipeline;
 mod show;
 
 use crate::cli::{Runs, RunsCommand};
@@ -18,8 +19,14 @@ const NONE: &str = "–";
 pub fn run(arguments: &Runs, terminal: &mut Terminal) -> Result<(), Failure> {
     let folder = &arguments.folder;
     match arguments.command.as_ref().unwrap_or(&RunsCommand::List) {
-        RunsCommand::List => list::run(folder, terminal),
-        RunsCommand::Show(name) => show::run(&find(folder, &name.run)?, terminal),
+        RunsCommand::List => {
+            list::run(folder, terminal)?;
+            pipeline::list(folder, terminal)
+        }
+        RunsCommand::Show(name) => match pipeline::find(folder, &name.run) {
+            Some((folder, id)) => pipeline::show(&folder, &id, terminal),
+            None => show::run(&find(folder, &name.run)?, terminal),
+        },
         RunsCommand::Compare(compare) => compare::run(folder, compare, terminal),
         RunsCommand::Clean(clean) => clean::run(folder, clean, terminal),
         RunsCommand::Report(name) => report(&find(folder, &name.run)?, terminal),
@@ -32,9 +39,10 @@ fn find(folder: &Path, name: &Path) -> Result<RunDir, Failure> {
     if let Some(run_dir) = named.into_iter().find(|run_dir| run_dir.run_json().is_file()) {
         return Ok(run_dir);
     }
-    let there: Vec<String> = trainer::runs::find(folder)?.iter().map(trainer::report::name).collect();
+    let mut there: Vec<String> = trainer::runs::find(folder)?.iter().map(trainer::report::name).collect();
+    there.extend(runner::pipeline::history(&pipeline::folder(folder), 100)?.into_iter().map(|run| run.run));
     let wanted = name.display().to_string();
-    let failure = Failure::new(format!("there is no training run `{wanted}` in {}", folder.display()))
+    let failure = Failure::new(format!("there is no run `{wanted}` in {}", folder.display()))
         .did_you_mean(&wanted, there.iter().map(String::as_str));
     Err(match failure.hint {
         None => failure.hint("`tune runs` lists what there is; --in FOLDER looks elsewhere"),
