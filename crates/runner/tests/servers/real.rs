@@ -1,6 +1,7 @@
 //! A real Ollama, where `OLLAMA_HOST` names one that answers: register, load, generate, unload, a pipeline, delete.
 
 use std::ops::ControlFlow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use runner::Residency;
 use runner::card::{CardOptions, ExpertCard, LoadOptions, Model};
@@ -27,7 +28,9 @@ impl Drop for Registered<'_> {
     }
 }
 
-pub fn real() -> Option<OllamaServer> {
+/// The server, held by one test at a time: it has one model loaded at a time.
+pub fn real() -> Option<(OllamaServer, MutexGuard<'static, ()>)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let Ok(host) = std::env::var("OLLAMA_HOST") else {
         println!("skipped: OLLAMA_HOST names no Ollama to try this on");
         return None;
@@ -40,12 +43,12 @@ pub fn real() -> Option<OllamaServer> {
             return None;
         }
     }
-    Some(server)
+    Some((server, ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 #[test]
 fn a_real_ollama_does_what_the_double_does() {
-    let Some(server) = real() else { return };
+    let Some((server, _alone)) = real() else { return };
     let directory = tempfile::tempdir().unwrap();
     let name = format!("tune-test-{}:latest", std::process::id());
     let _guard = Registered { server: &server, name: &name };
