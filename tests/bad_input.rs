@@ -330,6 +330,52 @@ fn pipelines_and_ports() {
     .assert_eq(&errors(&folder.shown(&output)).replace(&port, "PORT"));
 }
 
+#[test]
+fn experts_on_servers() {
+    let folder = Folder::new();
+    let input = folder.write("in.txt", "hello\n");
+    let step = "[[steps]]\nname = \"s\"\nexpert = \"a\"\nprompt = \"{{ input }}\"\n";
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one").port();
+    let check = |command: &str, expert: &str, expected: Expect| {
+        let pipeline = folder.write("p.toml", format!("{expert}{step}"));
+        let arguments: &[&str] =
+            if command == "run" { &["run", &pipeline, "--input", &input] } else { &[command, &pipeline] };
+        let mut tune = tune(arguments);
+        let output = tune.env("OLLAMA_HOST", format!("127.0.0.1:{port}")).env_remove("NO_SUCH_KEY").output();
+        let shown = errors(&folder.shown(&output.expect("tune")));
+        expected.assert_eq(&shown.replace(&port.to_string(), "PORT"));
+    };
+    for command in ["plan", "run", "serve"] {
+        check(
+            command,
+            "[experts.a]\nollama = \"poet\"\n",
+            expect![[r#"
+                error    DIR/p.toml: http://127.0.0.1:PORT can't tell its version: Connection refused (os error 111) (after 3 tries)
+                hint     is Ollama running there? `ollama serve` starts it
+                exit 1
+            "#]],
+        );
+    }
+    check(
+        "run",
+        "[experts.a]\nopenai = \"m\"\nurl = \"https://api.example.com/v1\"\nkey_env = \"NO_SUCH_KEY\"\n",
+        expect![[r#"
+            error    expert `a`: the environment variable NO_SUCH_KEY is not set
+            hint     it is to hold the key for https://api.example.com/v1; the file names it by `key_env`
+            exit 1
+        "#]],
+    );
+    check(
+        "plan",
+        "local = true\n[experts.a]\nopenai = \"m\"\nurl = \"https://api.example.com/v1\"\n",
+        expect![[r#"
+            error    DIR/p.toml: pipeline `p`: experts.a.url: https://api.example.com/v1 is not this machine, and the pipeline says `local = true`
+            exit 1
+        "#]],
+    );
+}
+
 /// A disk of 2 MB, where the system lets us have one.
 struct SmallDisk<'a>(&'a Path);
 

@@ -60,6 +60,8 @@ pub enum Wrong {
     ShortContext,
     /// The runner ran out of memory while it loaded.
     NoMemory,
+    /// The runner takes no adapter, as 0.24.0 says it of the architectures of its own engine.
+    NoAdapter,
 }
 
 /// What is asked, by what the client wants.
@@ -123,6 +125,8 @@ pub struct Inside {
     /// Loaded models and how often each is still listed after it was told to go.
     pub loaded: BTreeMap<String, Option<u32>>,
     pub has_card: bool,
+    /// Where models really run, if not there.
+    pub remote_host: Option<&'static str>,
     pub plan: Option<Plan>,
     pub log: Vec<Logged>,
     /// Streams that were dropped by the client before they ended.
@@ -295,6 +299,10 @@ async fn instead(wrong: Option<Wrong>) -> Option<Response> {
             StatusCode::INTERNAL_SERVER_ERROR,
             "model requires more system memory (12.0 GiB) than is available (3.1 GiB)",
         ),
+        Wrong::NoAdapter => error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "failed to initialize model: loras are not yet implemented",
+        ),
         Wrong::Hangs => futures::future::pending().await,
         Wrong::Reset => broken(vec![r#"{"mod"#.to_owned()]),
         _ => return None,
@@ -336,9 +344,13 @@ fn tags(inside: &Inside, wrong: Option<Wrong>) -> Response {
         .map(|(name, stored)| {
             let digest =
                 if wrong == Some(Wrong::OtherDigest) { "f".repeat(64) } else { stored.digest.clone() };
-            json!({"name": name, "model": name, "digest": digest, "size": 1_000_000, "modified_at": "",
-                "details": {"format": "gguf", "family": "qwen3", "parameter_size": "1K",
-                    "quantization_level": "F32"}})
+            let mut tag = json!({"name": name, "model": name, "digest": digest, "size": 1_000_000,
+                "modified_at": "", "details": {"format": "gguf", "family": "qwen3", "parameter_size": "1K",
+                    "quantization_level": "F32"}});
+            if let Some(host) = inside.remote_host {
+                tag["remote_host"] = host.into();
+            }
+            tag
         })
         .collect();
     axum::Json(json!({"models": models})).into_response()
@@ -373,8 +385,10 @@ fn ps(inside: &mut Inside, wrong: Option<Wrong>) -> Response {
 }
 
 fn show(inside: &Inside, body: &Value) -> Response {
-    let name = with_tag(body["model"].as_str().unwrap_or_default());
+    let asked_for = body["model"].as_str().unwrap_or_default();
+    let name = with_tag(asked_for);
     let Some(stored) = inside.models.get(&name) else {
+        let name = if is_before(&inside.version, (30, 0)) { asked_for } else { &name };
         return error(StatusCode::NOT_FOUND, &format!("model '{name}' not found"));
     };
     let mut parameters = Vec::new();
@@ -400,14 +414,18 @@ fn show(inside: &Inside, body: &Value) -> Response {
                 formats::gguf::Value::Array(formats::gguf::Array::I32(list)) => Some(json!(list)),
                 _ => None,
             });
-            let plain = metadata.get_str(key).map(|text| json!(text));
-            let plain = plain.or_else(|| metadata.get_u64(key).map(|number| json!(number)));
+            let plain = match value {
+                formats::gguf::Value::String(text) => Some(json!(text)),
+                formats::gguf::Value::Bool(truth) => Some(json!(truth)),
+                formats::gguf::Value::F32(number) => Some(json!(number)),
+                _ => metadata.get_u64(key).map(|number| json!(number)),
+            };
             let value = match listed {
                 Some(list) if lists => list,
-                Some(_) => json!([]),
+                Some(_) => Value::Null,
                 None => plain.unwrap_or(Value::Null),
             };
-            if key != "tokenizer.chat_template" {
+            if key != "tokenizer.chat_template" && key != "general.name" {
                 info.insert(key.clone(), value);
             }
         }
@@ -424,11 +442,12 @@ fn open(bytes: &[u8]) -> Option<formats::gguf::Reader> {
 }
 
 fn run(shared: &Shared, asked: Asked, body: &Value, wrong: Option<Wrong>) -> Response {
-    let name = with_tag(body["model"].as_str().unwrap_or_default());
+    let asked_for = body["model"].as_str().unwrap_or_default();
+    let name = with_tag(asked_for);
     let (stored, file) = {
         let inside = lock(shared);
         let Some(stored) = inside.models.get(&name).filter(|_| wrong != Some(Wrong::Vanished)) else {
-            return error(StatusCode::NOT_FOUND, &format!("model '{name}' not found"));
+            return error(StatusCode::NOT_FOUND, &format!("model '{asked_for}' not found"));
         };
         let file = inside.blobs.get(&stored.file).cloned();
         (stored.clone(), file)
@@ -611,7 +630,8 @@ fn copy(inside: &mut Inside, body: &Value) -> Response {
     let (from, to) =
         (with_tag(body["source"].as_str().unwrap()), with_tag(body["destination"].as_str().unwrap()));
     let Some(stored) = inside.models.get(&from).cloned() else {
-        return error(StatusCode::NOT_FOUND, &format!("model \"{from}\" not found"));
+        let asked_for = body["source"].as_str().unwrap();
+        return error(StatusCode::NOT_FOUND, &format!("model \"{asked_for}\" not found"));
     };
     inside.models.insert(to, stored);
     StatusCode::OK.into_response()
@@ -621,7 +641,10 @@ fn delete(inside: &mut Inside, body: &Value) -> Response {
     let name = with_tag(body["model"].as_str().unwrap());
     match inside.models.remove(&name) {
         Some(_) => StatusCode::OK.into_response(),
-        None => error(StatusCode::NOT_FOUND, &format!("model '{name}' not found")),
+        None => {
+            let asked_for = body["model"].as_str().unwrap();
+            error(StatusCode::NOT_FOUND, &format!("model '{asked_for}' not found"))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use runner::card::{CardOptions, ExpertCard, Model};
-use runner::engine::ollama::{Generation, OllamaServer, Version};
+use runner::engine::ollama::{Generation, OllamaServer, Version, start};
 use runner::engine::remote::Patience;
 use runner::engine::{Engine, EngineByModel, Finish, Form, Loaded, Progress, Prompt, Request, Servers};
 use runner::{Error, Result};
@@ -130,6 +130,10 @@ fn a_model_that_is_not_the_cards_is_refused() {
     assert!(matches!(error, Error::ModelChanged { .. }), "{error}");
     assert!(error.to_string().contains(&"f".repeat(64)), "{error}");
     assert_eq!(double.count(Asked::Load), 0);
+    double.inside().remote_host = Some("https://ollama.com:443");
+    let error = server(&double).identify("poet").unwrap_err();
+    assert!(error.to_string().contains("does not run there but on https://ollama.com:443"), "{error}");
+    double.inside().remote_host = None;
     let error = server(&double).identify("novelist").unwrap_err();
     assert!(error.to_string().contains("no model of that name; it has: poet:latest"), "{error}");
 }
@@ -282,4 +286,23 @@ fn a_server_that_is_not_there_is_named_with_the_way_out() {
     );
     assert!(error.to_string().ends_with("(after 3 tries)"), "{error}");
     assert!(error.hint().unwrap().contains("ollama serve"));
+}
+
+#[test]
+fn an_ollama_is_started_only_where_none_answers() {
+    use std::path::Path;
+    let double = Double::start("0.30.0");
+    let started = start(Path::new("/no/such/ollama"), &server(&double), None, &|| false).unwrap();
+    assert!(!started.is_ours(), "it was there");
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = OllamaServer::at(&format!("127.0.0.1:{port}"), patience()).unwrap();
+    let error = start(Path::new("/no/such/ollama"), &nobody, None, &|| false).unwrap_err();
+    assert!(error.to_string().contains("/no/such/ollama can't be run"), "{error}");
+    assert!(error.hint().unwrap().contains("is Ollama installed?"));
+    let program = Path::new("/bin/false");
+    if program.exists() {
+        let error = start(program, &nobody, None, &|| false).unwrap_err();
+        assert!(error.to_string().contains("it ended at once, with exit status: 1"), "{error}");
+    }
 }

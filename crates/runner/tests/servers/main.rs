@@ -11,4 +11,5 @@ mod go_template;
 mod openai;
 mod pipelines;
 mod real;
+mod recorded;
 mod registering;

@@ -27,7 +27,7 @@ impl Drop for Registered<'_> {
     }
 }
 
-fn real() -> Option<OllamaServer> {
+pub fn real() -> Option<OllamaServer> {
     let Ok(host) = std::env::var("OLLAMA_HOST") else {
         println!("skipped: OLLAMA_HOST names no Ollama to try this on");
         return None;
@@ -101,7 +101,8 @@ fn a_real_ollama_does_what_the_double_does() {
     form.form = Form::Schema(json!({"enum": ["yes", "no"]}));
     form.sampling.max_tokens = Some(16);
     let held = expert.generate(&form, &mut |_| ControlFlow::Continue(())).unwrap().text;
-    assert!(held == "\"yes\"" || held == "\"no\"", "{held}");
+    // Blanks after the value are JSON too, and some versions let a model write them to its limit.
+    assert!(matches!(held.trim(), "\"yes\"" | "\"no\""), "{held}");
     expert.unload().unwrap();
     assert!(server.ps().unwrap().iter().all(|running| running.name != model.name));
 

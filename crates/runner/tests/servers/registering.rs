@@ -11,7 +11,7 @@ use crate::double::{Asked, Double, Plan, Wrong};
 use crate::engine::{VERSIONS, server};
 use crate::tiny::{self, Says};
 
-fn registration(directory: &Path) -> Registration {
+pub fn registration(directory: &Path) -> Registration {
     let file = directory.join("poet.gguf");
     tiny::write(&file, &Says::Once(&["Hello", ", world"]));
     Registration {
@@ -120,6 +120,15 @@ fn adapters_are_for_servers_that_take_them() {
         } else {
             went.unwrap();
             assert!(double.inside().models["me/poet:latest"].has_adapter);
+            // Made is not loaded: an engine may refuse what the server took.
+            double.inside().plan =
+                Some(Plan { wrong: Wrong::NoAdapter, at: Asked::Render, after: 0, times: 3 });
+            let again = Registration { name: "again".to_owned(), ..request };
+            let error =
+                register(&server(&double), &again, &|| false, &mut |_: RegisterEvent| {}).unwrap_err();
+            assert!(error.to_string().contains("can't load the adapter"), "{error}");
+            assert!(error.hint().unwrap().contains("merged"));
+            assert_eq!(double.inside().models.keys().collect::<Vec<_>>(), ["me/poet:latest"]);
         }
     }
 }

@@ -103,13 +103,11 @@ pub fn write_adapter(path: &Path, pieces: &[&str], first: usize, base_blake3: Op
     write_pairs(path, 1.0, base_blake3, &[("output.weight", [width, 1, rows], a, b)]);
 }
 
+/// A tensor's name, its rank and widths, and its two matrices.
+type Pair<'a> = (&'a str, [usize; 3], Vec<f32>, Vec<f32>);
+
 /// Writes an adapter of such pairs: matrix, [C_in, R, C_out], A and B.
-pub fn write_pairs(
-    path: &Path,
-    alpha: f32,
-    base_blake3: Option<&str>,
-    pairs: &[(&str, [usize; 3], Vec<f32>, Vec<f32>)],
-) {
+pub fn write_pairs(path: &Path, alpha: f32, base_blake3: Option<&str>, pairs: &[Pair<'_>]) {
     let mut metadata = Metadata::new();
     metadata.push("general.architecture", "qwen3");
     metadata.push("general.type", "adapter");

@@ -10,11 +10,14 @@ use serde_json::{Map, Value, json};
 use super::api::CreateLine;
 use super::generation::{Generation, Version};
 use super::server::OllamaServer;
-use super::{name, verify};
+use super::{name, residence, verify};
 use crate::card::{Adapter, ExpertCard, LoadOptions, OllamaModel};
 use crate::engine::llama::language::Language;
 use crate::engine::remote::{self, Fault, Poll, Upload, patiently};
 use crate::{Error, Result};
+
+/// The way out where a server takes no adapter.
+const MERGE: &str = "export the adapter merged into its base, and register that file";
 
 /// What the tag of a model has behind it until the model is found to be what was sent.
 const UNCHECKED: &str = "-unchecked";
@@ -150,7 +153,7 @@ pub fn register(
     observer.observe(RegisterEvent::Server { version, generation });
     if request.adapter.is_some() && generation == Generation::Wraps {
         let reason = format!("Ollama {version} takes no LoRA adapters any more");
-        return Err(refuse(reason, "export the adapter merged into its base, and register that file"));
+        return Err(refuse(reason, MERGE));
     }
     let plan = Plan::new(request, &named, generation).map_err(|trouble| match trouble {
         Trouble::Error(error) => error,
@@ -164,8 +167,15 @@ pub fn register(
         .and_then(|()| verify::rendered(server, &unchecked, &plan, poll, observer))
         .and_then(|()| server.copy(&unchecked, &named));
     // Whatever came of it, this name has had its use; that it was never made is no news.
+    let _ = residence::ask_to_unload(server, &unchecked);
     let _ = server.delete(&unchecked);
-    made?;
+    made.map_err(|error| match error {
+        // Ollama 0.24 makes a model of base and adapter, and can't load it for the architectures of its own engine.
+        Error::Remote { reason, .. } if request.adapter.is_some() && reason.contains("lora") => {
+            refuse(format!("Ollama {version} can't load the adapter: {reason}"), MERGE)
+        }
+        other => other,
+    })?;
     let model = server.identify(&named)?;
     observer.observe(RegisterEvent::Registered { name: model.name.clone(), digest: model.digest.clone() });
     Ok(model)

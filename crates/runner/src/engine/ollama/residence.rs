@@ -30,7 +30,7 @@ pub(super) fn load(
     if let Err(error) = have_loaded(server, model, poll) {
         // The server goes on loading what nobody waits for any more.
         if matches!(error, Error::Cancelled) {
-            let _ = ask_to_unload(server, model);
+            let _ = ask_to_unload(server, &model.name);
         }
         return Err(error);
     }
@@ -150,7 +150,7 @@ pub(super) fn unload(server: &OllamaServer, model: &OllamaModel) -> Result<()> {
     if was.is_none() {
         return Ok(());
     }
-    ask_to_unload(server, model)?;
+    ask_to_unload(server, &model.name)?;
     let begun = Instant::now();
     while running(server, model, &mut super::server::always)?.is_some() {
         if begun.elapsed() >= server.patience.unload {
@@ -167,9 +167,10 @@ pub(super) fn unload(server: &OllamaServer, model: &OllamaModel) -> Result<()> {
     Ok(())
 }
 
-fn ask_to_unload(server: &OllamaServer, model: &OllamaModel) -> Result<()> {
-    let body = json!({"model": model.name, "stream": false, "keep_alive": 0});
-    let (request, limits) = (format!("unload `{}`", model.name), server.limits(server.patience.answer));
+/// Asks for it, and waits for no more than the answer.
+pub(super) fn ask_to_unload(server: &OllamaServer, name: &str) -> Result<()> {
+    let body = json!({"model": name, "stream": false, "keep_alive": 0});
+    let (request, limits) = (format!("unload `{name}`"), server.limits(server.patience.answer));
     let asked = server.ask_within::<Piece>(
         &request,
         reqwest::Method::POST,

@@ -66,7 +66,7 @@ fn same_content(shown: &Shown, plan: &Plan) -> std::result::Result<String, Strin
         .map(|tensor| StoredTensor {
             name: tensor.name.clone(),
             ty: tensor.ty.name().to_owned(),
-            shape: tensor.shape.iter().map(|&n| n as u64).collect(),
+            shape: tensor.shape.clone(),
         })
         .collect();
     same_tensors(&sent, stored)?;

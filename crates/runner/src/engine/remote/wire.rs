@@ -27,6 +27,9 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Says, a few times a second, whether to give up.
 pub(crate) type Poll<'a> = dyn FnMut() -> ControlFlow<()> + 'a;
 
+/// Takes a piece of an answer; breaks when it wants no more.
+pub(crate) type Each<'a> = dyn FnMut(&[u8]) -> std::result::Result<ControlFlow<()>, Fault> + 'a;
+
 /// Why a try did not succeed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Fault {
@@ -180,7 +183,7 @@ impl Wire {
         &self,
         ask: &Ask<'_>,
         poll: &mut Poll<'_>,
-        each: &mut dyn FnMut(&[u8]) -> std::result::Result<ControlFlow<()>, Fault>,
+        each: &mut Each<'_>,
     ) -> std::result::Result<(), Fault> {
         self.runtime.block_on(async {
             let mut watch = Watch::new(ask, poll);

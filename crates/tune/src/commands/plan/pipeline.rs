@@ -149,9 +149,11 @@ fn steps(terminal: &mut Terminal, pipeline: &Pipeline, plans: &Plans, room: &Roo
             (Some(name), _) => format!("{name}, resident"),
             (None, _) => "rules, no expert".to_owned(),
         };
-        let elsewhere = if on_servers > 0 { " beside what its server takes" } else { "" };
-        let takes =
-            format!("{} resident{elsewhere} · {}", bytes::show(share.total_bytes()), left(&share, room));
+        let takes = match (on_servers, residents.len()) {
+            (0, _) => format!("{} resident · {}", bytes::show(share.total_bytes()), left(&share, room)),
+            (n, all) if n == all => "on its server".to_owned(),
+            _ => format!("{} resident here · {}", bytes::show(share.total_bytes()), left(&share, room)),
+        };
         terminal.row("step", format!("{step} · {what} · {takes}"));
     }
 }
@@ -161,11 +163,15 @@ fn verdict(terminal: &mut Terminal, plans: &Plans, n_experts: usize) -> Result<(
     let Some((last, others)) = refused.split_last() else {
         let largest = plans.values().map(|planned| planned.budget.share(planned.place).total_bytes()).max();
         let largest = bytes::show(largest.unwrap_or(0));
-        let elsewhere = match n_experts - plans.len() {
-            0 => String::new(),
-            n => format!(" · {n} of them on servers, not counted"),
+        let text = match n_experts - plans.len() {
+            0 => format!("each of {n_experts} experts alone, {largest} at most"),
+            n if n == n_experts => "every expert is on a server, which alone knows what it takes".to_owned(),
+            n => format!(
+                "each of {} experts alone, {largest} at most; {n} more on servers, not counted",
+                plans.len()
+            ),
         };
-        terminal.row("fits", format!("each of {n_experts} experts alone, {largest} at most{elsewhere}"));
+        terminal.row("fits", text);
         return Ok(());
     };
     for error in others {
