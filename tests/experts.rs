@@ -77,6 +77,7 @@ fn experts_are_registered_after_checks_and_share_their_base() {
             "wrote    runs/experts/merged.json",
         ],
     );
+    assert!(!merged.contains("llama.cpp's own tokenizer"), "{merged}");
     let role =
         ["register", "role", &place.base, "--num-ctx", "512", "--adapter", &place.adapter, "--default"];
     has(&place.must(&role), &["its base, by hash", "read as training read them, of DIR/runs/few"]);

@@ -5,7 +5,7 @@
 #
 # PEER_PYTHON has numpy; SHARED holds assets/models/LAYOUT (Qwen3-0.6B) and tools/synth_checkpoint.py.  ROUNDS is how often
 # each figure is taken (9), THREADS how many threads both sides have (2; on a busy machine 1, since two then wait for one
-# another), WORDS (times three) and TOKENS how long prompt and answer are, WORK a folder to keep the files in from one run to the next.  With LLAMA, the folder that
+# another; tokens a second are then of the time that the thread has had), WORDS (times three) and TOKENS how long prompt and answer are, WORK a folder to keep the files in from one run to the next.  With LLAMA, the folder that
 # $SHARED/tools/llama_cpp_tools.sh built, llama-bench's figures are shown too; it is compiled for this very processor, the
 # engine for all with AVX2.
 #

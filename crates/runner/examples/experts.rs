@@ -135,12 +135,19 @@ fn ask(expert: &mut dyn Loaded, words: usize, tokens: u32) -> Outcome<Asked> {
     let prompt = Prompt::Raw("the inn then ".repeat(words));
     let sampling = Sampling { max_tokens: Some(tokens), ..Sampling::default() };
     let request = Request { prompt, sampling, stop: Vec::new(), form: Form::Text };
-    let answer = expert.generate(&request, &mut |_: Progress<'_>| ControlFlow::Continue(()))?;
+    let begun = Clock::now();
+    let mut read = Clock::now();
+    let answer = expert.generate(&request, &mut |progress: Progress<'_>| {
+        if matches!(progress, Progress::Prompt { .. }) {
+            read = Clock::now();
+        }
+        ControlFlow::Continue(())
+    })?;
     Ok(Asked {
         prompt_tokens: answer.prompt_tokens,
         steps: answer.output_tokens.saturating_sub(1),
-        prompt_ms: answer.prompt_ns as f64 / 1e6,
-        decode_ms: answer.decode_ns as f64 / 1e6,
+        prompt_ms: begun.until(&read),
+        decode_ms: read.until(&Clock::now()),
     })
 }
 
@@ -237,7 +244,7 @@ impl Alone {
         let place = |i: usize| i32::try_from(i).unwrap_or(0);
         context.clear_kv_cache();
         let mut batch = LlamaBatch::new(BATCH as usize, 1);
-        let begun = Instant::now();
+        let begun = Clock::now();
         for from in (0..prompt_tokens).step_by(BATCH as usize) {
             batch.clear();
             for i in from..prompt_tokens.min(from + BATCH as usize) {
@@ -246,15 +253,14 @@ impl Alone {
             context.decode(&mut batch)?;
             context.synchronize();
         }
-        let prompt_ms = milliseconds(begun);
-        let begun = Instant::now();
+        let read = Clock::now();
         for i in 0..steps {
             batch.clear();
             batch.add(token(i), place(prompt_tokens + i), &[0], true)?;
             context.decode(&mut batch)?;
             context.synchronize();
         }
-        Ok((prompt_ms, milliseconds(begun)))
+        Ok((begun.until(&read), read.until(&Clock::now())))
     }
 }
 
@@ -356,6 +362,34 @@ fn forget(file: &Path) -> Outcome<()> {
     // SAFETY: the descriptor is open; the call changes nothing but what the system keeps in memory.
     let code = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     if code == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(code).into()) }
+}
+
+/// A moment: of the world, or, with one thread, of the processor's time that this thread has had, which a busy machine
+/// disturbs less.
+enum Clock {
+    World(Instant),
+    Thread(f64),
+}
+
+impl Clock {
+    fn now() -> Self {
+        if threads() > 1 {
+            return Self::World(Instant::now());
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the structure is valid for the call to write to.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+        Self::Thread(time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6)
+    }
+
+    /// Milliseconds.
+    fn until(&self, later: &Self) -> f64 {
+        match (self, later) {
+            (Self::World(begun), Self::World(ended)) => ended.duration_since(*begun).as_secs_f64() * 1e3,
+            (Self::Thread(begun), Self::Thread(ended)) => ended - begun,
+            _ => f64::NAN,
+        }
+    }
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

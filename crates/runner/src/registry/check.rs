@@ -130,7 +130,11 @@ impl<'a> Expert<'a> {
                 );
             }
         };
-        if let Some(template) = self.session.template()
+        // Control tokens' text inside a message is text here and control to llama.cpp, with every template.
+        let tokenizer = self.session.tokenizer();
+        let is_plain = |text: &str| tokenizer.encode_template(text) == tokenizer.encode(text);
+        if chat.messages.iter().all(|message| is_plain(&message.content))
+            && let Some(template) = self.session.template()
             && let Ok(rendered) = template.render(chat, GenerationPrompt::Add)
         {
             let own = self.session.engine_tokenize(&rendered, true);
