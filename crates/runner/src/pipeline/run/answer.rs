@@ -197,7 +197,10 @@ impl Run<'_> {
             Ok(answer) if answer.finish == Finish::Cancelled => Err(Error::Cancelled),
             Ok(answer) => Ok(answer),
             Err(Error::Cancelled) => Err(Error::Cancelled),
-            Err(error) => Err(stage.failed(item, error.to_string())),
+            Err(error) => {
+                let way_out = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+                Err(stage.failed(item, format!("{error}{way_out}")))
+            }
         }
     }
 }
