@@ -5,8 +5,11 @@
 //! sixty times: text that a conversation makes longer grows with a small power of the number of messages, text
 //! that is made of itself grows past every bound. What grows by detours slow enough is not found out; what it
 //! puts out is still bounded, and a product is never of more than a line of text.
+//!
+//! A namespace that is put into itself is refused on the way: the engine would write it out for ever. Since templates
+//! use what is in a namespace, and never the whole, no other use of its name is let pass.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Macro, Stmt};
 use minijinja::machinery::parse;
@@ -48,6 +51,8 @@ struct Sizes<'a> {
     /// By variable, and by `namespace.attribute`.
     of: HashMap<String, f64>,
     macros: HashMap<&'a str, &'a Macro<'a>>,
+    /// Variables that are namespaces.
+    namespaces: HashSet<&'a str>,
     /// Macros being followed, with the sizes of their parameters.
     following: Vec<(&'a str, Vec<f64>)>,
     steps: usize,
@@ -62,8 +67,8 @@ impl<'a> Sizes<'a> {
     }
 
     fn set(&mut self, name: String, size: f64) {
-        if size > LIMIT && self.found.is_none() {
-            self.found = Some(format!("`{name}` is made of itself more than once, and grows without bound"));
+        if size > LIMIT {
+            self.find(|| format!("`{name}` is made of itself more than once, and grows without bound"));
         }
         self.of.insert(name, size);
     }
@@ -139,8 +144,12 @@ impl<'a> Sizes<'a> {
                 match (&set.target, &set.expr) {
                     (Expr::Var(name), Expr::Call(call)) if is_variable(&call.expr, "namespace") => {
                         self.namespace(name.id, &call.args);
+                        self.namespaces.insert(name.id);
                     }
                     _ => {
+                        if let Expr::Var(name) = &set.target {
+                            self.namespaces.remove(name.id);
+                        }
                         let size = self.expression(&set.expr);
                         self.assign(&set.target, size);
                     }
@@ -228,7 +237,14 @@ impl<'a> Sizes<'a> {
 
     fn expression(&mut self, expression: &'a Expr<'a>) -> f64 {
         match expression {
-            Expr::Var(variable) => self.get(variable.id),
+            Expr::Var(variable) => {
+                if self.namespaces.contains(variable.id) {
+                    self.find(|| {
+                        format!("`{}` is used as a whole; a namespace has uses for its parts", variable.id)
+                    });
+                }
+                self.get(variable.id)
+            }
             Expr::Const(constant) => match f64::try_from(constant.value.clone()) {
                 Ok(number) => number.abs().clamp(1.0, LARGE),
                 Err(_) => 1.0,
@@ -268,9 +284,11 @@ impl<'a> Sizes<'a> {
                 let base = filter.expr.as_ref().map_or(1.0, |base| self.expression(base));
                 self.applied(filter.name, (filter.expr.as_ref(), base), &filter.args)
             }
-            Expr::GetAttr(attribute) => match path(expression).and_then(|path| self.of.get(&path).copied()) {
-                Some(size) => size,
-                None => self.expression(&attribute.expr),
+            Expr::GetAttr(attribute) => match (&attribute.expr, path(expression)) {
+                (Expr::Var(name), Some(path)) => {
+                    self.of.get(&path).copied().unwrap_or_else(|| self.get(name.id))
+                }
+                (other, _) => self.expression(other),
             },
             Expr::GetItem(item) => {
                 self.expression(&item.subscript_expr);
@@ -284,10 +302,14 @@ impl<'a> Sizes<'a> {
     }
 
     fn product(&mut self, size: f64) -> f64 {
-        if size > PRODUCT_LIMIT && self.found.is_none() {
-            self.found = Some("a product with `*` may have any size".to_owned());
+        if size > PRODUCT_LIMIT {
+            self.find(|| "a product with `*` may have any size".to_owned());
         }
         size
+    }
+
+    fn find(&mut self, reason: impl FnOnce() -> String) {
+        self.found.get_or_insert_with(reason);
     }
 
     fn call(&mut self, call: &'a Call<'a>) -> f64 {
@@ -297,6 +319,10 @@ impl<'a> Sizes<'a> {
                 self.applied(method.name, (Some(&method.expr), base), &call.args)
             }
             Expr::Var(function) if function.id == "raise_exception" => 0.0,
+            Expr::Var(function) if function.id == "namespace" => {
+                self.find(|| "`namespace()` is known in `{% set NAME = namespace() %}` alone".to_owned());
+                1.0
+            }
             Expr::Var(function) => match self.macros.get(function.id).copied() {
                 Some(called) => self.expand(called, &call.args),
                 None => self.arguments(&call.args).iter().sum::<f64>().max(1.0),
