@@ -31,10 +31,8 @@ Qwen2.5-1.5B-Instruct   4 1024  1 1  data.packing=true
 Llama-3.2-1B-Instruct   4 1024  2 1
 Mistral-7B-Instruct-v0.3 2 1024 1 1
 Phi-4-mini-instruct     3  512  1 2
-gemma-3-1b-it           4  512  2 1
-starcoder2-3b           4 1024  1 1
-SmolLM2-135M            8 1024  4 1  model.quant="q8_0"
-SmolLM2-135M            8  512  8 1  model.compute="f32"
+Llama-3.1-8B-Instruct   1  512  2 1  model.quant="q8_0"
+Qwen3-4B                3  512  4 1  model.compute="f32"
 Qwen3-4B                2 4096  1 1
 ROWS
 }

@@ -9,6 +9,7 @@ use runner::budget::Place;
 use runner::engine::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use runner::memory::MemoryState;
 use runner::pipeline::{Event, ItemResult, Outcome, Pipeline, PipelineSpec, RunOptions, run};
+use runner::residency::Keeping;
 use runner::{Error, ExpertCard, Registry, Residency, Result};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -198,7 +199,8 @@ impl Stand {
 
     pub fn play(&self, pipeline: &Pipeline, input: &str, engine: Scripted, options: RunOptions) -> Played {
         let log = Arc::clone(&engine.log);
-        let mut residency = Residency::new(Box::new(engine));
+        // Loads are counted as on a machine that holds one expert.
+        let mut residency = Residency::new(Box::new(engine)).keeping(Keeping::One);
         let options = RunOptions { runs: self.runs(), ..options };
         let mut events = Vec::new();
         let outcome =
