@@ -19,8 +19,8 @@ use minijinja::syntax::SyntaxConfig;
 const ROUNDS: usize = 64;
 /// Sixty-four messages, each put together with each and all again, stay below.
 const LIMIT: f64 = 1e12;
-/// The widest line that someone draws with `'-' * n`, many times over; the engine would make 100 MB of one.
-const PRODUCT_LIMIT: f64 = 1e5;
+/// Far beyond the widest line that someone draws with `'-' * n`; the engine would make 100 MB of one.
+const PRODUCT_LIMIT: f64 = 1e3;
 /// A number that is read out of a text, or written out: larger ones are no different.
 const LARGE: f64 = 1e6;
 /// Statements to follow; loops within loops within loops are cut short at that.

@@ -103,7 +103,7 @@ const GREEDY: [&str; 10] = [
     "ns",
     "[ns]",
     "'a' * 100000000",
-    "messages * 90000",
+    "messages * 900",
     "range(100000)|list|length",
     "'%99999999d'|format(1)",
     "'{:>99999999}'.format(1)",

@@ -353,7 +353,10 @@ impl Checker<'_> {
             ("compress_with", spec.compress_with.is_some()),
         ];
         if let Some((key, _)) = model.iter().find(|(_, given)| *given) {
-            return Err(self.wrong(place(key), "rules use no model"));
+            return Err(self.wrong(
+                place(key),
+                "leave it out: where `rules` choose, the routes are theirs and no model is asked",
+            ));
         }
         let of = match spec.of.as_deref() {
             Some(name) => self.source(&place("of"), name, before.steps)?,
