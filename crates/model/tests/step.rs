@@ -22,6 +22,9 @@ const DIFFERENCE_TOLERANCE: f64 = 5e-4;
 /// The same sums in another order of blocks: a few hundred roundings of 6e-8.
 const ORDER_TOLERANCE: f64 = 2e-5;
 
+/// Of rows that share a batch, each sum is over its own row: they differ in what the blocks of tokens round together.
+const PACKING_TOLERANCE: f64 = 1e-5;
+
 /// A tiny model of a family, with everything that its published ones have: windows and thresholds below the lengths
 /// of the sequences here.
 fn config(family: Family) -> ModelConfig {
@@ -334,8 +337,8 @@ fn check_packing(config: &ModelConfig) {
         sum += bench.step.forward_backward(&bench.adapter, &alone.batch(), &mut gradients, 0.5).unwrap();
     }
     assert_eq!(together.n_targets, sum.n_targets);
-    assert!((together.sum_nll / sum.sum_nll - 1.0).abs() < ORDER_TOLERANCE);
-    assert_near("gradient", &gradients.download().unwrap(), &gradient, ORDER_TOLERANCE);
+    assert!((together.sum_nll / sum.sum_nll - 1.0).abs() < PACKING_TOLERANCE);
+    assert_near("gradient", &gradients.download().unwrap(), &gradient, PACKING_TOLERANCE);
 }
 
 #[test]
