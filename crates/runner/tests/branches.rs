@@ -252,6 +252,8 @@ fn mistakes_are_named() {
             spec["steps"][0] = json!({"name": "kind", "kind": "route", "map": "lines", "default": "bill",
                 "prompt": "x", "rules": [{"contains": "x", "route": "bug"}]});
         },
-        expect!["pipeline `stand`: step `kind`: prompt: leave it out: where `rules` choose, the routes are theirs and no model is asked"],
+        expect![
+            "pipeline `stand`: step `kind`: prompt: leave it out: where `rules` choose, the routes are theirs and no model is asked"
+        ],
     );
 }
