@@ -118,10 +118,26 @@ fn text_that_doubles_is_refused() {
         "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = twice(ns.x) %}{% endfor %}",
         "{% macro grow(n, x) %}{% if n %}{{ grow(n - 1, x ~ x) }}{% endif %}{% endmacro %}{{ grow(60, 'ab') }}",
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% if i %}{% set ns.x = ns.x ~ ns.x %}{% else %}{% set ns.x = '' %}{% endif %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('a', 'aaaa') %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x | join('ab') %}{% endfor %}",
+        "{% set ns = namespace(x='\"') %}{% for i in range(60) %}{% set ns.x = ns.x | tojson %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = (ns.x | trim) | batch(2) | list %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x %}{% filter replace('a', 'aaaa') %}{{ ns.x }}{% endfilter %}{% endset %}{% endfor %}",
     ] {
         let refused = ChatTemplate::from_source(source, "", "").map(|_| source).unwrap_err().to_string();
         assert!(refused.contains("grows without bound"), "{source}: {refused}");
     }
+    for (source, reason) in [
+        ("{{ 'a' * 100000000 }}", "a product with `*`"),
+        ("{% macro unused() %}{{ 'a' * 100000000 }}{% endmacro %}", "a product with `*`"),
+        ("{{ '-' * ('100000000' | int) }}", "a product with `*`"),
+        ("{% set ns = namespace(x='') %}{% set ns.x = ns %}{{ ns.x }}", "`ns` is used as a whole"),
+        ("{% set ns = namespace(x='') %}{% set ns.x = [ns] %}{{ ns.x }}", "`ns` is used as a whole"),
+    ] {
+        let refused = ChatTemplate::from_source(source, "", "").map(|_| source).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{source}: {refused}");
+    }
+    ChatTemplate::from_source("{{ '-' * 80 }}{{ '    ' * (messages | length) }}", "", "").unwrap();
     let grows_with_messages = "{% set ns = namespace(a='', b='') %}{% for m in messages %}{% set ns.a = ns.a ~ m.content ~ '\\n' %}\
         {% set ns.b = ns.b ~ ns.a if m.role == 'user' else ns.b %}{% endfor %}{{ ns.b }}";
     ChatTemplate::from_source(grows_with_messages, "", "").unwrap();

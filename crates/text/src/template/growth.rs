@@ -386,6 +386,9 @@ impl<'a> Sizes<'a> {
                 }
                 (Some(_), None) => base,
             },
+            // Of a text they make its characters, which are written `'a', ` where that becomes a text again.
+            "list" | "batch" | "slice" | "chunks" | "unique" | "sort" | "map" | "select" | "reject"
+            | "selectattr" | "rejectattr" | "groupby" | "zip" => 8.0 * base,
             // A quotation mark becomes two characters, and these four the next time.
             "tojson" => 2.0 * base,
             "format" => base + made.iter().sum::<f64>(),
