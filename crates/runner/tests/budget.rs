@@ -3,11 +3,13 @@
 //! llama.cpp is asked through its simulated load, over files with a head and a hole instead of weights: whole
 //! published models of 14 B in no memory at all.
 
+mod assets;
 mod tiny;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use assets::assets;
 use formats::config::HfConfig;
 use formats::gguf::{self, Value};
 use model::config::NormKind;
@@ -26,17 +28,6 @@ const LOG_BYTES: u64 = 10_486;
 
 /// The log's last digit, twice, on a buffer of a few kilobytes.
 const SMALL_BUFFER_BYTES: u64 = 16 << 10;
-
-fn assets() -> Option<PathBuf> {
-    let given = std::env::var_os("TUNE_SHARED").map(PathBuf::from);
-    let shared = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let assets = shared.join("assets");
-    if assets.is_dir() {
-        return Some(assets);
-    }
-    eprintln!("skipped: {} is not there", assets.display());
-    None
-}
 
 /// The published configurations at hand, by the names of their folders.
 fn published() -> Vec<(String, ModelConfig)> {

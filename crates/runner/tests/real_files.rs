@@ -1,20 +1,12 @@
 //! Files of other people: published vocabularies through both tokenizers. Skipped where the assets are absent.
 
-use std::path::{Path, PathBuf};
+mod assets;
 
+use std::path::PathBuf;
+
+use assets::assets;
 use runner::engine::llama::Vocabulary;
 use text::Tokenizer;
-
-fn assets() -> Option<PathBuf> {
-    let given = std::env::var_os("TUNE_SHARED").map(PathBuf::from);
-    let shared = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let assets = shared.join("assets");
-    if assets.is_dir() {
-        return Some(assets);
-    }
-    eprintln!("skipped: {} is not there", assets.display());
-    None
-}
 
 /// Chat markup of several families, each of whose parts is a control token in some vocabulary and text in others.
 ///

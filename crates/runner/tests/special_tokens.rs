@@ -2,6 +2,7 @@
 //!
 //! Skipped where the assets are absent.
 
+mod assets;
 mod scripted;
 mod tiny;
 
@@ -10,6 +11,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use assets::assets;
 use runner::budget::Place;
 use runner::engine::{Engine, ExpertMemory, Finish, Generated, Loaded, Progress, Prompt, Request};
 use runner::memory::MemoryState;
@@ -21,17 +23,6 @@ use text::{ChatTemplate, Tokenizer};
 
 /// For tokenizers whose folder has no template: one that ends turns with a token of the vocabulary.
 const PLAIN: &str = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}";
-
-fn assets() -> Option<PathBuf> {
-    let given = std::env::var_os("TUNE_SHARED").map(PathBuf::from);
-    let shared = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let assets = shared.join("assets");
-    if assets.is_dir() {
-        return Some(assets);
-    }
-    eprintln!("skipped: {} is not there", assets.display());
-    None
-}
 
 /// A tokenizer and a template, and the ids that are not text.
 struct Speech {
