@@ -4,9 +4,9 @@ mod scripted;
 mod tiny;
 
 use expect_test::{Expect, expect};
+use runner::Residency;
 use runner::engine::llama::LlamaEngine;
 use runner::pipeline::{Event, RunOptions, State, read_run, run};
-use runner::{Registry, Residency};
 use scripted::{Asked, Scripted, Stand};
 use serde_json::{Value, json};
 use tiny::Says;
@@ -179,9 +179,7 @@ fn refused(change: impl FnOnce(&mut Value), expected: Expect) {
     let stand = Stand::new(&EXPERTS);
     let mut spec = support();
     change(&mut spec);
-    let spec: runner::pipeline::PipelineSpec = serde_json::from_value(spec).unwrap();
-    let checked = spec.check("stand", stand.path(), &Registry::at(stand.path().join("experts")));
-    expected.assert_eq(&checked.map(drop).unwrap_err().to_string());
+    expected.assert_eq(&stand.check(spec).map(drop).unwrap_err().to_string());
 }
 
 #[test]
