@@ -1,7 +1,7 @@
 //! Products with frozen weights, forward and backward, by every kernel of this processor: medians in GFLOP/s, and how
 //! far the results are from those of f32 factors.
 //!
-//!     cargo run --release -p model --example product_speed [TOKENS ROWS COLS TYPE]
+//!     cargo run --release -p model --example product_speed [TOKENS ROWS COLS TYPE [KERNEL]]
 
 mod measure;
 
@@ -22,12 +22,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (n, rows, cols) = (number(0, 512)?, number(1, 2048)?, number(2, 2048)?);
     let ty = arguments.get(3).map(String::as_str).unwrap_or("Q4_K");
     let ty = BlockType::ALL.into_iter().find(|known| known.name() == ty).ok_or("an unknown block type")?;
+    let only = arguments.get(4);
     let mut blocks = vec![0; rows * ty.row_bytes(cols)?];
     block::encode_par(ty, &values(rows * cols, 1), cols, None, &mut blocks)?;
     let flops = 2.0 * (n * rows * cols) as f64;
     let mut exact: Option<[Vec<f32>; 2]> = None;
     println!("{n} tokens, {rows} x {cols} of {ty}");
-    for kernel in ProductKernel::ALL.into_iter().rev().filter(|kernel| kernel.is_possible()) {
+    let wanted = |kernel: &ProductKernel| only.is_none_or(|only| format!("{kernel:?}") == *only);
+    for kernel in ProductKernel::ALL.into_iter().rev().filter(|kernel| kernel.is_possible()).filter(wanted) {
         let cpu = Cpu::with_kernel(Arena::unlimited(), kernel)?;
         let mut weights = cpu.alloc_weights("weights", ty, rows, cols)?;
         cpu.upload_rows(&blocks, 0, &mut weights)?;

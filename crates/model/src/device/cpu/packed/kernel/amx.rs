@@ -113,9 +113,14 @@ impl Kernel for AmxBf16 {
                 let (column, b) = (panel * BLOCK, b.strip(panel, words * BLOCK).as_ptr());
                 // SAFETY: a and b hold `words`; the block is inside of `out`.
                 unsafe {
+                    // Panels go along the rows; the first of the next tile comes after the last.
+                    let next = match column + BLOCK < cols {
+                        true => out.start.wrapping_add(column + BLOCK),
+                        false => out.start.wrapping_add(BLOCK * out.stride),
+                    };
                     let out = Out { start: out.start.add(column), ..out };
                     if rows == BLOCK && column + BLOCK <= cols {
-                        block(words, a, b, out);
+                        block(words, a, b, out, next);
                     } else if rows == BLOCK && column + SIDE == cols {
                         left_half(words, a, b, out);
                     } else {
@@ -140,7 +145,7 @@ unsafe fn edge(words: usize, a: *const u32, b: *const u32, (rows, cols): (usize,
     // SAFETY: the caller's promises are the callee's; our own block is whole, and what is copied of it has been written.
     unsafe {
         match rows > SIDE {
-            true => block(words, a, b, whole),
+            true => block(words, a, b, whole, whole.start),
             false => upper_half(words, a, b, whole),
         }
         copy(whole, (rows, cols), out);
@@ -171,10 +176,13 @@ unsafe fn copy(block: Out, (rows, cols): (usize, usize), out: Out) {
 
 /// 32 x 32 sums      a (words / 16, 2, 16, 16), b (words, 32)
 ///
+/// Two rows a time of where the next sums will stand are fetched meanwhile: rows of a matrix lie too far apart for the
+/// processor to guess.
+///
 /// # Safety
-/// The registers are shaped; a, b and out have the sizes.
-unsafe fn block(words: usize, a: *const u32, b: *const u32, out: Out) {
-    // SAFETY: reads 32 · words of a and of b, reads and writes 32 x 32 of out.
+/// The registers are shaped; a, b and out have the sizes. `next` may be anywhere.
+unsafe fn block(words: usize, a: *const u32, b: *const u32, out: Out, next: *const f32) {
+    // SAFETY: reads 32 · words of a and of b, reads and writes 32 x 32 of out; fetching touches nothing.
     unsafe {
         asm!(
             "test {adds}, {adds}",
@@ -190,6 +198,11 @@ unsafe fn block(words: usize, a: *const u32, b: *const u32, out: Out) {
             "tilezero tmm2",
             "tilezero tmm3",
             "3:",
+            "prefetchw [{next}]",
+            "prefetchw [{next} + 64]",
+            "prefetchw [{next} + {stride}*1]",
+            "prefetchw [{next} + {stride}*1 + 64]",
+            "lea {next}, [{next} + {stride}*2]",
             "tileloadd tmm6, [{b} + {b_row}*1]",
             "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
             "tileloadd tmm4, [{a} + {a_row}*1]",
@@ -213,6 +226,7 @@ unsafe fn block(words: usize, a: *const u32, b: *const u32, out: Out) {
             a = inout(reg) a => _,
             b = inout(reg) b => _,
             words = inout(reg) words => _,
+            next = inout(reg) next => _,
             a_row = in(reg) 64u64,
             b_row = in(reg) 128u64,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
