@@ -61,7 +61,7 @@ impl Checkpoint {
 
     fn from_file(dir: &Path, path: &Path) -> Result<Self> {
         let file = SafetensorsFile::open(path)?;
-        let names: Vec<String> = file.tensors().iter().map(|tensor| tensor.name.clone()).collect();
+        let names: Vec<String> = file.tensors().map(|tensor| tensor.name.to_owned()).collect();
         let file_of = names.iter().map(|name| (name.clone(), 0)).collect();
         Ok(Self { dir: dir.to_owned(), files: vec![file], names, file_of, content_hash: OnceLock::new() })
     }
@@ -110,7 +110,7 @@ impl Checkpoint {
 
     /// A tensor's type, shape and size as its file states them.
     #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         self.file_of(name)?.tensor(name)
     }
 
@@ -145,7 +145,7 @@ impl TensorSource for Checkpoint {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.tensor(name)?.shape.clone())
+        Some(self.tensor(name)?.shape)
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {

@@ -74,7 +74,7 @@ fn a_request_outside_a_tensor_is_an_error() {
 #[test]
 fn other_types_are_listed_but_not_read_as_floats() {
     let file = open(&file(r#"{"ids":{"dtype":"I64","shape":[2],"data_offsets":[0,16]}}"#, 16)).unwrap();
-    assert_eq!(file.tensors()[0].dtype, "I64");
+    assert_eq!(file.tensors().next().unwrap().dtype, "I64");
     let error = file.read_rows("ids", 0..1, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, Error::UnknownType { ref actual, .. } if actual == "I64"), "{error}");
 }
@@ -358,15 +358,78 @@ fn bytes_of_no_tensor() {
 fn entries_of_the_wrong_kind() {
     refuse(
         &file(r#"{"__metadata__":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4),
-        &expect!["x.safetensors: `__metadata__` is a tensor, expected an object of texts"],
+        &expect![
+            "x.safetensors is not valid JSON: invalid type: sequence, expected a text at line 1 column 39"
+        ],
     );
     refuse(
         &file(r#"{"t":{"format":"pt"}}"#, 0),
-        &expect!["x.safetensors: tensor `t` is without them, expected dtype, shape and data_offsets"],
+        &expect![
+            "x.safetensors is not valid JSON: tensor `t` must have the keys dtype, shape and data_offsets, and no other at line 1 column 20"
+        ],
     );
     let (error, _) =
         open(&file(r#"{"t":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4)).unwrap_err();
     assert!(matches!(error, Error::Json { .. }));
+    refuse(
+        &file(r#"{"t":{"dtype":"F32","shape":[1]}}"#, 4),
+        &expect![
+            "x.safetensors is not valid JSON: tensor `t` must have the keys dtype, shape and data_offsets, and no other at line 1 column 32"
+        ],
+    );
+    refuse(
+        &file(r#"{"__metadata__":{"n":1}}"#, 0),
+        &expect![
+            "x.safetensors is not valid JSON: invalid type: integer `1`, expected a text at line 1 column 22"
+        ],
+    );
+    refuse(
+        &file(r#"{"__metadata__":{"n":"1","n":"2"}}"#, 0),
+        &expect!["x.safetensors: a key of `__metadata__` occurs twice: `n`"],
+    );
+}
+
+/// What would be as small in the file and large in memory.
+#[test]
+fn more_than_any_file_has() {
+    let dimensions = vec!["1"; 65].join(",");
+    let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{dimensions}],"data_offsets":[0,1]}}}}"#);
+    refuse(
+        &file(&header, 1),
+        &expect![
+            "x.safetensors is not valid JSON: invalid length 65, expected up to 64 dimensions at line 1 column 158"
+        ],
+    );
+    let header = r#"{"t":{"dtype":"a type of more letters","shape":[1],"data_offsets":[0,1]}}"#;
+    refuse(
+        &file(header, 1),
+        &expect![
+            "x.safetensors is not valid JSON: invalid length 22, expected the name of a type, of up to 16 bytes at line 1 column 38"
+        ],
+    );
+    let text = "\\n".repeat(200_000);
+    refuse(
+        &file(&format!(r#"{{"__metadata__":{{"n":"{text}"}}}}"#), 0),
+        &expect!["x.safetensors: a text with escapes in the header is 400001, the limit is 262144"],
+    );
+    let text = "n".repeat(400_000);
+    let long = open(&file(&format!(r#"{{"__metadata__":{{"n":"{text}","\"":"\u00e9"}}}}"#), 0)).unwrap();
+    assert_eq!(long.metadata().collect::<Vec<_>>(), [("n", text.as_str()), ("\"", "é")]);
+}
+
+#[test]
+fn names_and_numbers_of_any_size_are_kept() {
+    let name = "é\u{0}名".repeat(100);
+    let header = serde_json::json!({
+        "": {"dtype": "F4", "shape": [0, 127, 128, 16_384], "data_offsets": [0, 3]},
+        name.clone(): {"data_offsets": [3, 300], "shape": [297], "dtype": "U8"},
+    });
+    let file = open(&file(&header.to_string(), 300)).unwrap();
+    let (first, second) = (file.tensor("").unwrap(), file.tensor(&name).unwrap());
+    assert_eq!((first.dtype, first.shape.as_slice()), ("F4", [0, 127, 128, 16_384].as_slice()));
+    assert_eq!((second.name, second.dtype, second.shape.as_slice()), (name.as_str(), "U8", [297].as_slice()));
+    assert_eq!((file.data(&first).len(), file.data(&second).len()), (3, 297));
+    assert_eq!(file.tensor("t"), None);
 }
 
 proptest! {
@@ -386,9 +449,9 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         if let Ok(file) = open(&bytes) {
-            for tensor in file.tensors().iter().filter(|tensor| tensor.block_type().is_some()) {
+            for tensor in file.tensors().filter(|tensor| tensor.block_type().is_some()) {
                 let rows = formats::source::rows_and_cols(&tensor.shape).0;
-                file.read_rows(&tensor.name, 0..rows, &mut Vec::new()).unwrap();
+                file.read_rows(tensor.name, 0..rows, &mut Vec::new()).unwrap();
             }
         }
     }

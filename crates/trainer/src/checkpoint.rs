@@ -99,7 +99,7 @@ impl Saved {
         match file.tensor(&codes_name) {
             None => Ok(MomentValues::F32(read(name(moment))?)),
             Some(codes) => {
-                Ok(MomentValues::Int8 { codes: file.data(codes).to_vec(), scales: read(&scales_name)? })
+                Ok(MomentValues::Int8 { codes: file.data(&codes).to_vec(), scales: read(&scales_name)? })
             }
         }
     }

@@ -172,7 +172,7 @@ fn read_magnitude(file: &SafetensorsFile, pair: &AdapterTensor) -> Result<Vec<f3
     let (path, tensor) = (file.path().to_owned(), format!("{NAME_PREFIX}{}{MAGNITUDE_SUFFIX}", pair.module));
     let expected = vec![pair.out_features];
     let mut magnitude = Vec::new();
-    match file.tensor(&tensor).map(|found| found.shape.clone()) {
+    match file.tensor(&tensor).map(|found| found.shape) {
         None => return Err(Error::NoSuchTensor { path, tensor }),
         Some(actual) if actual != expected => return Err(Error::Shape { path, tensor, expected, actual }),
         // A vector is one row.
@@ -197,7 +197,7 @@ fn matrix_shape(
         path,
         tensor: name.to_owned(),
         expected: expected(&tensor.shape),
-        actual: tensor.shape.clone(),
+        actual: tensor.shape,
     })
 }
 

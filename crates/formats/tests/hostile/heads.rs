@@ -50,21 +50,49 @@ fn counts_that_lie_cost_nothing() {
     }
 }
 
-#[test]
-fn the_largest_header_costs_a_small_multiple() {
-    let mut header = String::from("{");
-    let mut n_tensors = 0;
+/// A safetensors file of the largest header, of entries as short as they can be.
+fn largest_header(begin: &str, entry: impl Fn(usize) -> String, end: &str) -> (Vec<u8>, usize) {
+    let (mut header, mut n_entries) = (begin.to_owned(), 0);
     while header.len() < 16 * MIB - 100 {
-        header += &format!("\"t{n_tensors}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}},");
-        n_tensors += 1;
+        header += &entry(n_entries);
+        n_entries += 1;
     }
     header.pop();
-    header.push('}');
+    header += end;
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
-    let (_dir, path) = on_disk(&file);
-    let ((), peak) = peak_of(|| assert_eq!(SafetensorsFile::open(&path).unwrap().tensors().len(), n_tensors));
-    assert!(peak < 12 * file.len(), "{} MiB for a header of {} MiB", peak / MIB, file.len() / MIB);
+    (file, n_entries)
+}
+
+/// As strings and lists of their own its tensors would take twelve times the file, its texts nine times.
+#[test]
+fn the_largest_header_costs_less_than_twice_the_file() {
+    let tensor = |n| format!("\"{n:x}\":{{\"dtype\":\"\",\"shape\":[],\"data_offsets\":[0,0]}},");
+    let text = |n| format!("\"{n:x}\":\"\",");
+    let counted = |file: &SafetensorsFile| file.tensors().len() + file.metadata().len();
+    for (file, n_entries) in
+        [largest_header("{", tensor, "}"), largest_header("{\"__metadata__\":{", text, "}}")]
+    {
+        let (_dir, path) = on_disk(&file);
+        let ((), peak) = peak_of(|| assert_eq!(counted(&SafetensorsFile::open(&path).unwrap()), n_entries));
+        assert!(peak < 2 * file.len() + MIB, "{} MiB for a header of {}", peak / MIB, file.len() / MIB);
+    }
+}
+
+/// Texts with escapes are put together by the JSON reader.
+#[test]
+fn the_longest_texts_cost_less_than_twice_the_file() {
+    let escaped = "\\n".repeat(130_000);
+    for text in [escaped, "n".repeat(15 * MIB)] {
+        let header = format!("{{\"__metadata__\":{{\"{text}\":\"{text}\"}}}}");
+        let header = if header.len() > 16 * MIB { header.replacen(&text, "n", 1) } else { header };
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        let (_dir, path) = on_disk(&file);
+        let (opened, peak) = peak_of(|| SafetensorsFile::open(&path).unwrap().metadata().len());
+        assert_eq!(opened, 1);
+        assert!(peak < 2 * file.len() + MIB, "{} KiB for a file of {}", peak >> 10, file.len() >> 10);
+    }
 }
 
 /// The most keys and tensors that are read, each as small as it can be.

@@ -36,7 +36,7 @@ fn describe(path: &Path) -> Result<Vec<String>, Failure> {
     if path.is_file() {
         return match extension {
             "gguf" => gguf(path),
-            "safetensors" => Ok(tensors(SafetensorsFile::open(path)?.tensors().iter())),
+            "safetensors" => Ok(tensors(SafetensorsFile::open(path)?.tensors())),
             "json" => receipt(path),
             _ => Err(unknown(path)),
         };
@@ -180,7 +180,7 @@ fn size(config: &formats::config::HfConfig, key: &str) -> String {
     config.text(key).and_then(serde_json::Value::as_u64).map_or_else(|| "?".to_owned(), |n| n.to_string())
 }
 
-fn tensors<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
+fn tensors<'a>(tensors: impl Iterator<Item = Tensor<'a>>) -> Vec<String> {
     let mut weights = 0u64;
     let mut lines = Vec::new();
     for tensor in tensors {
