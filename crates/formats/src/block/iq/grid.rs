@@ -4,7 +4,11 @@
 
 use std::sync::LazyLock;
 
+use super::super::lanes::Lanes;
 use super::tables;
+
+/// Neighbours that are measured together, at most.
+const TOGETHER: usize = 16;
 
 /// Points of IQ2: eight weights each.
 pub(super) type Grid2 = Grid<8, 2>;
@@ -19,10 +23,13 @@ pub(super) static IQ3_S: LazyLock<Grid3> = LazyLock::new(|| Grid::new(&tables::I
 
 pub(super) struct Grid<const D: usize, const BITS: u32> {
     points: &'static [u16],
-    /// Of each place: a point's number, or where its neighbours begin, and how many they are.
+    /// Of each place: a point's number, or where its neighbours begin, and how many bunches they are.
     places: Vec<Place>,
-    neighbours: Vec<u16>,
+    neighbours: Vec<Bunch<D>>,
 }
+
+/// 2·l + 1 of each coordinate of some neighbours; the last one fills up the last bunch.
+type Bunch<const D: usize> = [[u8; TOGETHER]; D];
 
 #[derive(Clone, Copy)]
 enum Place {
@@ -42,26 +49,31 @@ impl<const D: usize, const BITS: u32> Grid<D, BITS> {
         let of_points: Vec<[u8; D]> = points.iter().map(|&point| Self::coordinates(point)).collect();
         let mut neighbours = Vec::new();
         for (index, place) in places.iter_mut().enumerate() {
-            let here = Self::coordinates(index as u16);
-            if matches!(place, Place::Point(_)) || here.iter().any(|&l| l >= levels) {
+            let place_of = Self::coordinates(index as u16);
+            if matches!(place, Place::Point(_)) || place_of.iter().any(|&l| l >= levels) {
                 continue;
             }
             let distance = |point: &[u8; D]| -> u32 {
-                point.iter().zip(&here).map(|(a, b)| u32::from(a.abs_diff(*b)).pow(2)).sum()
+                point.iter().zip(&place_of).map(|(a, b)| u32::from(a.abs_diff(*b)).pow(2)).sum()
             };
-            let first = neighbours.len();
+            let mut here = Vec::new();
             let mut beyond = None;
             for _ in 0..distances {
                 let next =
                     of_points.iter().map(distance).filter(|&d| beyond.is_none_or(|beyond| d > beyond)).min();
                 let Some(next) = next else { break };
-                let at = of_points.iter().enumerate().filter(|(_, point)| distance(point) == next);
-                neighbours.extend(at.map(|(number, _)| number as u16));
+                here.extend(of_points.iter().filter(|point| distance(point) == next));
                 beyond = Some(next);
             }
+            let first = neighbours.len();
+            neighbours.extend(here.chunks(TOGETHER).map(Self::bunch));
             *place = Place::Between { first: first as u32, n: (neighbours.len() - first) as u16 };
         }
         Self { points, places, neighbours }
+    }
+
+    fn bunch(points: &[[u8; D]]) -> Bunch<D> {
+        std::array::from_fn(|i| std::array::from_fn(|lane| 2 * points[lane.min(points.len() - 1)][i] + 1))
     }
 
     fn coordinates(point: u16) -> [u8; D] {
@@ -88,31 +100,38 @@ impl<const D: usize, const BITS: u32> Grid<D, BITS> {
         coordinates.iter().enumerate().fold(0, |index, (i, &l)| index | usize::from(l) << (BITS as usize * i))
     }
 
-    /// Moves coordinates between points to the neighbour with the least Σ w·(scale·(2·l + 1) - x)²; whether they were a
-    /// point. The first of several, and where no distance is a number, the first neighbour.
+    /// Of coordinates between points, which lie at the place `index`, the neighbour with the least Σ w·(scale·(2·l + 1) - x)²:
+    /// the first of several, and where no distance is a number, the first neighbour. `None` where they are a point.
     #[inline(always)]
-    pub(super) fn snap(
+    pub(super) fn neighbour<V: Lanes>(
         &self,
-        coordinates: &mut [u8; D],
+        index: usize,
         x: &[f32; D],
         weights: &[f32; D],
         scale: f32,
-    ) -> bool {
-        let Place::Between { first, n } = self.places[Self::index(coordinates)] else { return true };
-        let neighbours = &self.neighbours[first as usize..][..usize::from(n)];
-        let mut best = (f32::MAX, neighbours[0]);
-        for &number in neighbours {
-            let point = self.point(usize::from(number));
-            let mut distance = 0.0;
-            for i in 0..D {
-                let difference = scale * f32::from(2 * point[i] + 1) - x[i];
-                distance += weights[i] * difference * difference;
-            }
-            if distance < best.0 {
-                best = (distance, number);
+    ) -> Option<[u8; D]> {
+        let Place::Between { first, n } = self.places[index] else { return None };
+        let bunches = &self.neighbours[first as usize..][..usize::from(n)];
+        let (most, scale) = (V::splat(f32::MAX), V::splat(scale));
+        let mut best = (f32::MAX, 0, 0);
+        for (number, bunch) in bunches.iter().enumerate() {
+            for begin in (0..TOGETHER).step_by(V::N) {
+                let mut distance = V::splat(0.0);
+                for i in 0..D {
+                    let difference = scale * V::load_bytes(&bunch[i][begin..]) - V::splat(x[i]);
+                    distance = distance + V::splat(weights[i]) * difference * difference;
+                }
+                let (least, lane) = V::choose(distance.below(most), distance, most).first_least();
+                if least < best.0 {
+                    best = (least, number, begin + lane);
+                }
             }
         }
-        *coordinates = self.point(usize::from(best.1));
-        false
+        let bunch = &bunches[best.1];
+        let mut coordinates = [0; D];
+        for (l, of_neighbours) in coordinates.iter_mut().zip(bunch) {
+            *l = of_neighbours[best.2] / 2;
+        }
+        Some(coordinates)
     }
 }

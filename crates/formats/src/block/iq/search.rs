@@ -1,9 +1,14 @@
 //! The search that IQ2 and IQ3 share: a scale, and for every few weights a point of the grid.
 //!
-//! Sums run in order, without fused multiply-add, as ggml's do: see `super::super::search`.
+//! Sums run in order, without fused multiply-add, as ggml's do: see `super::super::search`. Here it is the trials that walk in
+//! step, one a lane, and the neighbours of a place; groups cannot, since each goes to places of its own.
 
+use super::super::lanes::{Lanes, MOST_LANES, array};
 use super::super::rounding::nearest;
 use super::grid::Grid;
+
+/// Most trials of a search.
+const MOST_TRIALS: usize = 32;
 
 /// What the formats differ in.
 #[derive(Clone, Copy)]
@@ -56,7 +61,7 @@ struct Group<'a, const G: usize> {
 ///
 /// `first` is a scale and the magnitude for its largest coordinate where another search has found them.
 #[inline(always)]
-pub(super) fn find<const G: usize, const D: usize, const BITS: u32>(
+pub(super) fn find<V: Lanes, const G: usize, const D: usize, const BITS: u32>(
     params: Params,
     grid: &Grid<D, BITS>,
     x: &[f32; G],
@@ -68,29 +73,35 @@ pub(super) fn find<const G: usize, const D: usize, const BITS: u32>(
     if largest < params.zero || largest == 0.0 {
         return None;
     }
-    let group = Group { x, weights, roots: weights.map(f32::sqrt) };
+    let group = Group { x, weights, roots: roots(weights) };
     let most = f32::from(2 * params.levels - 1);
     let (mut scale, largest) = first.unwrap_or((largest / most, largest));
     let (mut best, mut coordinates) = (0.0, [0; G]);
-    let begins_moved = params.refined == Refined::AllWhereMoved;
-    let mut is_moved = [begins_moved; 8];
-    for trial in -params.last..=params.last {
-        let factor = (most + f32::from(trial) * params.step) / largest;
-        let (of_trial, moved) = project(params, grid, &group, factor, 1.0 / factor);
-        let (sum_xq, sum_qq) = sums(&group, &of_trial);
-        if sum_qq > 0.0 && sum_xq * sum_xq > best * sum_qq {
-            scale = sum_xq / sum_qq;
-            best = scale * sum_xq;
-            (coordinates, is_moved) = (of_trial, moved);
+    let mut moved = if params.refined == Refined::AllWhereMoved { u8::MAX } else { 0 };
+    let mut factors = [0.0; MOST_TRIALS];
+    let n_trials = 2 * params.last.cast_unsigned() + 1;
+    for (trial, factor) in (-params.last..=params.last).zip(&mut factors) {
+        *factor = (most + f32::from(trial) * params.step) / largest;
+    }
+    for factors in factors[..usize::from(n_trials)].chunks(V::N) {
+        let tried = Tried::<G>::new::<V, D, BITS>(params, grid, &group, factors, |factor| 1.0 / factor);
+        let (sums_xq, sums_qq) = tried.sums::<V>(&group);
+        for trial in 0..factors.len() {
+            let (sum_xq, sum_qq) = (sums_xq[trial], sums_qq[trial]);
+            if sum_qq > 0.0 && sum_xq * sum_xq > best * sum_qq {
+                scale = sum_xq / sum_qq;
+                best = scale * sum_xq;
+                tried.copy_coordinates(trial, 0..G, &mut coordinates);
+                moved = tried.moved[trial];
+            }
         }
     }
-    let n = G / D;
-    let has_moved = is_moved[..n].contains(&true);
+    let has_moved = moved & (u8::MAX >> (8 - G / D)) != 0;
     if (has_moved || params.refined == Refined::All) && scale > 0.0 {
-        let (again, _) = project(params, grid, &group, 1.0 / scale, scale);
-        for k in 0..n {
-            if is_moved[k] || params.refined != Refined::Moved {
-                coordinates[D * k..][..D].copy_from_slice(&again[D * k..][..D]);
+        let again = Tried::<G>::new::<V, D, BITS>(params, grid, &group, &[1.0 / scale], |_| scale);
+        for k in 0..G / D {
+            if moved >> k & 1 == 1 || params.refined != Refined::Moved {
+                again.copy_coordinates(0, D * k..D * (k + 1), &mut coordinates);
             }
         }
         let (sum_xq, sum_qq) = sums(&group, &coordinates);
@@ -101,26 +112,80 @@ pub(super) fn find<const G: usize, const D: usize, const BITS: u32>(
     Some(Found { scale: scale.abs(), coordinates, is_turned: scale < 0.0 })
 }
 
-/// The coordinates that a factor gives, moved to points; which had to be.
 #[inline(always)]
-fn project<const G: usize, const D: usize, const BITS: u32>(
-    params: Params,
-    grid: &Grid<D, BITS>,
-    group: &Group<'_, G>,
-    factor: f32,
-    scale: f32,
-) -> ([u8; G], [bool; 8]) {
-    let mut coordinates = [0; G];
-    for (l, x) in coordinates.iter_mut().zip(group.x) {
-        *l = nearest(0.5 * (factor * x - 1.0)).clamp(0, i32::from(params.levels) - 1) as u8;
+fn roots<const G: usize>(weights: &[f32; G]) -> [f32; G] {
+    let mut roots = *weights;
+    for root in &mut roots {
+        *root = root.sqrt();
     }
-    let mut is_moved = [false; 8];
-    let parts = coordinates.as_chunks_mut::<D>().0.iter_mut();
-    let magnitudes = group.x.as_chunks().0.iter().zip(group.roots.as_chunks().0);
-    for ((part, (x, roots)), is_moved) in parts.zip(magnitudes).zip(&mut is_moved) {
-        *is_moved = !grid.snap(part, x, roots, scale);
+    roots
+}
+
+/// What some factors give: of each weight the coordinates, moved to points, and of each factor which points had to be, a
+/// bit each.
+struct Tried<const G: usize> {
+    coordinates: [[u8; MOST_LANES]; G],
+    moved: [u8; MOST_LANES],
+}
+
+impl<const G: usize> Tried<G> {
+    /// As many factors as lanes at most, of which `scale` gives the scales of their points.
+    #[inline(always)]
+    fn new<V: Lanes, const D: usize, const BITS: u32>(
+        params: Params,
+        grid: &Grid<D, BITS>,
+        group: &Group<'_, G>,
+        factors: &[f32],
+        scale: impl Fn(f32) -> f32,
+    ) -> Self {
+        let mut tried = Self { coordinates: [[0; MOST_LANES]; G], moved: [0; MOST_LANES] };
+        let mut lanes = [0.0; MOST_LANES];
+        lanes[..factors.len()].copy_from_slice(factors);
+        let (factors_in_lanes, one, half) = (V::load(&lanes), V::splat(1.0), V::splat(0.5));
+        let most = i32::from(params.levels) - 1;
+        for k in 0..G / D {
+            // Numbers of places are small enough to be exact.
+            let mut places = V::splat(0.0);
+            for i in 0..D {
+                let x = V::splat(group.x[D * k + i]);
+                let l = (half * (factors_in_lanes * x - one)).nearest(0, most);
+                places = places + l * V::splat((1u32 << (BITS * i as u32)) as f32);
+                l.store_bytes(&mut tried.coordinates[D * k + i]);
+            }
+            let places = array(places);
+            let x: &[f32; D] = group.x[D * k..].first_chunk().expect("a coordinate for each weight");
+            let roots: &[f32; D] = group.roots[D * k..].first_chunk().expect("a root for each weight");
+            for (trial, &factor) in factors.iter().enumerate() {
+                let place = places[trial] as usize;
+                let Some(point) = grid.neighbour::<V>(place, x, roots, scale(factor)) else { continue };
+                for (i, l) in point.into_iter().enumerate() {
+                    tried.coordinates[D * k + i][trial] = l;
+                }
+                tried.moved[trial] |= 1 << k;
+            }
+        }
+        tried
     }
-    (coordinates, is_moved)
+
+    /// Σwxq and Σwq² of each factor, q = 2·l + 1
+    #[inline(always)]
+    fn sums<V: Lanes>(&self, group: &Group<'_, G>) -> ([f32; MOST_LANES], [f32; MOST_LANES]) {
+        let (one, two) = (V::splat(1.0), V::splat(2.0));
+        let (mut sum_xq, mut sum_qq) = (V::splat(0.0), V::splat(0.0));
+        for ((&x, &w), l) in group.x.iter().zip(group.weights).zip(&self.coordinates) {
+            let q = two * V::load_bytes(l) + one;
+            sum_xq = sum_xq + V::splat(w * x) * q;
+            sum_qq = sum_qq + V::splat(w) * q * q;
+        }
+        (array(sum_xq), array(sum_qq))
+    }
+
+    #[inline(always)]
+    fn copy_coordinates(&self, trial: usize, weights: std::ops::Range<usize>, to: &mut [u8; G]) {
+        for i in weights {
+            to[i] = self.coordinates[i][trial];
+        }
+    }
 }
 
 /// Σwxq and Σwq², q = 2·l + 1
@@ -188,10 +253,20 @@ pub(super) fn counts<const G: usize>(
     variance: f32,
     plain: impl Fn(f32) -> f32,
 ) -> [f32; G] {
+    let mut counts = *x;
     match columns {
-        Some(columns) => std::array::from_fn(|i| columns[i] * (variance + x[i] * x[i]).sqrt()),
-        None => x.map(plain),
+        Some(columns) => {
+            for (count, column) in counts.iter_mut().zip(columns) {
+                *count = column * (variance + *count * *count).sqrt();
+            }
+        }
+        None => {
+            for count in &mut counts {
+                *count = plain(*count);
+            }
+        }
     }
+    counts
 }
 
 /// d, a 31st of the largest scale, and four bits s of each, (s + ½)·2·d; `None` when all are 0.

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::super::lanes::Lanes;
 use super::super::rows::k_blocks;
 use super::super::{K_BLOCK, float16, importance};
 use super::grid;
@@ -23,13 +24,19 @@ pub(in super::super) mod xxs {
     /// The scale is made a little larger than what was found.
     const STRETCH: f32 = 1.0125;
 
-    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[inline(always)]
+    pub(in super::super::super) fn encode<V: Lanes>(
+        weights: &[f32],
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
         for (x, columns, block) in k_blocks(weights, imatrix, out) {
-            encode_block(x, columns, block);
+            encode_block::<V>(x, columns, block);
         }
     }
 
-    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+    #[inline(always)]
+    fn encode_block<V: Lanes>(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
         let grid = LazyLock::force(&grid::IQ3_XXS);
         let variance = 2.0 * importance::sum_of_squares(x) / K_BLOCK as f32;
         let (mut last, mut scales) = ([0u32; 8], [0.0f32; 8]);
@@ -38,7 +45,7 @@ pub(in super::super) mod xxs {
             let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance, |x| x * x);
             let (mut magnitudes, mut signs) = split(x);
             make_even(&mut magnitudes, &mut signs, &weights);
-            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, None) else { continue };
+            let Some(found) = find::<V, _, _, _>(PARAMS, grid, &magnitudes, &weights, None) else { continue };
             for k in 0..8 {
                 block[2 + 8 * j + k] = grid.number(&found.coordinates[4 * k..]) as u8;
             }
@@ -89,13 +96,19 @@ pub(in super::super) mod s {
     /// The scale is made a little larger than what was found.
     const STRETCH: f32 = 1.033;
 
-    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[inline(always)]
+    pub(in super::super::super) fn encode<V: Lanes>(
+        weights: &[f32],
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
         for (x, columns, block) in k_blocks(weights, imatrix, out) {
-            encode_block(x, columns, block);
+            encode_block::<V>(x, columns, block);
         }
     }
 
-    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+    #[inline(always)]
+    fn encode_block<V: Lanes>(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
         let grid = LazyLock::force(&grid::IQ3_S);
         let variance = 2.0 * importance::sum_of_squares(x) / K_BLOCK as f32;
         let mut scales = [0.0f32; 8];
@@ -103,7 +116,7 @@ pub(in super::super) mod s {
         for (j, x) in x.as_chunks::<32>().0.iter().enumerate() {
             let weights = counts(x, columns.map(|columns| &columns[32 * j..]), variance, |x| x * x);
             let (magnitudes, signs) = split(x);
-            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, None) else { continue };
+            let Some(found) = find::<V, _, _, _>(PARAMS, grid, &magnitudes, &weights, None) else { continue };
             for k in 0..8 {
                 let number = grid.number(&found.coordinates[4 * k..]);
                 block[2 + 8 * j + k] = number as u8;

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::super::lanes::Lanes;
 use super::super::rows::k_blocks;
 use super::super::scale_search::positive;
 use super::super::{K_BLOCK, float16, importance};
@@ -24,13 +25,19 @@ pub(in super::super) mod xxs {
     const PARAMS: Params = Params { levels: LEVELS, last: 6, step: 0.1, zero: 1e-15, refined: Refined::All };
 
     /// The importance of the columns is needed.
-    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[inline(always)]
+    pub(in super::super::super) fn encode<V: Lanes>(
+        weights: &[f32],
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
         for (x, columns, block) in k_blocks(weights, imatrix, out) {
-            encode_block(x, columns, block);
+            encode_block::<V>(x, columns, block);
         }
     }
 
-    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+    #[inline(always)]
+    fn encode_block<V: Lanes>(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
         let (grid, columns) = (LazyLock::force(&grid::IQ2_XXS), columns.expect("checked before"));
         let variance = importance::sum_of_squares(x) / K_BLOCK as f32;
         let (mut words, mut scales) = ([[0u32; 2]; 8], [0.0f32; 8]);
@@ -44,7 +51,9 @@ pub(in super::super) mod xxs {
                 continue;
             }
             let first = Some((scale, largest));
-            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, first) else { continue };
+            let Some(found) = find::<V, _, _, _>(PARAMS, grid, &magnitudes, &weights, first) else {
+                continue;
+            };
             for (k, signs) in signs.into_iter().enumerate() {
                 words[j][0] |= u32::from(grid.number(&found.coordinates[8 * k..])) << (8 * k);
                 words[j][1] |= u32::from(found.signs(signs) & 127) << (7 * k);
@@ -85,13 +94,19 @@ pub(in super::super) mod xs {
     pub(in super::super::super) const BYTES: usize = 74;
 
     /// The importance of the columns is needed.
-    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[inline(always)]
+    pub(in super::super::super) fn encode<V: Lanes>(
+        weights: &[f32],
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
         for (x, columns, block) in k_blocks(weights, imatrix, out) {
-            encode_block(x, columns, block);
+            encode_block::<V>(x, columns, block);
         }
     }
 
-    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+    #[inline(always)]
+    fn encode_block<V: Lanes>(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
         let (grid, columns) = (LazyLock::force(&grid::IQ2_XS), columns.expect("checked before"));
         let variance = importance::sum_of_squares(x) / K_BLOCK as f32;
         let (mut points, mut scales) = ([0u16; 32], [0.0f32; 16]);
@@ -99,7 +114,7 @@ pub(in super::super) mod xs {
             let weights = counts(x, Some(&columns[16 * j..]), variance, |x| x * x);
             let (mut magnitudes, mut signs) = split(x);
             make_even(&mut magnitudes, &mut signs, &weights);
-            let Some(found) = find(SMALL, grid, &magnitudes, &weights, None) else { continue };
+            let Some(found) = find::<V, _, _, _>(SMALL, grid, &magnitudes, &weights, None) else { continue };
             for (k, signs) in signs.into_iter().enumerate().take(2) {
                 let number = grid.number(&found.coordinates[8 * k..]);
                 points[2 * j + k] = number | u16::from(found.signs(signs) & 127) << 9;
@@ -139,13 +154,19 @@ pub(in super::super) mod s {
     /// The scale is made a little smaller than what was found.
     const SHRINK: f32 = 0.9875;
 
-    pub(in super::super::super) fn encode(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    #[inline(always)]
+    pub(in super::super::super) fn encode<V: Lanes>(
+        weights: &[f32],
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) {
         for (x, columns, block) in k_blocks(weights, imatrix, out) {
-            encode_block(x, columns, block);
+            encode_block::<V>(x, columns, block);
         }
     }
 
-    fn encode_block(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
+    #[inline(always)]
+    fn encode_block<V: Lanes>(x: &[f32; K_BLOCK], columns: Option<&[f32; K_BLOCK]>, block: &mut [u8; BYTES]) {
         let grid = LazyLock::force(&grid::IQ2_S);
         let variance = 2.0 * importance::sum_of_squares(x) / K_BLOCK as f32;
         let mut scales = [0.0f32; 16];
@@ -154,7 +175,7 @@ pub(in super::super) mod s {
             let columns = columns.map(|columns| &columns[16 * j..]);
             let weights = counts(x, columns, variance, |x| 0.25 * variance + x * x);
             let (magnitudes, signs) = split(x);
-            let Some(found) = find(PARAMS, grid, &magnitudes, &weights, None) else { continue };
+            let Some(found) = find::<V, _, _, _>(PARAMS, grid, &magnitudes, &weights, None) else { continue };
             for (k, signs) in signs.into_iter().enumerate().take(2) {
                 let (at, number) = (2 * j + k, grid.number(&found.coordinates[8 * k..]));
                 block[2 + at] = number as u8;

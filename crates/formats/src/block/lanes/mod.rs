@@ -39,6 +39,9 @@ pub(super) trait Lanes:
     /// To the first N places.
     fn store(self, to: &mut [f32]);
 
+    /// The first N bytes as numbers.
+    fn load_bytes(from: &[u8]) -> Self;
+
     /// Whole numbers' low bytes, to the first N places.
     fn store_bytes(self, to: &mut [u8]);
 
@@ -69,6 +72,9 @@ pub(super) trait Lanes:
     ///
     /// Floats of one sign are ordered as their bits are, and whole numbers are compared where sums do not wait for it.
     fn within(self, most: Self) -> Self;
+
+    /// The least number and its lane, the first of several; for numbers only.
+    fn first_least(self) -> (f32, usize);
 
     fn all(mask: Self::Mask) -> bool;
 

@@ -48,6 +48,11 @@ impl<V: Lanes> Lanes for Pair<V> {
     }
 
     #[inline(always)]
+    fn load_bytes(from: &[u8]) -> Self {
+        Pair(V::load_bytes(from), V::load_bytes(&from[V::N..]))
+    }
+
+    #[inline(always)]
     fn store_bytes(self, to: &mut [u8]) {
         self.0.store_bytes(to);
         self.1.store_bytes(&mut to[V::N..]);
@@ -101,6 +106,12 @@ impl<V: Lanes> Lanes for Pair<V> {
     #[inline(always)]
     fn within(self, most: Self) -> Self {
         Pair(self.0.within(most.0), self.1.within(most.1))
+    }
+
+    #[inline(always)]
+    fn first_least(self) -> (f32, usize) {
+        let (first, second) = (self.0.first_least(), self.1.first_least());
+        if second.0 < first.0 { (second.0, V::N + second.1) } else { first }
     }
 
     #[inline(always)]

@@ -53,6 +53,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn load_bytes(from: &[u8]) -> Self {
+        let mut lanes = [0.0; N];
+        for (lane, &byte) in lanes.iter_mut().zip(&from[..N]) {
+            *lane = f32::from(byte);
+        }
+        Portable(lanes)
+    }
+
+    #[inline(always)]
     fn store_bytes(self, to: &mut [u8]) {
         for (to, x) in to[..N].iter_mut().zip(self.0) {
             *to = x as i32 as u8;
@@ -126,6 +135,17 @@ impl Lanes for Portable {
     #[inline(always)]
     fn within(self, most: Self) -> Self {
         self.limited(Portable([0.0; N]), most)
+    }
+
+    #[inline(always)]
+    fn first_least(self) -> (f32, usize) {
+        let mut least = (self.0[0], 0);
+        for (lane, &x) in self.0.iter().enumerate() {
+            if x < least.0 {
+                least = (x, lane);
+            }
+        }
+        least
     }
 
     #[inline(always)]

@@ -63,6 +63,14 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn load_bytes(from: &[u8]) -> Self {
+        // SAFETY: see above; the slice has as many bytes.
+        Avx2(unsafe {
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from[..Self::N].as_ptr().cast())))
+        })
+    }
+
+    #[inline(always)]
     fn store_bytes(self, to: &mut [u8]) {
         // SAFETY: see above; the slice has as many places.
         unsafe {
@@ -141,6 +149,19 @@ impl Lanes for Avx2 {
         }
     }
 
+    /// The halves, then what is two lanes apart, then neighbours.
+    #[inline(always)]
+    fn first_least(self) -> (f32, usize) {
+        // SAFETY: see above.
+        unsafe {
+            let least = _mm256_min_ps(self.0, _mm256_permute2f128_ps(self.0, self.0, 1));
+            let least = _mm256_min_ps(least, _mm256_permute_ps(least, 0b01_00_11_10));
+            let least = _mm256_min_ps(least, _mm256_permute_ps(least, 0b10_11_00_01));
+            let lanes = _mm256_movemask_ps(_mm256_cmp_ps(self.0, least, _CMP_EQ_OQ));
+            (_mm256_cvtss_f32(least), lanes.trailing_zeros() as usize)
+        }
+    }
+
     #[inline(always)]
     fn none(mask: __m256) -> bool {
         // SAFETY: see above.
@@ -201,6 +222,14 @@ impl Lanes for Avx512 {
     fn store(self, to: &mut [f32]) {
         // SAFETY: see above; the slice has as many places.
         unsafe { _mm512_storeu_ps(to[..Self::N].as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn load_bytes(from: &[u8]) -> Self {
+        // SAFETY: see above; the slice has as many bytes.
+        Avx512(unsafe {
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from[..Self::N].as_ptr().cast())))
+        })
     }
 
     #[inline(always)]
@@ -276,6 +305,16 @@ impl Lanes for Avx512 {
         unsafe {
             let bits = _mm512_max_epi32(_mm512_castps_si512(self.0), _mm512_setzero_si512());
             Avx512(_mm512_castsi512_ps(_mm512_min_epi32(bits, _mm512_castps_si512(most.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn first_least(self) -> (f32, usize) {
+        // SAFETY: see above.
+        unsafe {
+            let least = _mm512_reduce_min_ps(self.0);
+            let lanes = _mm512_cmp_ps_mask(self.0, _mm512_set1_ps(least), _CMP_EQ_OQ);
+            (least, lanes.trailing_zeros() as usize)
         }
     }
 
