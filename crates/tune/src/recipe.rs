@@ -9,7 +9,7 @@ use model::optimizer::MomentForm;
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{
-    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Source, TrainOptions,
+    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Offload, Source, TrainOptions,
 };
 use trainer::{
     CacheOptions, Init, Length, Method, OnTooLong, Options, ResultAdapter, Scheduler, Start, TrainOn, Warmup,
@@ -177,6 +177,8 @@ pub struct BudgetTable {
     pub memory: u64,
     #[serde(deserialize_with = "size")]
     pub reserve: u64,
+    /// What need not stay in memory.
+    pub offload: Offload,
 }
 
 /// `[export]`: what `tune export` writes when it is not told otherwise, and what it refuses.
@@ -273,7 +275,7 @@ impl Default for EvalTable {
 
 impl Default for BudgetTable {
     fn default() -> BudgetTable {
-        BudgetTable { memory: 8 << 30, reserve: 800 << 20 }
+        BudgetTable { memory: 8 << 30, reserve: 800 << 20, offload: Offload::Auto }
     }
 }
 
@@ -459,6 +461,7 @@ impl Recipe {
             budget: BudgetOptions {
                 memory_bytes: Some(self.budget.memory),
                 reserve_bytes: self.budget.reserve,
+                offload: self.budget.offload,
             },
             cache: CacheOptions {
                 dir: cache_dir().filter(|_| self.model.cache),
