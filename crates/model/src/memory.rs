@@ -77,7 +77,8 @@ impl MemoryTable {
 /// # Errors
 /// A block type that cannot hold a row, which the policy's fallbacks exclude.
 pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
-    let Residents { config, precision, weights_bytes, window_bytes, lora, moments, step, answers } = *residents;
+    let Residents { config, precision, weights_bytes, window_bytes, lora, moments, step, answers } =
+        *residents;
     let mut table = MemoryTable::default();
     table.push("base weights", weights_bytes);
     if window_bytes > 0 {

@@ -89,7 +89,8 @@ fn run(
     }
     let request = Request { stop: &[], sampler: SamplerOptions::GREEDY, max_new_tokens: 4 };
     let go_on = &mut |_| ControlFlow::Continue(());
-    let answers = generator.generate_batch(Some(&adapter), &[&ids[..16], &ids[..5]], &request, go_on).unwrap();
+    let answers =
+        generator.generate_batch(Some(&adapter), &[&ids[..16], &ids[..5]], &request, go_on).unwrap();
     assert_eq!(arena.peak_bytes(), arena.capacity_bytes(), "the plan is what is drawn");
     let answers = answers.into_iter().map(|answer| answer.ids).collect();
     (Results { losses, adapter: adapter.weights().unwrap(), answers }, turns.load(Ordering::Relaxed))

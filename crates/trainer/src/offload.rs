@@ -43,7 +43,9 @@ fn obstacle(options: &Options, base: &BaseFiles) -> Option<&'static str> {
         return Some("a GGUF's blocks are copied, not mapped; train from the folder in Hugging Face layout");
     }
     if options.adapter.init != Init::Default {
-        return Some("with this `adapter.init` the base is held less what the adapter began with, which no file keeps");
+        return Some(
+            "with this `adapter.init` the base is held less what the adapter began with, which no file keeps",
+        );
     }
     if options.cache.dir.is_none() {
         return Some("the blocks are read from the cache of bases, which is off; set `model.cache = true`");

@@ -402,7 +402,7 @@ impl Options {
             "train.max_spike",
             "must be a number above 1, or 0",
         )?;
-        let has_validation = data.validation.is_some() || data.val_split > 0.0;
+        let has_validation = !data.validation.is_empty() || data.val_split > 0.0;
         refuse(
             train.early_stopping > 0 && !(has_validation && train.eval_every > 0),
             "train.early_stopping",

@@ -52,8 +52,8 @@ impl Contender for ExportedFile {
             return Ok(None);
         }
         let log_probs = self.session.log_probs(&row.ids).map_err(engine("score"))?;
-        let targets = log_probs.iter().zip(&row.is_target[1..]).filter(|(_, is_target)| **is_target);
-        Ok(Some(-targets.map(|(log_prob, _)| log_prob).sum::<f64>()))
+        let weighed = log_probs.iter().zip(row.weights.iter().skip(1)).filter(|(_, weight)| **weight > 0.0);
+        Ok(Some(weighed.map(|(log_prob, &weight)| -f64::from(weight) * log_prob).sum()))
     }
 
     fn answer(

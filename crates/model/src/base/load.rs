@@ -141,7 +141,9 @@ impl<D: Device> Base<D> {
             let ty = policy::block_type(quant, config, spec);
             let hold = match (residence, spec.layer) {
                 (Residence::All, _) => Hold::Staying,
-                (Residence::Window { resident_layers }, Some(index)) if index < resident_layers => Hold::Staying,
+                (Residence::Window { resident_layers }, Some(index)) if index < resident_layers => {
+                    Hold::Staying
+                }
                 (Residence::Window { .. }, _) => Hold::Passing,
             };
             device.map_weights(&spec.gguf, ty, (spec.rows, spec.cols), (file.map(), find(spec, ty)?), hold)
@@ -153,7 +155,8 @@ impl<D: Device> Base<D> {
         let mut base = Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)?;
         if let Residence::Window { resident_layers } = residence {
             let bytes = weight_sizes(config, quant)?.window_bytes(residence);
-            base.window = Some(Window::new(resident_layers, device.arena().draw("window of weights", bytes)?));
+            base.window =
+                Some(Window::new(resident_layers, device.arena().draw("window of weights", bytes)?));
         }
         Ok(base)
     }

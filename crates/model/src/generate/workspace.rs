@@ -317,17 +317,19 @@ impl<D: Device> Workspace<D> {
         self.device.download(self.logits.first(to.len()), to)
     }
 
-    /// Σ -ln p(target) over some rows of the pass before, one target a row.
-    pub fn sum_nll(&mut self, base: &Base<D>, rows: &[u32], targets: &[u32]) -> Result<f64> {
+    /// Σ w · -ln p(target) over some rows of the pass before, one target and weight a row.
+    pub fn sum_nll(&mut self, base: &Base<D>, rows: &[u32], targets: &[u32], weights: &[f32]) -> Result<f64> {
         let (mut sum, tile) = (0.0, self.sizes.logit_rows);
-        for (rows, targets) in rows.chunks(tile).zip(targets.chunks(tile)) {
+        for ((rows, targets), weights) in
+            rows.chunks(tile).zip(targets.chunks(tile)).zip(weights.chunks(tile))
+        {
             self.project_logits(base, rows)?;
-            sum += self.fold(base.config.vocab_size, targets)?;
+            sum += self.fold(base.config.vocab_size, targets, weights)?;
         }
         Ok(sum)
     }
 
-    fn fold(&mut self, v: usize, targets: &[u32]) -> Result<f64> {
+    fn fold(&mut self, v: usize, targets: &[u32], weights: &[f32]) -> Result<f64> {
         let n = targets.len();
         let device = &self.device;
         let [max, sum, target_logit] = &mut self.folds;
@@ -350,7 +352,7 @@ impl<D: Device> Workspace<D> {
         }
         let [max, sum, target_logit] = host;
         let nll = |i: usize| f64::from(max[i]) + f64::from(sum[i]).ln() - f64::from(target_logit[i]);
-        Ok((0..n).map(nll).sum())
+        Ok((0..n).map(|i| f64::from(weights[i]) * nll(i)).sum())
     }
 }
 

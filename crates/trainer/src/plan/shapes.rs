@@ -193,12 +193,12 @@ impl<'a> Shapes<'a> {
         let is_refused = self.offload == Offload::None && self.weights.can_pass();
         let mut ways = Vec::new();
         if is_refused && need(tokens, passing)? <= have_bytes {
-            ways.push("`budget.offload = \"auto\"` would fit, with weights that pass through memory".to_owned());
+            ways.push(
+                "`budget.offload = \"auto\"` would fit, with weights that pass through memory".to_owned(),
+            );
         }
         if shorter >= SHORTEST_ADVICE {
-            ways.push(format!(
-                "rows of at most {shorter} tokens would fit: set `data.max_seq_len` to that"
-            ));
+            ways.push(format!("rows of at most {shorter} tokens would fit: set `data.max_seq_len` to that"));
         }
         if ways.is_empty() {
             let need = need_bytes.div_ceil(1 << 20);

@@ -52,7 +52,8 @@ fn stretches(weights: &[&HostBlocks]) -> Stretches {
     for (map, range) in weights.iter().filter_map(|matrix| matrix.place()) {
         match found.last_mut() {
             Some((last, stretch))
-                if Arc::ptr_eq(last, map) && (stretch.end..stretch.end + NEIGHBOURS_BYTES).contains(&range.start) =>
+                if Arc::ptr_eq(last, map)
+                    && (stretch.end..stretch.end + NEIGHBOURS_BYTES).contains(&range.start) =>
             {
                 stretch.end = range.end;
             }
