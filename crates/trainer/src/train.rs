@@ -384,7 +384,8 @@ impl Run<'_> {
             skipped_spikes: state.skipped_spikes,
             seconds: state.seconds,
             planned_bytes: self.setting.plan.table.total_bytes,
-            memory_bytes: self.setting.growth.peak_bytes(),
+            // The most of all sittings.
+            memory_bytes: self.record.outcome.memory_bytes.max(self.setting.growth.peak_bytes()),
             dense_peak_bytes: ended.dense_bytes.0,
             dense_live_bytes: ended.dense_bytes.1,
         }

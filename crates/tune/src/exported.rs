@@ -146,7 +146,7 @@ impl Speaker for ExportedSpeaker {
             Progress::Prompt { .. } => heard(""),
             Progress::Text(piece) => heard(piece),
         };
-        let generated = match self.loaded.generate(&request, &mut sink) {
+        let (generated, kept_tokens) = match self.loaded.converse(&request, &mut sink) {
             Err(runner::Error::PromptTooLong { prompt_tokens, context_tokens, .. }) => {
                 return Err(trainer::Error::ContextFull { prompt_tokens, context_tokens });
             }
@@ -163,7 +163,7 @@ impl Speaker for ExportedSpeaker {
             },
             text: generated.text,
             prompt_tokens: generated.prompt_tokens,
-            kept_tokens: 0,
+            kept_tokens,
             answer_tokens: generated.output_tokens,
             prompt_seconds,
             answer_seconds: started.elapsed().as_secs_f64() - prompt_seconds,
