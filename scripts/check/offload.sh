@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains a base inside a hard memory limit that is smaller than its weights, and compares what comes of it, to the bit,
-# with a run whose weights stay in memory.
+# with a run whose weights stay in memory.  The limit must leave room for layer inputs in 32 bits, which a plan rounds to 16
+# before it lets weights pass: that is another result.
 #
 #   scripts/check/offload.sh CHECKPOINT_DIR QUANT LIMIT_MB [TOKENS [STEPS]]     512 tokens, 3 steps unless told otherwise
 #
@@ -45,6 +46,8 @@ echo "limit    $limit_mb MiB, $([ -n "$group" ] && echo "enforced by a memory cg
 export TUNE_CACHE=$work/cache
 limited "$tune" train "$work/passes.toml" --run-dir "$work/passes"
 "$tune" train "$work/stays.toml" --run-dir "$work/stays" > /dev/null 2>&1
+grep -o '"layer_inputs": *"[a-z0-9]*"' "$work/passes/run.json" | grep -q bf16 &&
+  { echo "layer inputs were rounded to 16 bits: give a larger limit" >&2; exit 1; }
 cmp "$work"/{passes,stays}/adapter/adapter_model.safetensors
 python3 - "$work" "$limit_mb" <<'VERDICT'
 import json, sys
@@ -62,5 +65,6 @@ print(f"memory   {measured >> 20} MiB measured, {planned >> 20} MiB planned ({pl
       f"{stays['outcome']['memory_bytes'] >> 20} MiB where the weights stay")
 print(f"speed    {slow:.0f} tokens/s where weights pass inside the limit, {fast:.0f} where they stay ({slow / fast:.2f})")
 print("bits     the adapters are the same")
-sys.exit(not (weights > limit and measured <= limit and 0.9 <= planned / measured <= 1.1))
+# The system takes mapped pages away where the limit is near, so that less may be measured than was planned.
+sys.exit(not (weights > limit and measured <= planned <= limit))
 VERDICT

@@ -194,10 +194,10 @@ fn byte_names() -> Vec<char> {
     (0..256).map(name).collect()
 }
 
-fn write_weights(dir: &Path, Widths { hidden, intermediate }: Widths, scale: f32) {
+fn write_weights(dir: &Path, Widths { hidden, intermediate, n_layers }: Widths, scale: f32) {
     let (q, kv) = (N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM);
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, hidden])];
-    for layer in 0..widths.n_layers {
+    for layer in 0..n_layers {
         let mut push = |name: &str, shape: &[usize]| {
             shapes.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
         };
