@@ -16,9 +16,8 @@ limit=7200000000
 tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
 [ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
 work=$(mktemp -d)
-group=
-finish() { [ -z "$group" ] || rmdir "$group" 2>/dev/null || true; rm -rf "$work"; }
-trap finish EXIT
+. scripts/check/memory_limit.sh
+trap 'unlimit_memory; rm -rf "$work"' EXIT
 
 # Rows that are longer than TOKENS in any tokenizer, cut to it: the text of this repository, over and over.
 python=$(command -v python3 || command -v python) || { echo "needs any Python 3 to write JSON" >&2; exit 2; }
@@ -51,17 +50,7 @@ memory = "7.4GB"
 reserve = "0.7GB"
 RECIPE
 
-controller=/sys/fs/cgroup/memory
-limited() { "$@"; }
-if mkdir "$controller/tune-$$" 2>/dev/null; then
-  group=$controller/tune-$$
-  echo $limit > "$group/memory.limit_in_bytes"
-  limited() { (echo $BASHPID > "$group/cgroup.procs" && exec "$@"); }
-elif mkdir "/sys/fs/cgroup/tune-$$" 2>/dev/null && [ -e "/sys/fs/cgroup/tune-$$/memory.max" ]; then
-  group=/sys/fs/cgroup/tune-$$
-  echo $limit > "$group/memory.max"
-  limited() { (echo $BASHPID > "$group/cgroup.procs" && exec "$@"); }
-fi
+limit_memory $limit
 echo "limit    $limit bytes, $([ -n "$group" ] && echo "enforced by a memory cgroup" || echo "measured, not enforced here")"
 
 limited "$tune" train "$work/recipe.toml" --run-dir "$work/run"

@@ -82,6 +82,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         config: &config,
         precision: kernel.precision(),
         weights_bytes: weights_bytes(&config, quant)?,
+        window_bytes: 0,
         lora: Some(&options),
         moments: MomentForm::F32,
         step: Some(&plan),

@@ -7,10 +7,11 @@
 use formats::BlockType;
 use formats::gguf::Reader;
 
+use crate::base::Residence;
 use crate::config::ModelConfig;
 use crate::device::Precision;
 use crate::device::cpu::fixed_bytes;
-use crate::family::{self, Role, TensorSpec};
+use crate::family::{self, Role};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions, row_norms_bytes};
 use crate::optimizer::{MomentForm, moments_bytes};
@@ -41,8 +42,10 @@ pub struct Residents<'a> {
     pub config: &'a ModelConfig,
     /// Of products with its weights.
     pub precision: Precision,
-    /// Bytes of its weights as they are held: [`weights_bytes`], or [`gguf_weights_bytes`].
+    /// Bytes of its weights that stay: [`weights_bytes`], [`gguf_weights_bytes`], or [`WeightSizes::staying_bytes`].
     pub weights_bytes: u64,
+    /// Bytes of the window that the others pass through: [`WeightSizes::window_bytes`].
+    pub window_bytes: u64,
     /// The adapter, its gradients and its optimiser; `None` to run the base alone.
     pub lora: Option<&'a LoraOptions>,
     /// How the optimiser holds its moments.
@@ -74,9 +77,13 @@ impl MemoryTable {
 /// # Errors
 /// A block type that cannot hold a row, which the policy's fallbacks exclude.
 pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
-    let Residents { config, precision, weights_bytes, lora, moments, step, answers } = *residents;
+    let Residents { config, precision, weights_bytes, window_bytes, lora, moments, step, answers } =
+        *residents;
     let mut table = MemoryTable::default();
     table.push("base weights", weights_bytes);
+    if window_bytes > 0 {
+        table.push("window of weights that pass", window_bytes);
+    }
     for (name, bytes) in fixed_bytes(precision) {
         table.push(name, bytes);
     }
@@ -111,7 +118,75 @@ pub fn plan_bytes(residents: &Residents<'_>) -> Result<MemoryTable> {
 /// # Errors
 /// As [`plan_bytes`].
 pub fn weights_bytes(config: &ModelConfig, quant: Quant) -> Result<u64> {
-    held_bytes(config, |spec| Ok(policy::block_type(quant, config, spec)))
+    Ok(weight_sizes(config, quant)?.total_bytes())
+}
+
+/// Bytes of a model's weights by the places of a pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightSizes {
+    /// Gains and biases, which always stay.
+    pub vectors: u64,
+    /// The embedding.
+    pub embedding: u64,
+    /// The head, 0 where it is the embedding.
+    pub head: u64,
+    /// The matrices of each layer.
+    pub layers: Vec<u64>,
+}
+
+impl WeightSizes {
+    /// All of them.
+    pub fn total_bytes(&self) -> u64 {
+        self.vectors + self.embedding + self.head + self.layers.iter().sum::<u64>()
+    }
+
+    /// What stays in memory.
+    pub fn staying_bytes(&self, residence: Residence) -> u64 {
+        match residence {
+            Residence::All => self.total_bytes(),
+            Residence::Window { resident_layers } => {
+                self.vectors + self.layers.iter().take(resident_layers).sum::<u64>()
+            }
+        }
+    }
+
+    /// Room for what passes: the largest two places that follow one another on the way of a pass.
+    pub fn window_bytes(&self, residence: Residence) -> u64 {
+        let Residence::Window { resident_layers } = residence else { return 0 };
+        let layer = |(index, bytes): (usize, &u64)| if index < resident_layers { 0 } else { *bytes };
+        let layers = self.layers.iter().enumerate().map(layer);
+        let head = if self.head == 0 { self.embedding } else { self.head };
+        let places: Vec<u64> = std::iter::once(self.embedding).chain(layers).chain([head]).collect();
+        places.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0)
+    }
+
+    /// What forward and backward of a micro-batch bring into memory of what passes: layers twice but for the last,
+    /// where the pass turns; all of embedding and head, of which the former may be a few rows.
+    pub fn passed_bytes(&self, residence: Residence) -> u64 {
+        let Residence::Window { resident_layers } = residence else { return 0 };
+        let passing = self.layers.get(resident_layers..).unwrap_or_default();
+        let turn = passing.last().copied().unwrap_or(0);
+        2 * passing.iter().sum::<u64>() - turn + self.embedding + self.head
+    }
+}
+
+/// The sizes of what [`weights_bytes`] adds up.
+///
+/// # Errors
+/// As [`plan_bytes`].
+pub fn weight_sizes(config: &ModelConfig, quant: Quant) -> Result<WeightSizes> {
+    let mut sizes = WeightSizes { vectors: 0, embedding: 0, head: 0, layers: vec![0; config.n_layers] };
+    for spec in family::tensors(config) {
+        let ty = policy::block_type(quant, config, &spec);
+        let place = match (spec.layer, spec.role) {
+            (_, role) if role.is_vector() => &mut sizes.vectors,
+            (Some(layer), _) => &mut sizes.layers[layer],
+            (None, Role::Embedding) => &mut sizes.embedding,
+            (None, _) => &mut sizes.head,
+        };
+        *place += spec.rows as u64 * ty.row_bytes(spec.cols)? as u64;
+    }
+    Ok(sizes)
 }
 
 /// What a forward pass over weights that come layer by layer takes ([`crate::step::Streamed`]): the largest layer, the head,
@@ -148,17 +223,16 @@ pub fn streamed_bytes(
 /// # Errors
 /// A tensor that the file lacks.
 pub fn gguf_weights_bytes(config: &ModelConfig, gguf: &Reader) -> Result<u64> {
-    held_bytes(config, |spec| match gguf.tensor(&spec.gguf) {
-        _ if spec.role.is_vector() => Ok(BlockType::F32),
-        Some(tensor) => Ok(tensor.ty),
-        None => Err(Error::MissingTensor { name: spec.gguf.clone(), n_missing: 1, n_expected: 1 }),
-    })
-}
-
-fn held_bytes(config: &ModelConfig, block_type: impl Fn(&TensorSpec) -> Result<BlockType>) -> Result<u64> {
     let mut bytes = 0;
     for spec in family::tensors(config) {
-        bytes += spec.rows as u64 * block_type(&spec)?.row_bytes(spec.cols)? as u64;
+        let ty = match gguf.tensor(&spec.gguf) {
+            _ if spec.role.is_vector() => BlockType::F32,
+            Some(tensor) => tensor.ty,
+            None => {
+                return Err(Error::MissingTensor { name: spec.gguf.clone(), n_missing: 1, n_expected: 1 });
+            }
+        };
+        bytes += spec.rows as u64 * ty.row_bytes(spec.cols)? as u64;
     }
     Ok(bytes)
 }

@@ -274,15 +274,18 @@ fn scores_of_targets_add_up_to_the_score_of_all() {
     let base = qwen();
     let mut generator = generator(&base, 2, 300);
     let tokens = hashed::tokens("targets", 300, 512);
-    let mut score = |is_target: &[bool]| {
-        generator.score_targets(None, &tokens, is_target, &mut || ControlFlow::Continue(())).unwrap().unwrap()
+    let mut score = |weights: &[f32]| {
+        generator.score_targets(None, &tokens, weights, &mut || ControlFlow::Continue(())).unwrap().unwrap()
     };
-    let odd: Vec<bool> = (0..300).map(|i| i % 2 == 1).collect();
-    let even: Vec<bool> = odd.iter().map(|odd| !odd).collect();
-    let (odd, even) = (score(&odd), score(&even));
+    let odd: Vec<f32> = (0..300).map(|i| (i % 2) as f32).collect();
+    let even: Vec<f32> = odd.iter().map(|odd| 1.0 - odd).collect();
+    let mixed: Vec<f32> = odd.iter().map(|odd| 0.5 + 1.5 * odd).collect();
+    let (odd, even, mixed) = (score(&odd), score(&even), score(&mixed));
+    assert_eq!((mixed.n_targets, mixed.sum_weights), (299, 2.0 * 150.0 + 0.5 * 149.0));
+    assert!(((2.0 * odd.sum_nll + 0.5 * even.sum_nll) / mixed.sum_nll - 1.0).abs() < NLL_TOLERANCE);
     let all = generator.score(None, &tokens).unwrap();
     assert_eq!((odd.n_targets, even.n_targets, all.n_targets), (150, 149, 299));
     assert!(((odd.sum_nll + even.sum_nll) / all.sum_nll - 1.0).abs() < NLL_TOLERANCE);
-    let cancelled = generator.score_targets(None, &tokens, &[true; 300], &mut || ControlFlow::Break(()));
+    let cancelled = generator.score_targets(None, &tokens, &[1.0; 300], &mut || ControlFlow::Break(()));
     assert_eq!(cancelled.unwrap(), None);
 }

@@ -41,6 +41,7 @@ fn check(config: &ModelConfig, quant: Quant, golden: &str) {
         config,
         precision: Precision::F32,
         weights_bytes,
+        window_bytes: 0,
         lora: Some(&lora),
         moments: MomentForm::F32,
         step: Some(&plan),

@@ -66,7 +66,9 @@ fn a_run_draws_exactly_the_plan() {
         let precision = if kept_layers > 0 { best_precision() } else { Precision::F32 };
         // Both forms, each with several kinds of adapters.
         let moments = if kept_layers > 0 { MomentForm::Int8 } else { MomentForm::F32 };
-        let residents = Residents { config, precision, weights_bytes, lora, moments, step, answers };
+        let window_bytes = 0;
+        let residents =
+            Residents { config, precision, weights_bytes, window_bytes, lora, moments, step, answers };
         let total = plan_bytes(&residents).unwrap().total_bytes();
         let arena = Arena::new(total);
         run(&residents, quant, &arena).unwrap();
@@ -128,6 +130,7 @@ fn a_step_of_2048_tokens_fits_beside_four_and_eight_billion_weights() {
             config: &config,
             precision: Precision::F32,
             weights_bytes,
+            window_bytes: 0,
             lora: Some(&lora),
             moments: MomentForm::F32,
             step: Some(&step),

@@ -9,7 +9,7 @@ use formats::checkpoint::Checkpoint;
 use formats::hash;
 use formats::hash_index::HashIndex;
 use formats::observe::Observer;
-use model::base::{LoadEvent, kept_tensors};
+use model::base::{LoadEvent, Residence, encode, kept_tensors};
 use model::memory::weights_bytes;
 use model::{Base, Device, ModelConfig, Quant};
 use serde::{Deserialize, Serialize};
@@ -55,20 +55,21 @@ impl<'a> BaseCache<'a> {
     }
 
     /// Brings a base to a device: mapped where it is kept, else quantised and kept for the next time. A map is
-    /// counted in `growth`.
+    /// counted in `growth`. Weights that pass are quantised into the cache, whatever they take, and mapped there.
     ///
     /// # Errors
-    /// What quantising meets. What goes wrong with the cache alone is a warning.
+    /// What quantising meets. What goes wrong with the cache alone is a warning, unless weights are to pass.
     pub fn load<D: Device>(
         &self,
         device: &D,
         (checkpoint, config, quant): (&Checkpoint, &ModelConfig, Quant),
+        residence: Residence,
         growth: &Growth,
         observer: &mut dyn Observer<Event>,
     ) -> Result<Base<D>> {
         let mut path = None;
         if let Some(dir) = &self.options.dir
-            && weights_bytes(config, quant)? >= self.options.least_bytes
+            && (residence != Residence::All || weights_bytes(config, quant)? >= self.options.least_bytes)
         {
             // The run has hashed the checkpoint before: this asks for what is known.
             path = Some((dir, key(&formats::TensorSource::content_hash(checkpoint)?, config, quant)));
@@ -77,8 +78,15 @@ impl<'a> BaseCache<'a> {
             return Ok(Base::load(device, config, checkpoint, quant, &mut loading(observer))?);
         };
         let path = dir.join(format!("{}.{SUFFIX}", hash::blake3_bytes(key.as_bytes())));
-        if let Some(base) = mapped(device, (config, quant), (&path, &key), growth, observer) {
-            return Ok(base);
+        match mapped(device, (config, quant), (&path, &key), residence, growth, observer) {
+            Ok(base) => return Ok(base),
+            Err(Error::Model(error @ model::Error::OutOfMemory { .. })) => return Err(error.into()),
+            // There is none, or a damaged one, which is written anew.
+            Err(_) => {}
+        }
+        if residence != Residence::All {
+            keep((checkpoint, config, quant), (&path, &key), observer)?;
+            return mapped(device, (config, quant), (&path, &key), residence, growth, observer);
         }
         match self.quantise_and_keep(device, (checkpoint, config, quant), (&path, &key), observer) {
             Err(Error::Formats(error)) => {
@@ -97,9 +105,7 @@ impl<'a> BaseCache<'a> {
         (path, key): (&Path, &str),
         observer: &mut dyn Observer<Event>,
     ) -> Result<Base<D>> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let failed = |source| formats::Error::Io { path: dir.to_owned(), action: "make", source };
-        std::fs::create_dir_all(dir).map_err(failed)?;
+        let dir = make_folder_of(path)?;
         let base = atomic::write_file(path, |out| {
             let mut writer = BlockWriter::begin(out, key, &kept_tensors(config, quant))?;
             let mut keep = |bytes: &[u8]| writer.write(bytes);
@@ -114,22 +120,49 @@ impl<'a> BaseCache<'a> {
     }
 }
 
-/// A kept base; `None` when there is none, or a damaged one, which is then written anew.
+/// Quantises a base into the cache, without room for more than a few rows of it.
+fn keep(
+    (checkpoint, config, quant): (&Checkpoint, &ModelConfig, Quant),
+    (path, key): (&Path, &str),
+    observer: &mut dyn Observer<Event>,
+) -> Result<()> {
+    let dir = make_folder_of(path)?;
+    atomic::write_file(path, |out| {
+        let mut writer = BlockWriter::begin(out, key, &kept_tensors(config, quant))?;
+        let mut keep = |bytes: &[u8]| writer.write(bytes);
+        encode(config, checkpoint, quant, &mut keep, &mut loading(observer))?;
+        Ok::<_, Error>(writer.finish()?)
+    })?;
+    observer.observe(Event::BaseKept { path: path.to_owned(), bytes: weights_bytes(config, quant)? });
+    remove_oldest(dir);
+    Ok(())
+}
+
+fn make_folder_of(path: &Path) -> Result<&Path> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let failed = |source| formats::Error::Io { path: dir.to_owned(), action: "make", source };
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    Ok(dir)
+}
+
+/// A kept base.
 fn mapped<D: Device>(
     device: &D,
     (config, quant): (&ModelConfig, Quant),
     (path, key): (&Path, &str),
+    residence: Residence,
     growth: &Growth,
     observer: &mut dyn Observer<Event>,
-) -> Option<Base<D>> {
-    let file = BlockFile::open(path, key).ok()?;
-    let base = Base::from_blocks(device, config, quant, &file, &mut loading(observer)).ok()?;
+) -> Result<Base<D>> {
+    let file = BlockFile::open(path, key)?;
+    let mut base = Base::from_blocks(device, (config, quant), &file, residence, &mut loading(observer))?;
     growth.count_map(file.map());
+    base.watch(growth.watch());
     // When it was last used; a cache on a disk that cannot be written is of use all the same.
     let _ =
         std::fs::File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
     observer.observe(Event::BaseMapped { path: path.to_owned(), bytes: base.bytes() });
-    Some(base)
+    Ok(base)
 }
 
 /// Tells an observer of a run how far loading is.

@@ -7,6 +7,7 @@ use model::device::Precision;
 use model::step::LayerInputs;
 use serde::{Deserialize, Serialize};
 
+use crate::offload::Passing;
 use crate::options::{Init, ResultAdapter};
 
 /// One thing that happened in a run.
@@ -228,6 +229,9 @@ pub struct PlanTable {
     pub precision: Precision,
     /// Layers that keep their activations instead of running again in the backward pass.
     pub kept_layers: usize,
+    /// Weights that pass through memory, where not all stay.
+    #[serde(default)]
+    pub passing: Option<Passing>,
     /// Numbers that are trained.
     pub trained_parameters: u64,
     /// Disk that checkpoints and adapter will take.

@@ -17,6 +17,7 @@ mod base_cache;
 mod base_files;
 pub mod data;
 mod memory_use;
+pub mod offload;
 mod plan;
 
 pub mod chat;

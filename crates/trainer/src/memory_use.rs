@@ -4,15 +4,20 @@
 //! that they are as needed as memory that was allocated. Pages of a memory-mapped checkpoint are read once and belong
 //! to the system's cache, which takes them back whenever it needs them.
 
-use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use formats::map::Map;
+use model::base::AtTurn;
 
 /// Anonymous resident memory of this process in bytes; `None` where the system does not tell.
 fn anonymous_bytes() -> Option<u64> {
     kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
+/// Resident memory of this process in bytes, of whatever kind.
+fn process_bytes() -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// Bytes of these maps that are resident in this process.
@@ -50,34 +55,70 @@ fn kibibytes(text: &str, field: &str) -> Option<u64> {
 
 /// What a run adds to the process that hosts it: the highest of all samples, less what was there before.
 #[derive(Debug)]
-pub struct Growth {
+pub struct Growth(Arc<Meter>);
+
+#[derive(Debug)]
+struct Meter {
     before_bytes: Option<u64>,
-    maps: RefCell<Vec<Arc<Map>>>,
-    peak_bytes: Cell<Option<u64>>,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    maps: Vec<Arc<Map>>,
+    peak_bytes: Option<u64>,
+    /// The most that the whole process had at a turn of a window.
+    process_bytes: u64,
 }
 
 impl Growth {
     /// Takes what the process has now as the ground.
     pub fn start() -> Self {
-        Self { before_bytes: anonymous_bytes(), maps: RefCell::default(), peak_bytes: Cell::new(None) }
+        Self(Arc::new(Meter { before_bytes: anonymous_bytes(), taken: Mutex::default() }))
     }
 
     /// Counts what is resident of a map from now on.
     pub fn count_map(&self, map: &Arc<Map>) {
-        self.maps.borrow_mut().push(map.clone());
+        self.0.taken().maps.push(map.clone());
     }
 
     /// Samples once more; the step's memory stays allocated between steps, so a sample a step finds the peak.
     pub fn sample(&self) -> Option<u64> {
-        let anonymous = anonymous_bytes()?.saturating_sub(self.before_bytes?);
-        let now = anonymous + mapped_bytes(&self.maps.borrow())?;
-        self.peak_bytes.set(self.peak_bytes.get().max(Some(now)));
-        self.peak_bytes.get()
+        self.0.sample(&mut self.0.taken())
+    }
+
+    /// Samples at the turns of a window, of which one is the peak of what passes.
+    pub fn watch(&self) -> AtTurn {
+        let meter = self.0.clone();
+        Box::new(move || meter.turn())
     }
 
     /// The highest sample.
     pub fn peak_bytes(&self) -> Option<u64> {
-        self.peak_bytes.get()
+        self.0.taken().peak_bytes
+    }
+}
+
+impl Meter {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sample(&self, taken: &mut Taken) -> Option<u64> {
+        let anonymous = anonymous_bytes()?.saturating_sub(self.before_bytes?);
+        let now = anonymous + mapped_bytes(&taken.maps)?;
+        taken.peak_bytes = taken.peak_bytes.max(Some(now));
+        taken.peak_bytes
+    }
+
+    /// What is resident of single maps takes the system milliseconds to say: it is asked where the process has grown.
+    fn turn(&self) {
+        let mut taken = self.taken();
+        let process = process_bytes().unwrap_or(u64::MAX);
+        if process > taken.process_bytes {
+            taken.process_bytes = process;
+            self.sample(&mut taken);
+        }
     }
 }
 
@@ -121,6 +162,13 @@ mod tests {
         // The system maps a little around what was read.
         assert!(before < 4 << 20 && (32 << 20..36 << 20).contains(&half), "{before}, {half}");
         assert_eq!(mapped_bytes(std::slice::from_ref(&map)).unwrap(), 64 << 20);
+        if Map::CAN_RELEASE {
+            map.release(8 << 20..40 << 20);
+            assert_eq!(mapped_bytes(std::slice::from_ref(&map)).unwrap(), 32 << 20);
+            map.fetch(8 << 20..16 << 20);
+            assert_eq!(mapped_bytes(std::slice::from_ref(&map)).unwrap(), 40 << 20);
+            assert_eq!(read(map.bytes()), 64 << 8);
+        }
     }
 
     #[test]

@@ -303,6 +303,22 @@ pub struct BudgetOptions {
     pub memory_bytes: Option<u64>,
     /// Bytes of these to leave to others.
     pub reserve_bytes: u64,
+    /// What need not stay in memory.
+    pub offload: Offload,
+}
+
+/// What need not stay in memory: the base's weights may pass through it, part by part, from the file that the quantised
+/// base is kept in. The results are the same to the bit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// As many layers as must, where not one row fits otherwise.
+    #[default]
+    Auto,
+    /// All stays.
+    None,
+    /// All layers, embedding and head pass.
+    Weights,
 }
 
 /// What is measured besides the loss.
@@ -386,7 +402,7 @@ impl Options {
             "train.max_spike",
             "must be a number above 1, or 0",
         )?;
-        let has_validation = data.validation.is_some() || data.val_split > 0.0;
+        let has_validation = !data.validation.is_empty() || data.val_split > 0.0;
         refuse(
             train.early_stopping > 0 && !(has_validation && train.eval_every > 0),
             "train.early_stopping",

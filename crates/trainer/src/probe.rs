@@ -74,7 +74,8 @@ impl Probe<'_> {
         let Self { options, base_files: files, dataset, plan, lora, growth } = *self;
         let device = plan.device()?;
         let cache = (&BaseCache::new(&options.cache), growth);
-        let base = Arc::new(files.weights.load(&device, &files.config, cache, None, observer)?);
+        let base =
+            Arc::new(files.weights.load(&device, (&files.config, plan.residence), cache, None, observer)?);
         let mut adapter = Adapter::new(&base.device, &base.config, lora, options.train.seed)?;
         adapter.set_magnitudes(&base)?;
         let mut gradients = Gradients::new(&adapter)?;

@@ -16,7 +16,7 @@ use crate::run_dir::RunDir;
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// Keys that may differ when a run is resumed: places, whose contents are hashed, and what leaves the result alone.
-const FREE_KEYS: [&str; 16] = [
+const FREE_KEYS: [&str; 17] = [
     "run_dir",
     "model.base",
     "model.hub.asked",
@@ -33,6 +33,7 @@ const FREE_KEYS: [&str; 16] = [
     "eval.samples_each",
     "budget.memory_bytes",
     "budget.reserve_bytes",
+    "budget.offload",
 ];
 
 /// BLAKE3 of everything that a run is made from.

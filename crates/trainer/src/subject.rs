@@ -6,6 +6,7 @@ use std::sync::Arc;
 use formats::adapter::{AdapterTensor, Provenance, read_adapter};
 use formats::observe::Observer;
 use model::arena::Arena;
+use model::base::Residence;
 use model::device::Precision;
 use model::device::cpu::best_precision;
 use model::generate::Capacity;
@@ -21,7 +22,8 @@ use crate::beginning::Beginning;
 use crate::error::{Error, Result};
 use crate::event::{Event, Weights};
 use crate::memory_use::Growth;
-use crate::options::Options;
+use crate::offload;
+use crate::options::{Offload, Options};
 use crate::record::{Inputs, RunRecord};
 use crate::run_dir::RunDir;
 
@@ -117,11 +119,38 @@ impl Subject {
     /// # Errors
     /// A tensor that is missing.
     pub fn room(&self, capacity: Capacity) -> Result<Room> {
+        Ok(self.held(capacity)?.0)
+    }
+
+    /// The room, and which weights stay in it: all, unless it does not fit and they may pass.
+    fn held(&self, capacity: Capacity) -> Result<(Room, Residence)> {
+        let wish = offload::possible(&self.options, &self.files)?;
+        let mut found = (self.room_with(capacity, Residence::All)?, Residence::All);
+        if wish == Offload::None || wish == Offload::Auto && found.0.fits() {
+            return Ok(found);
+        }
+        for resident_layers in 0..self.files.config.n_layers {
+            let residence = Residence::Window { resident_layers };
+            let room = self.room_with(capacity, residence)?;
+            if resident_layers > 0 && !room.fits() {
+                break;
+            }
+            found = (room, residence);
+            if wish == Offload::Weights {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn room_with(&self, capacity: Capacity, residence: Residence) -> Result<Room> {
         let config = &self.files.config;
+        let (weights_bytes, window_bytes) = self.files.weights.sizes(config)?.held_bytes(residence);
         let mut table = plan_bytes(&Residents {
             config,
             precision: self.precision,
-            weights_bytes: self.files.weights.bytes(config)?,
+            weights_bytes,
+            window_bytes,
             lora: self.trained.as_ref().map(|trained| &trained.lora),
             moments: self.options.train.moments,
             step: None,
@@ -148,7 +177,7 @@ impl Subject {
     /// # Errors
     /// [`Error::BudgetTooSmall`]; what the device and reading meet.
     pub fn load(&self, capacity: Capacity, observer: &mut dyn Observer<Event>) -> Result<Loaded> {
-        let room = self.room(capacity)?;
+        let (room, residence) = self.held(capacity)?;
         room.check()?;
         let beside = room.rows.last().map_or(0, |(_, bytes)| *bytes);
         let device = Cpu::with_precision(Arena::new(room.total_bytes - beside), self.precision)?;
@@ -156,7 +185,7 @@ impl Subject {
         let cache = (&BaseCache::new(&self.options.cache), &self.growth);
         let trained = self.trained.as_ref();
         let beginning = trained.and_then(|trained| Some((trained.beginning.as_ref()?, &trained.lora)));
-        let base = files.weights.load(&device, config, cache, beginning, observer)?;
+        let base = files.weights.load(&device, (config, residence), cache, beginning, observer)?;
         let adapter = match trained {
             Some(trained) => Some(trained.adapter(&device, config)?),
             None => None,

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use formats::observe::Observer;
 use model::LoraOptions;
-use model::device::cpu::best_precision;
 use serde::Serialize;
 
 use crate::adapter_files::lora_options;
@@ -45,7 +44,7 @@ pub fn lengths(options: &Options) -> Result<Lengths> {
     let corpus = Corpus::read(&unlimited.train, &encoder, base.end_of_turn, RowsWriter::new(None)?)?;
     let mut tokens: Vec<usize> = (0..corpus.n_rows()).map(|row| corpus.ids(row).len()).collect();
     tokens.sort_unstable();
-    let weights_bytes = base.weights.bytes(&base.config)?;
+    let weights_bytes = base.weights.sizes(&base.config)?.total_bytes();
     Ok(Lengths { tokens, max_positions: base.config.max_positions, weights_bytes })
 }
 
@@ -153,15 +152,7 @@ impl<'a> Survey<'a> {
     fn planned(&self, lora: &LoraOptions) -> Result<Plan> {
         let (options, base, dataset) = (self.options, &self.base, &self.dataset);
         let examination = examination(options, base, dataset, &self.growth);
-        let shapes = Shapes {
-            config: &base.config,
-            precision: options.model.compute.unwrap_or_else(best_precision),
-            weights_bytes: base.weights.bytes(&base.config)?,
-            lora,
-            moments: options.train.moments,
-            answers: examination.capacity(),
-            samples: examination.samples_capacity(),
-        };
+        let shapes = Shapes::of(options, base, lora, &examination, None)?;
         Plan::new(options, &shapes, dataset, &self.growth, None)
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::observe::Observer;
-use model::device::cpu::best_precision;
 use model::{Adapter, Base, Device, LoraOptions};
 
 use crate::adapter_files::lora_options;
@@ -61,13 +60,7 @@ pub fn train(options: &Options, observer: &mut dyn Observer<Event>, cancel: &Ato
     }
     let examination = examination(options, &base_files, &dataset, &growth);
     let chosen = record.as_ref().map(|record| record.chosen);
-    let weights_bytes = base_files.weights.bytes(&base_files.config)?;
-    let (answers, samples) = (examination.capacity(), examination.samples_capacity());
-    let fastest = || options.model.compute.unwrap_or_else(best_precision);
-    let precision = chosen.map_or_else(fastest, |chosen| chosen.precision);
-    let moments = options.train.moments;
-    let config = &base_files.config;
-    let shapes = Shapes { config, precision, weights_bytes, lora: &lora, moments, answers, samples };
+    let shapes = Shapes::of(options, &base_files, &lora, &examination, chosen)?;
     let plan = Plan::new(options, &shapes, &dataset, &growth, chosen)?;
     plan.check_disk(&run_dir)?;
     observer.observe(Event::Plan(plan.table.clone()));
@@ -268,7 +261,8 @@ impl Run<'_> {
         let Setting { options, base_files: files, growth, .. } = self.setting;
         let cache = (&BaseCache::new(&options.cache), growth);
         let beginning = beginning.map(|beginning| (beginning, &self.lora));
-        files.weights.load(&device, &files.config, cache, beginning, self.observer)
+        let residence = self.setting.plan.residence;
+        files.weights.load(&device, (&files.config, residence), cache, beginning, self.observer)
     }
 
     /// Exact match of the base, once a run; `None` when cancelled.
@@ -390,7 +384,8 @@ impl Run<'_> {
             skipped_spikes: state.skipped_spikes,
             seconds: state.seconds,
             planned_bytes: self.setting.plan.table.total_bytes,
-            memory_bytes: self.setting.growth.peak_bytes(),
+            // The most of all sittings.
+            memory_bytes: self.record.outcome.memory_bytes.max(self.setting.growth.peak_bytes()),
             dense_peak_bytes: ended.dense_bytes.0,
             dense_live_bytes: ended.dense_bytes.1,
         }

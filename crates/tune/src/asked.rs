@@ -34,7 +34,8 @@ pub fn find(
 ) -> Result<Asked, Failure> {
     let mut asked = of_path(path, base, terminal, cancel)?;
     if let Some(bytes) = budget {
-        asked.options.budget = BudgetOptions { memory_bytes: Some(bytes), reserve_bytes: 0 };
+        let offload = asked.options.budget.offload;
+        asked.options.budget = BudgetOptions { memory_bytes: Some(bytes), reserve_bytes: 0, offload };
     }
     Ok(asked)
 }
@@ -96,7 +97,11 @@ fn of_base(path: &Path, terminal: &mut Terminal, cancel: &AtomicBool) -> Result<
     Ok(Asked {
         options: Options {
             model: ModelOptions { base: base.path, hub: base.hub, ..ModelOptions::default() },
-            budget: BudgetOptions { memory_bytes: Some(budget.memory), reserve_bytes: budget.reserve },
+            budget: BudgetOptions {
+                memory_bytes: Some(budget.memory),
+                reserve_bytes: budget.reserve,
+                offload: budget.offload,
+            },
             cache: CacheOptions {
                 dir: cache_dir(),
                 least_bytes: LEAST_KEPT_BYTES,

@@ -1,5 +1,7 @@
 //! Sizes as people write and read them.  A card sold as 8 GB has 8 GiB: `8GB` and `8GiB` are the same here.
 
+pub use trainer::report::numbers::bytes as show;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -22,17 +24,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     if bytes >= (1u64 << 53) as f64 { Err(format!("`{text}` is too large")) } else { Ok(bytes as u64) }
 }
 
-/// `5.13 GiB`, `18.9 MiB`, `4.0 KiB`, `12 B`.
-pub fn show(bytes: u64) -> String {
-    match bytes {
-        GIB.. => format!("{:.2} GiB", bytes as f64 / GIB as f64),
-        MIB.. => format!("{:.1} MiB", bytes as f64 / MIB as f64),
-        KIB.. => format!("{:.1} KiB", bytes as f64 / KIB as f64),
-        _ => format!("{bytes} B"),
-    }
-}
-
-/// The same where a budget is meant: `8 GB`, `7.5 GB`.
+/// A size where a budget is meant: `8 GB`, `7.5 GB`.
 pub fn show_round(bytes: u64) -> String {
     let (unit, name) = if bytes >= GIB { (GIB, "GB") } else { (MIB, "MB") };
     format!("{} {name}", (10.0 * bytes as f64 / unit as f64).round() / 10.0)

@@ -52,8 +52,8 @@ impl Contender for ExportedFile {
             return Ok(None);
         }
         let log_probs = self.session.log_probs(&row.ids).map_err(engine("score"))?;
-        let targets = log_probs.iter().zip(&row.is_target[1..]).filter(|(_, is_target)| **is_target);
-        Ok(Some(-targets.map(|(log_prob, _)| log_prob).sum::<f64>()))
+        let weighed = log_probs.iter().zip(row.weights.iter().skip(1)).filter(|(_, weight)| **weight > 0.0);
+        Ok(Some(weighed.map(|(log_prob, &weight)| -f64::from(weight) * log_prob).sum()))
     }
 
     fn answer(
@@ -146,7 +146,7 @@ impl Speaker for ExportedSpeaker {
             Progress::Prompt { .. } => heard(""),
             Progress::Text(piece) => heard(piece),
         };
-        let generated = match self.loaded.generate(&request, &mut sink) {
+        let (generated, kept_tokens) = match self.loaded.converse(&request, &mut sink) {
             Err(runner::Error::PromptTooLong { prompt_tokens, context_tokens, .. }) => {
                 return Err(trainer::Error::ContextFull { prompt_tokens, context_tokens });
             }
@@ -163,7 +163,7 @@ impl Speaker for ExportedSpeaker {
             },
             text: generated.text,
             prompt_tokens: generated.prompt_tokens,
-            kept_tokens: 0,
+            kept_tokens,
             answer_tokens: generated.output_tokens,
             prompt_seconds,
             answer_seconds: started.elapsed().as_secs_f64() - prompt_seconds,

@@ -9,7 +9,7 @@ use model::optimizer::MomentForm;
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use trainer::options::{
-    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Source, TrainOptions,
+    AdapterOptions, BudgetOptions, DataOptions, EvalOptions, ModelOptions, Offload, Source, TrainOptions,
 };
 use trainer::{
     CacheOptions, Init, Length, Method, OnTooLong, Options, ResultAdapter, Scheduler, Start, TrainOn, Warmup,
@@ -91,7 +91,7 @@ pub enum Targets {
 #[serde(deny_unknown_fields)]
 pub struct DataTable {
     pub train: OneOrMore,
-    pub validation: Option<Source>,
+    pub validation: Option<OneOrMore>,
     #[serde(default = "val_split")]
     pub val_split: f32,
     #[serde(default = "max_seq_len")]
@@ -162,7 +162,7 @@ pub struct TrainTable {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalTable {
-    pub test: Option<Source>,
+    pub test: Option<OneOrMore>,
     pub rows: usize,
     pub max_new_tokens: usize,
     /// Answers generated and shown at each evaluation.
@@ -177,6 +177,8 @@ pub struct BudgetTable {
     pub memory: u64,
     #[serde(deserialize_with = "size")]
     pub reserve: u64,
+    /// What need not stay in memory.
+    pub offload: Offload,
 }
 
 /// `[export]`: what `tune export` writes when it is not told otherwise, and what it refuses.
@@ -273,7 +275,7 @@ impl Default for EvalTable {
 
 impl Default for BudgetTable {
     fn default() -> BudgetTable {
-        BudgetTable { memory: 8 << 30, reserve: 800 << 20 }
+        BudgetTable { memory: 8 << 30, reserve: 800 << 20, offload: Offload::Auto }
     }
 }
 
@@ -454,11 +456,12 @@ impl Recipe {
                 compute: self.model.compute,
             },
             adapter: self.adapter.options(),
-            data: self.data.options(self.eval.test.clone()),
+            data: self.data.options(self.eval.sources()),
             train: self.train.options()?,
             budget: BudgetOptions {
                 memory_bytes: Some(self.budget.memory),
                 reserve_bytes: self.budget.reserve,
+                offload: self.budget.offload,
             },
             cache: CacheOptions {
                 dir: cache_dir().filter(|_| self.model.cache),
@@ -502,19 +505,32 @@ impl AdapterTable {
     }
 }
 
-impl DataTable {
-    /// The training files.
-    pub fn sources(&self) -> Vec<Source> {
-        match &self.train {
+impl OneOrMore {
+    fn sources(&self) -> Vec<Source> {
+        match self {
             OneOrMore::One(source) => vec![source.clone()],
             OneOrMore::More(sources) => sources.clone(),
         }
     }
+}
 
-    fn options(&self, test: Option<Source>) -> DataOptions {
+impl EvalTable {
+    /// The test files.
+    pub fn sources(&self) -> Vec<Source> {
+        self.test.as_ref().map(OneOrMore::sources).unwrap_or_default()
+    }
+}
+
+impl DataTable {
+    /// The training files.
+    pub fn sources(&self) -> Vec<Source> {
+        self.train.sources()
+    }
+
+    fn options(&self, test: Vec<Source>) -> DataOptions {
         DataOptions {
             train: self.sources(),
-            validation: self.validation.clone(),
+            validation: self.validation.as_ref().map(OneOrMore::sources).unwrap_or_default(),
             test,
             val_split: self.val_split,
             max_seq_len: self.max_seq_len,

@@ -21,6 +21,16 @@ pub enum Value {
     Number(f64),
     Switch(bool),
     List(Vec<String>),
+    /// Data files.
+    Files(Vec<DataFile>),
+}
+
+/// A data file, and what keys of its rows are called that have other names here.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DataFile {
+    pub path: String,
+    /// Our name, and the file's.
+    pub fields: Vec<(&'static str, String)>,
 }
 
 impl From<&str> for Value {
@@ -140,7 +150,20 @@ fn toml(value: &Value) -> String {
             let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Files(files) => match files.as_slice() {
+            [file] if file.fields.is_empty() => quoted(&file.path),
+            files => format!("[{}]", files.iter().map(data_file).collect::<Vec<_>>().join(", ")),
+        },
     }
+}
+
+fn data_file(file: &DataFile) -> String {
+    if file.fields.is_empty() {
+        return quoted(&file.path);
+    }
+    let fields: Vec<_> =
+        file.fields.iter().map(|(ours, theirs)| format!("{ours} = {}", quoted(theirs))).collect();
+    format!("{{ path = {}, fields = {{ {} }} }}", quoted(&file.path), fields.join(", "))
 }
 
 /// Patterns with backslashes stand in single quotes, where none of them is doubled.

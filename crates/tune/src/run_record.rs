@@ -39,9 +39,9 @@ pub fn hub_base(run_dir: &Path) -> Result<Option<HubBase>, Failure> {
     Ok(record.and_then(|record| record.options.model.hub))
 }
 
-/// The first `limit` held-out conversations of a data file.
-pub fn conversations(source: &Source, limit: usize) -> Result<Vec<Conversation>, Failure> {
-    Ok(trainer::data::conversations(source, limit)?)
+/// The first `limit` held-out conversations of data files, one of each after the other.
+pub fn conversations(sources: &[Source], limit: usize) -> Result<Vec<Conversation>, Failure> {
+    Ok(trainer::data::conversations(sources, limit)?)
 }
 
 /// Conversations and plain texts of rows that are taken at random, but the same ones each time.

@@ -2,34 +2,11 @@
 
 use std::time::Duration;
 
-/// `12,345`
-pub fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
+pub use trainer::report::numbers::{count, duration as seconds};
 
-/// `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`
+/// [`seconds`] of a time.
 pub fn duration(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    let whole = time.as_secs();
-    match seconds {
-        s if s < 10.0 => format!("{s:.2} s"),
-        s if s < 100.0 => format!("{s:.1} s"),
-        s if s < 3600.0 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
-/// [`duration`] of a number of seconds; what is no time at all is shown as `?`.
-pub fn seconds(seconds: f64) -> String {
-    Duration::try_from_secs_f64(seconds).map_or_else(|_| "?".into(), duration)
+    seconds(time.as_secs_f64())
 }
 
 /// `0.0514`, or `1.8e-5` of what that would show as nothing.

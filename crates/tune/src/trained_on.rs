@@ -59,8 +59,9 @@ pub fn of_file(file: &Path, base_blake3: Option<&str>) -> Result<TrainedOn, Unkn
 }
 
 fn rows(record: &RunRecord) -> Result<Vec<Conversation>, Failure> {
-    match &record.options.data.test {
-        Some(source) if source.path.is_file() => run_record::conversations(source, ROWS),
-        _ => Ok(Vec::new()),
+    let sources = &record.options.data.test;
+    match sources.iter().all(|source| source.path.is_file()) {
+        true => run_record::conversations(sources, ROWS),
+        false => Ok(Vec::new()),
     }
 }

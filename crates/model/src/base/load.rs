@@ -7,10 +7,12 @@ use formats::block_file::{BlockFile, Planned};
 use formats::gguf::Reader;
 use formats::{BlockType, Observer, TensorSource};
 
+use super::window::{Residence, Window};
 use super::{Base, Tensors};
 use crate::config::ModelConfig;
-use crate::device::{BlockMatrix, Buffer, Device};
+use crate::device::{BlockMatrix, Buffer, Device, Hold};
 use crate::family::{self, Naming, Role, TensorSpec};
+use crate::memory::weight_sizes;
 use crate::policy::{self, Quant};
 use crate::{Error, Result};
 
@@ -76,7 +78,7 @@ impl<D: Device> Base<D> {
         let (device, config) = (weights.device.clone(), weights.config.clone());
         family::check(&config, weights.source)?;
         let layers = (0..config.n_layers).map(|_| Tensors::new()).collect();
-        let mut base = Base { device, config, outer: Tensors::new(), layers };
+        let mut base = Base { device, config, outer: Tensors::new(), layers, window: None };
         for spec in family::tensors(&base.config) {
             if spec.layer.is_none() && spec.role.is_vector() {
                 weights.load(&spec, spec.role, &mut base.outer)?;
@@ -115,15 +117,15 @@ impl<D: Device> Base<D> {
         weights.load(&spec.expect("every family has embedding and head"), Role::Output, &mut self.outer)
     }
 
-    /// Maps what [`Base::load_and_keep`] handed out.
+    /// Maps what [`Base::load_and_keep`] or [`encode`] handed out.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape or type; [`Error::OutOfMemory`].
     pub fn from_blocks(
         device: &D,
-        config: &ModelConfig,
-        quant: Quant,
+        (config, quant): (&ModelConfig, Quant),
         file: &BlockFile,
+        residence: Residence,
         observer: &mut dyn Observer<LoadEvent>,
     ) -> Result<Self> {
         let find = |spec: &TensorSpec, block_type| {
@@ -137,13 +139,26 @@ impl<D: Device> Base<D> {
         };
         let matrix = |spec: &TensorSpec| {
             let ty = policy::block_type(quant, config, spec);
-            device.map_weights(&spec.gguf, ty, spec.rows, spec.cols, file.map(), find(spec, ty)?)
+            let hold = match (residence, spec.layer) {
+                (Residence::All, _) => Hold::Staying,
+                (Residence::Window { resident_layers }, Some(index)) if index < resident_layers => {
+                    Hold::Staying
+                }
+                (Residence::Window { .. }, _) => Hold::Passing,
+            };
+            device.map_weights(&spec.gguf, ty, (spec.rows, spec.cols), (file.map(), find(spec, ty)?), hold)
         };
         let vector = |spec: &TensorSpec| {
             let bytes = &file.map().bytes()[find(spec, BlockType::F32)?];
             Ok(bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
         };
-        Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)
+        let mut base = Loader { device, config, naming: Naming::Hf }.load(matrix, vector, observer)?;
+        if let Residence::Window { resident_layers } = residence {
+            let bytes = weight_sizes(config, quant)?.window_bytes(residence);
+            base.window =
+                Some(Window::new(resident_layers, device.arena().draw("window of weights", bytes)?));
+        }
+        Ok(base)
     }
 
     /// Takes the blocks of a GGUF as they are; rows that its layout interleaves are moved back, block by block.
@@ -194,17 +209,16 @@ impl<D: Device> Weights<'_, D> {
     fn matrix(&self, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<D::Weights> {
         let ty = policy::block_type(self.quant, self.config, spec);
         let mut matrix = self.device.alloc_weights(&spec.gguf, ty, spec.rows, spec.cols)?;
-        pack(self.device, self.source, spec, ty, &mut matrix, keep)?;
+        let _copy = self.device.dense().count((4 * chunk_rows(spec) * spec.cols) as u64);
+        pack(self.source, spec, ty, &mut |first, blocks| {
+            self.device.upload_rows(blocks, first, &mut matrix)?;
+            Ok(keep(blocks)?)
+        })?;
         Ok(matrix)
     }
 
     fn vector(&self, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<Vec<f32>> {
-        let mut floats = Vec::new();
-        spec.read(self.source, &mut floats)?;
-        check_finite(self.source, spec, 0, &floats)?;
-        let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
-        keep(&bytes)?;
-        Ok(floats)
+        read_vector(self.source, spec, keep)
     }
 }
 
@@ -224,18 +238,54 @@ fn planned(spec: &TensorSpec, block_type: BlockType) -> Planned {
     Planned { name: spec.gguf.clone(), block_type, rows: spec.rows, cols: spec.cols }
 }
 
-/// Reads rows as f32, packs them, uploads the blocks.
-fn pack<D: Device>(
-    device: &D,
+/// Quantises a base without bringing it to a device, and hands the bytes of [`kept_tensors`] to `keep` in parts.
+///
+/// # Errors
+/// As [`Base::load_and_keep`].
+pub fn encode(
+    config: &ModelConfig,
+    source: &dyn TensorSource,
+    quant: Quant,
+    keep: &mut dyn FnMut(&[u8]) -> formats::Result<()>,
+    observer: &mut dyn Observer<LoadEvent>,
+) -> Result<()> {
+    family::check(config, source)?;
+    let specs = family::tensors(config);
+    for (index, spec) in specs.iter().enumerate() {
+        let block_type = policy::block_type(quant, config, spec);
+        if spec.role.is_vector() {
+            read_vector(source, spec, keep)?;
+        } else {
+            pack(source, spec, block_type, &mut |_, blocks| Ok(keep(blocks)?))?;
+        }
+        let (name, n_tensors) = (spec.name(Naming::Hf).to_owned(), specs.len());
+        observer.observe(LoadEvent::Tensor { name, n_done: index + 1, n_tensors, block_type });
+    }
+    Ok(())
+}
+
+fn read_vector(source: &dyn TensorSource, spec: &TensorSpec, keep: &mut Keep<'_>) -> Result<Vec<f32>> {
+    let mut floats = Vec::new();
+    spec.read(source, &mut floats)?;
+    check_finite(source, spec, 0, &floats)?;
+    let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
+    keep(&bytes)?;
+    Ok(floats)
+}
+
+/// Rows of a tensor that are dense at once.
+fn chunk_rows(spec: &TensorSpec) -> usize {
+    (CHUNK_FLOATS / spec.cols).clamp(1, spec.rows)
+}
+
+/// Reads rows as f32, packs them, and hands the blocks to `take` with the number of their first row.
+fn pack(
     source: &dyn TensorSource,
     spec: &TensorSpec,
     ty: BlockType,
-    matrix: &mut D::Weights,
-    keep: &mut dyn FnMut(&[u8]) -> formats::Result<()>,
+    take: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let row_bytes = ty.row_bytes(spec.cols)?;
-    let chunk = (CHUNK_FLOATS / spec.cols).clamp(1, spec.rows);
-    let _copy = device.dense().count((4 * chunk * spec.cols) as u64);
+    let (row_bytes, chunk) = (ty.row_bytes(spec.cols)?, chunk_rows(spec));
     let (mut floats, mut blocks) = (Vec::new(), vec![0; chunk * row_bytes]);
     for first in (0..spec.rows).step_by(chunk) {
         let n_rows = chunk.min(spec.rows - first);
@@ -243,8 +293,7 @@ fn pack<D: Device>(
         check_finite(source, spec, first, &floats)?;
         let blocks = &mut blocks[..n_rows * row_bytes];
         block::encode_par(ty, &floats, spec.cols, None, blocks)?;
-        device.upload_rows(blocks, first, matrix)?;
-        keep(blocks)?;
+        take(first, blocks)?;
     }
     Ok(())
 }
@@ -316,6 +365,6 @@ impl<D: Device> Loader<'_, D> {
             let (name, n_tensors) = (name.to_owned(), specs.len());
             observer.observe(LoadEvent::Tensor { name, n_done: index + 1, n_tensors, block_type });
         }
-        Ok(Base { device: self.device.clone(), config: self.config.clone(), outer, layers })
+        Ok(Base { device: self.device.clone(), config: self.config.clone(), outer, layers, window: None })
     }
 }

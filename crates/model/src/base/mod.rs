@@ -5,13 +5,16 @@ mod layers;
 mod load;
 mod mixer;
 mod tensors;
+mod window;
 
 pub(crate) use experts::{ExpertDeltas, ExpertLens, ExpertRoom};
 pub(crate) use layers::Update;
 pub(crate) use load::Weights;
-pub use load::{LoadEvent, kept_tensors};
+pub use load::{LoadEvent, encode, kept_tensors};
 pub(crate) use mixer::Mixed;
 pub use tensors::Tensors;
+pub(crate) use window::Place;
+pub use window::{AtTurn, Residence};
 
 use formats::BlockType;
 
@@ -29,6 +32,8 @@ pub struct Base<D: Device> {
     pub outer: Tensors<D>,
     /// The decoder layers in order.
     pub layers: Vec<Tensors<D>>,
+    /// Where matrices pass through memory.
+    window: Option<window::Window>,
 }
 
 impl<D: Device> Base<D> {

@@ -39,6 +39,15 @@ pub enum Write {
     Add,
 }
 
+/// How a frozen matrix of a mapped file is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// It stays on the device, and is drawn from its arena.
+    Staying,
+    /// It comes when it is used and goes when it is released; who maps it draws the room that such matrices share.
+    Passing,
+}
+
 /// Whether [`Device::matmul`] reads an operand as it lies or transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operand {
@@ -194,11 +203,16 @@ pub trait Device: Clone + Send + Sync + 'static {
         &self,
         what: &str,
         ty: BlockType,
-        rows: usize,
-        cols: usize,
-        map: &Arc<Map>,
-        range: Range<usize>,
+        shape: (usize, usize),
+        blocks: (&Arc<Map>, Range<usize>),
+        hold: Hold,
     ) -> Result<Self::Weights>;
+
+    /// Begins to bring matrices that pass, for the ops that come after those of now; returns at once.
+    fn read_ahead(&self, weights: &[&Self::Weights]);
+
+    /// Gives back the room of matrices that pass; the next op that reads one brings it again.
+    fn release(&self, weights: &[&Self::Weights]);
 
     /// Copies from the host.
     fn upload(&self, from: &[f32], to: ViewMut<'_, Self::Buffer>) -> Result<()>;

@@ -209,32 +209,33 @@ impl<D: Device> Generator<D> {
     /// # Errors
     /// As [`Generator::generate`].
     pub fn score(&mut self, adapter: Option<&Adapter<D>>, tokens: &[u32]) -> Result<LossSum> {
-        let all = vec![true; tokens.len()];
+        let all = vec![1.0; tokens.len()];
         let sum = self.score_targets(adapter, tokens, &all, &mut || ControlFlow::Continue(()))?;
         Ok(sum.unwrap_or_default())
     }
 
-    /// The same over those tokens but the first that are targets; `None` when `go_on`, asked before every chunk, breaks off.
+    /// Σ -w·ln p(token | those before it) over those tokens but the first whose weight is above 0; `None` when `go_on`, asked
+    /// before every chunk, breaks off.
     ///
     /// # Errors
-    /// As [`Generator::generate`]; [`Error::InvalidBatch`] when there is not one mark a token.
+    /// As [`Generator::generate`]; [`Error::InvalidBatch`] when there is not one weight a token.
     pub fn score_targets(
         &mut self,
         adapter: Option<&Adapter<D>>,
         tokens: &[u32],
-        is_target: &[bool],
+        weights: &[f32],
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<LossSum>> {
         self.check_prompt(tokens)?;
-        if is_target.len() != tokens.len() {
-            let (what, found) = ("number of target marks", is_target.len().to_string());
+        if weights.len() != tokens.len() {
+            let (what, found) = ("number of weights", weights.len().to_string());
             return Err(Error::InvalidBatch { what, found, expected: tokens.len().to_string() });
         }
         self.take_up(adapter)?;
         let mut sum = LossSum::default();
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut of_targets) = (Vec::new(), Vec::new(), Vec::new());
         // What follows the last target predicts nothing that counts.
-        let n_inputs = is_target.iter().rposition(|&is_target| is_target).unwrap_or(0);
+        let n_inputs = weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0);
         for chunk in self.chunks(n_inputs) {
             if go_on().is_break() {
                 return Ok(None);
@@ -242,12 +243,17 @@ impl<D: Device> Generator<D> {
             self.read_chunk(adapter, tokens, chunk.clone())?;
             rows.clear();
             targets.clear();
-            for at in chunk.clone().filter(|at| is_target[at + 1]) {
+            of_targets.clear();
+            for at in chunk.clone().filter(|at| weights[at + 1] > 0.0) {
                 rows.push((at - chunk.start) as u32);
                 targets.push(tokens[at + 1]);
+                of_targets.push(weights[at + 1]);
             }
-            let sum_nll = self.workspace.sum_nll(&self.base, &rows, &targets)?;
-            sum += LossSum::unweighted(sum_nll, targets.len());
+            sum += LossSum {
+                sum_nll: self.workspace.sum_nll(&self.base, &rows, &targets, &of_targets)?,
+                n_targets: targets.len(),
+                sum_weights: of_targets.iter().map(|&weight| f64::from(weight)).sum(),
+            };
         }
         Ok(Some(sum))
     }

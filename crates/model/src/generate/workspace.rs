@@ -7,7 +7,7 @@ use super::latent::LatentRoom;
 use super::mixer::Mixers;
 use super::sizes::{Part, Sizes, cached_widths};
 use crate::Result;
-use crate::base::{Base, ExpertLens, ExpertRoom, Update};
+use crate::base::{Base, ExpertLens, ExpertRoom, Place, Update};
 use crate::config::{ModelConfig, Projection};
 use crate::device::{Buffer, Device, Rotated, Rotation, Segment, View, ViewMut, Write};
 use crate::family::Role;
@@ -128,12 +128,14 @@ impl<D: Device> Workspace<D> {
         let n = rows.len();
         self.upload_rows(rows)?;
         let stream = self.stream.first_mut(n * base.config.hidden);
+        base.come_to(Place::Embedding, Some(Place::Layer(0)));
         base.embed(self.tokens.first(n), stream)?;
         let pass = Pass { base, adapted, n };
         if let Some(mixers) = &mut self.mixers {
             mixers.begin(segments);
         }
         for index in 0..base.config.n_layers {
+            base.come_to_layer(index);
             if self.mixers.is_some() {
                 self.mix(pass, index)?;
                 continue;
@@ -300,6 +302,7 @@ impl<D: Device> Workspace<D> {
     /// Logits (|rows|, V) of some rows of the pass before.
     fn project_logits(&mut self, base: &Base<D>, rows: &[u32]) -> Result<()> {
         let (c, v, n) = (base.config.hidden, base.config.vocab_size, rows.len());
+        base.come_to(Place::Head, None);
         let device = &self.device;
         device.upload_indices(rows, self.logit_rows.first_mut(n))?;
         let [picked, normed] = &mut self.picked;
@@ -314,17 +317,19 @@ impl<D: Device> Workspace<D> {
         self.device.download(self.logits.first(to.len()), to)
     }
 
-    /// Σ -ln p(target) over some rows of the pass before, one target a row.
-    pub fn sum_nll(&mut self, base: &Base<D>, rows: &[u32], targets: &[u32]) -> Result<f64> {
+    /// Σ w · -ln p(target) over some rows of the pass before, one target and weight a row.
+    pub fn sum_nll(&mut self, base: &Base<D>, rows: &[u32], targets: &[u32], weights: &[f32]) -> Result<f64> {
         let (mut sum, tile) = (0.0, self.sizes.logit_rows);
-        for (rows, targets) in rows.chunks(tile).zip(targets.chunks(tile)) {
+        for ((rows, targets), weights) in
+            rows.chunks(tile).zip(targets.chunks(tile)).zip(weights.chunks(tile))
+        {
             self.project_logits(base, rows)?;
-            sum += self.fold(base.config.vocab_size, targets)?;
+            sum += self.fold(base.config.vocab_size, targets, weights)?;
         }
         Ok(sum)
     }
 
-    fn fold(&mut self, v: usize, targets: &[u32]) -> Result<f64> {
+    fn fold(&mut self, v: usize, targets: &[u32], weights: &[f32]) -> Result<f64> {
         let n = targets.len();
         let device = &self.device;
         let [max, sum, target_logit] = &mut self.folds;
@@ -347,7 +352,7 @@ impl<D: Device> Workspace<D> {
         }
         let [max, sum, target_logit] = host;
         let nll = |i: usize| f64::from(max[i]) + f64::from(sum[i]).ln() - f64::from(target_logit[i]);
-        Ok((0..n).map(nll).sum())
+        Ok((0..n).map(|i| f64::from(weights[i]) * nll(i)).sum())
     }
 }
 

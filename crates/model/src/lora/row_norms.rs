@@ -57,6 +57,7 @@ impl<D: Device> RowNorms<D> {
         let [mut base_squares, inverse, factors, crossed, gram, spread] =
             buffers.try_into().unwrap_or_else(|_| unreachable!("as many buffers as sizes"));
         for (layer, _, member) in layout.members() {
+            base.come_to_layer(layer);
             let weights = base.layers[layer].linear(&base.config, layer, member.role).0;
             base.device.row_squares(weights, base_squares.part_mut(member.outputs.clone()))?;
         }
@@ -73,6 +74,7 @@ impl<D: Device> RowNorms<D> {
             let (rank, rows) = (member.rank, member.rows);
             let a = adapter.weights.part(member.a.clone());
             let b = adapter.weights.part(member.b.clone());
+            base.come_to_layer(layer);
             let weights = base.layers[layer].linear(&base.config, layer, member.role).0;
             let (crossed, spread) = (self.crossed.first_mut(rank * rows), self.spread.first_mut(rank * rows));
             device.linear(a, weights, 0..rows, Write::Set, crossed)?;

@@ -27,7 +27,7 @@ pub use workspace::{Room, workspace_bytes};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::base::Base;
+use crate::base::{Base, Place};
 use crate::config::ModelConfig;
 use crate::device::{Buffer, Device, Segment, Span};
 use crate::importance::Importance;
@@ -229,9 +229,11 @@ impl<D: Device> TrainStep<D> {
             rotary_rows: rotary_rows.first(n),
             rotary,
         };
+        pass.base.come_to(Place::Embedding, Some(Place::Layer(0)));
         pass.base.embed(tokens.first(n), rows_mut(streams.at_mut(0), c, 0, n))?;
         streams.keep(pass.device(), 0, n * c)?;
         for index in 0..pass.config().n_layers {
+            pass.base.come_to_layer(index);
             let (input, output) = streams.around(index);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
             pass.layer_forward(index, rows(input, c, 0, n), set, mixer.as_mut(), output)?;
@@ -245,6 +247,7 @@ impl<D: Device> TrainStep<D> {
         let (n, c, n_layers) = (batch.tokens.len(), self.base.config.hidden, self.base.config.n_layers);
         let Workspace { streams, deltas, loss, .. } = &mut self.workspace;
         let backward = scale.map(|scale| (scale, rows_mut(&mut deltas.stream, c, 0, n)));
+        self.base.come_to(Place::Head, scale.map(|_| Place::Layer(n_layers - 1)));
         let loss = Loss { base: &self.base, tiles: loss, host: &mut self.loss_host };
         loss.run(batch, rows(streams.at(n_layers), c, 0, n), backward)
     }
@@ -274,6 +277,7 @@ impl<D: Device> TrainStep<D> {
             rotary,
         };
         for index in (0..pass.config().n_layers).rev() {
+            pass.base.come_to(Place::Layer(index), index.checked_sub(1).map(Place::Layer));
             let x = rows(streams.recall(pass.device(), index, n * c)?, c, 0, n);
             let set = &mut activations[self.plan.activation_set(pass.config(), index)];
             if let Some(room) = mixer {

@@ -92,6 +92,20 @@ pub trait Loaded: Send {
         Err(Error::NoEmbedding { expert: self.card().name.clone(), reason })
     }
 
+    /// The next answer of a conversation, as [`Loaded::generate`] gives it; an engine that can does not read again what this
+    /// prompt and the last one with its answer begin with alike.  Gives also how many tokens that were.  What was read in
+    /// which pieces then decides the last bits, as it does not in a pipeline's steps.
+    ///
+    /// # Errors
+    /// As [`Loaded::generate`].
+    fn converse(
+        &mut self,
+        request: &Request,
+        sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(Generated, usize)> {
+        Ok((self.generate(request, sink)?, 0))
+    }
+
     /// Takes on another card of the same file and load options: system message, stop texts, sampling and adapters
     /// change without a reload. Where that fails it stays what it was.
     ///

@@ -13,7 +13,7 @@ use text::{ChatTemplate, Tokenizer};
 use crate::error::{Error, Result};
 use crate::options::{DataOptions, ModelOptions};
 use crate::record::Inputs;
-pub use weights::BaseWeights;
+pub use weights::{BaseWeights, Sizes};
 
 /// An opened base; its weights stay on disk.
 pub struct BaseFiles {

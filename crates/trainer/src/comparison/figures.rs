@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::answers::{JsonMarks, Marks};
-use super::rows::{HeldOut, Rows};
+use super::rows::Rows;
 use super::statistics::{Exchange, Mean, Rate};
 use super::{Column, Measured};
 
@@ -81,11 +81,6 @@ pub struct Group {
     pub figures: Vec<Figures>,
 }
 
-/// Targets of a row; the first token is given, never predicted.
-pub(super) fn n_targets(row: &HeldOut) -> usize {
-    row.is_target.iter().skip(1).filter(|&&is_target| is_target).count()
-}
-
 pub(super) fn report(rows: &Rows, columns: &[Column]) -> Report {
     let all: Vec<usize> = (0..rows.rows.len()).collect();
     let names: BTreeSet<&String> = rows.rows.iter().filter_map(|row| row.group.as_ref()).collect();
@@ -108,10 +103,8 @@ impl Figures {
     /// Of the rows with these numbers.
     pub(super) fn of(column: &Column, rows: &Rows, numbers: &[usize]) -> Figures {
         let measured = || numbers.iter().map(|&row| &column.rows[row]);
-        let losses: Vec<(f64, f64)> = numbers
-            .iter()
-            .map(|&row| (column.rows[row].sum_nll, n_targets(&rows.rows[row]) as f64))
-            .collect();
+        let losses: Vec<(f64, f64)> =
+            numbers.iter().map(|&row| (column.rows[row].sum_nll, rows.rows[row].target_weight())).collect();
         let marks = || measured().filter_map(|row| Some(&row.answer.as_ref()?.1));
         let json = || marks().filter_map(|marks| marks.json);
         let objects = || json().filter_map(|json| json.object);
@@ -131,7 +124,7 @@ impl Figures {
             right_fields: Mean::of(&fields).map(|share| share.map(|share| share.clamp(0.0, 1.0))),
             ended: Rate::of(marks().map(|marks| marks.ended)),
             answer_tokens: Mean::of(&lengths),
-            target_tokens: losses.iter().map(|(_, n)| *n as usize).sum(),
+            target_tokens: numbers.iter().map(|&row| rows.rows[row].n_targets()).sum(),
             seconds: column.seconds,
             other_prompts: column.n_other_prompts,
         }
@@ -142,7 +135,7 @@ fn difference(before: &Column, now: &Column, rows: &Rows) -> Difference {
     let pairs = || before.rows.iter().zip(&now.rows);
     let losses: Vec<(f64, f64)> = pairs()
         .zip(&rows.rows)
-        .map(|((before, now), row)| (now.sum_nll - before.sum_nll, n_targets(row) as f64))
+        .map(|((before, now), row)| (now.sum_nll - before.sum_nll, row.target_weight()))
         .collect();
     let both = |mark: fn(&Marks) -> Option<bool>| {
         let of = move |row: &Measured| mark(&row.answer.as_ref()?.1);

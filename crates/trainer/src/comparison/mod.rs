@@ -200,13 +200,13 @@ impl Comparison {
         for (index, row) in self.rows.rows.iter().enumerate() {
             for column in &self.columns {
                 let measured = &column.rows[index];
-                let n_targets = figures::n_targets(row);
                 let mut line = serde_json::json!({
+                    "path": row.path,
                     "line": row.line,
                     "contender": column.name,
                     "group": row.group,
-                    "target_tokens": n_targets,
-                    "loss": measured.sum_nll / n_targets as f64,
+                    "target_tokens": row.n_targets(),
+                    "loss": measured.sum_nll / row.target_weight(),
                 });
                 if let (Some(question), Some((answer, marks)), Some(fields)) =
                     (&row.question, &measured.answer, line.as_object_mut())

@@ -43,7 +43,7 @@ struct OwnContender<'a> {
 
 impl Contender for OwnContender<'_> {
     fn score(&mut self, row: &HeldOut, tick: &mut Tick<'_>) -> Result<Option<f64>> {
-        let sum = self.generator.score_targets(self.adapter, &row.ids, &row.is_target, &mut || tick(None))?;
+        let sum = self.generator.score_targets(self.adapter, &row.ids, &row.weights, &mut || tick(None))?;
         Ok(sum.map(|sum| sum.sum_nll))
     }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use text::{Chat, Conversation};
 
 use crate::data::dataset::{Dataset, Question, question};
-use crate::data::encoder::{Fate, RowEncoder};
-use crate::data::reader::{Place, RowReader};
+use crate::data::encoder::{Encoded, Fate, RowEncoder};
+use crate::data::reader::{Place, Readers};
 use crate::data::row::Row;
 use crate::data::up_to_last_answer;
 use crate::error::{Error, Result};
@@ -19,14 +19,16 @@ const GROUP_KEYS: [&str; 2] = ["task", "category"];
 /// One row.
 #[derive(Debug, Clone)]
 pub struct HeldOut {
+    /// Its file.
+    pub path: PathBuf,
     /// Its line in the file, from 1.
     pub line: u64,
     /// What it is grouped by, where it has that.
     pub group: Option<String>,
     /// Its tokens.
     pub ids: Vec<u32>,
-    /// Which of them count for the loss.
-    pub is_target: Vec<bool>,
+    /// How much each of them counts for the loss, as it would in training; 0 for what is only given.
+    pub weights: Vec<f32>,
     /// What is asked, of a conversation.
     pub question: Option<Question>,
     /// The conversation up to its last answer; empty of a text.
@@ -34,6 +36,16 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
+    /// Tokens that are predicted; the first one is given.
+    pub fn n_targets(&self) -> usize {
+        self.weights.iter().skip(1).filter(|&&weight| weight > 0.0).count()
+    }
+
+    /// Their weights, added up.
+    pub fn target_weight(&self) -> f64 {
+        self.weights.iter().skip(1).map(|&weight| f64::from(weight)).sum()
+    }
+
     /// What is said before the answer.
     pub fn before_answer(&self) -> Chat<'_> {
         self.conversation.first(self.conversation.messages.len().saturating_sub(1))
@@ -43,8 +55,8 @@ impl HeldOut {
 /// The rows that all contenders are measured on.
 #[derive(Debug, Clone)]
 pub struct Rows {
-    /// The file.
-    pub path: PathBuf,
+    /// The files.
+    pub paths: Vec<PathBuf>,
     /// Rows of a validation split rather than of a file of their own.
     pub is_validation: bool,
     /// The rows.
@@ -54,8 +66,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// The first `limit` rows of a file, or where none is named of the run's test file or else of its validation rows;
-    /// grouped by the value of `by`.
+    /// The first `limit` rows of a file, or where none is named of the run's test files, one of each after the other, or else
+    /// of its validation rows; grouped by the value of `by`.
     ///
     /// # Errors
     /// Whatever is wrong with a row; [`Error::NoRows`] when none is left, or there are none to begin with.
@@ -68,9 +80,10 @@ impl Rows {
         };
         let encoder = RowEncoder::new(subject.tokenizer(), subject.template(), &kept);
         let reading = Reading { subject, encoder, by };
-        match data.map(Source::new).as_ref().or(options.test.as_ref()) {
-            Some(source) => reading.file(source, limit),
-            None => reading.validation(limit),
+        let named: Vec<Source> = data.map(Source::new).into_iter().collect();
+        match (named.as_slice(), options.test.as_slice()) {
+            ([], []) => reading.validation(limit),
+            ([], sources) | (sources, _) => reading.files(sources, limit),
         }
     }
 
@@ -91,31 +104,33 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn file(&self, source: &Source, limit: usize) -> Result<Rows> {
-        let mut reader = RowReader::open(&source.path)?;
-        let mut rows =
-            Rows { path: source.path.clone(), is_validation: false, rows: Vec::new(), n_too_long: 0 };
+    fn files(&self, sources: &[Source], limit: usize) -> Result<Rows> {
+        let mut rows = Rows::of(sources, false);
+        let mut readers = Readers::open(sources)?;
         while rows.rows.len() < limit {
-            let Some((place, bytes)) = reader.next_row()? else { break };
-            self.push(&mut rows, source, place, bytes)?;
+            let Some((source, place, bytes)) = readers.next_row()? else { break };
+            self.push(&mut rows, source, place, &bytes)?;
         }
-        rows.check()
+        rows.check(&sources[0].path)
     }
 
     fn validation(&self, limit: usize) -> Result<Rows> {
         let options = &self.subject.options;
-        let Some(first) = options.data.train.first() else {
+        if options.data.train.is_empty() {
             let reason = "there are no held-out rows to measure on".to_owned();
             return Err(Error::NoRows { path: self.subject.files.path.clone(), reason });
-        };
+        }
         let dataset = Dataset::read(options, &self.subject.files)?;
-        let path = options.data.validation.as_ref().unwrap_or(first).path.clone();
-        let mut rows = Rows { path, is_validation: true, rows: Vec::new(), n_too_long: 0 };
+        let sources = match options.data.validation.as_slice() {
+            [] => &options.data.train,
+            validation => validation,
+        };
+        let mut rows = Rows::of(sources, true);
         let examples = &dataset.validation_rows[..limit.min(dataset.validation_rows.len())];
         for (source, place, bytes) in dataset.validation_corpus().bytes_again(examples)? {
             self.push(&mut rows, source, place, &bytes)?;
         }
-        rows.check()
+        rows.check(&sources[0].path)
     }
 
     fn push(&self, rows: &mut Rows, source: &Source, place: Place, bytes: &[u8]) -> Result<()> {
@@ -138,10 +153,11 @@ impl Reading<'_> {
         };
         let conversation = conversation.map(up_to_last_answer).unwrap_or_default();
         rows.rows.push(HeldOut {
+            path: path.clone(),
             line: place.line,
             group: group(bytes, self.by),
+            weights: weights(&encoded),
             ids: encoded.ids,
-            is_target: encoded.is_target,
             question: question(&self.subject.files, &conversation)?,
             conversation,
         });
@@ -149,8 +165,19 @@ impl Reading<'_> {
     }
 }
 
+fn weights(encoded: &Encoded) -> Vec<f32> {
+    let weight = |at: usize| encoded.weights.get(at).copied().unwrap_or(1.0);
+    let marks = encoded.is_target.iter().enumerate();
+    marks.map(|(at, &is_target)| if is_target { weight(at) } else { 0.0 }).collect()
+}
+
 impl Rows {
-    fn check(self) -> Result<Rows> {
+    fn of(sources: &[Source], is_validation: bool) -> Rows {
+        let paths = sources.iter().map(|source| source.path.clone()).collect();
+        Rows { paths, is_validation, rows: Vec::new(), n_too_long: 0 }
+    }
+
+    fn check(self, first: &Path) -> Result<Rows> {
         if !self.rows.is_empty() {
             return Ok(self);
         }
@@ -158,7 +185,7 @@ impl Rows {
             0 => "there are no held-out rows to measure on".to_owned(),
             n => format!("all {n} rows are longer than the base handles"),
         };
-        Err(Error::NoRows { path: self.path, reason })
+        Err(Error::NoRows { path: first.to_owned(), reason })
     }
 }
 

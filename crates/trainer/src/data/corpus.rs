@@ -76,14 +76,26 @@ impl Corpus {
         end_of_turn: Option<u32>,
         writer: RowsWriter,
     ) -> Result<Self> {
+        Self::read_hashed(sources, blake3_of_all(sources)?.0, encoder, end_of_turn, writer)
+    }
+
+    /// The same of files that were hashed before, by [`blake3_of_all`].
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn read_hashed(
+        sources: &[Source],
+        blake3: String,
+        encoder: &RowEncoder<'_>,
+        end_of_turn: Option<u32>,
+        writer: RowsWriter,
+    ) -> Result<Self> {
         let (tally, seen) = (Tally::default(), HashSet::new());
         let mut reading = Reading { sources, encoder, end_of_turn, writer, tally, n_examples: 0, seen };
-        let mut hashes = String::new();
         for (index, source) in sources.iter().enumerate() {
             reading.read_file(index as u32, source)?;
-            hashes += &formats::hash::blake3_file(&source.path)?;
         }
-        reading.tally.blake3 = formats::hash::blake3_bytes(hashes.as_bytes());
+        reading.tally.blake3 = blake3;
         reading.check_any()?;
         let Reading { writer, tally, .. } = reading;
         Ok(Self { sources: sources.to_vec(), rows: writer.finish()?, tally, warning: None })
@@ -199,6 +211,16 @@ impl Corpus {
         }
         Ok(rows.into_iter().flatten().collect())
     }
+}
+
+/// BLAKE3 of the hashes of all files, and these.
+///
+/// # Errors
+/// What reading meets.
+pub fn blake3_of_all(sources: &[Source]) -> Result<(String, Vec<String>)> {
+    let hash = |source: &Source| Ok(formats::hash::blake3_file(&source.path)?);
+    let hashes = sources.iter().map(hash).collect::<Result<Vec<String>>>()?;
+    Ok((formats::hash::blake3_bytes(hashes.concat().as_bytes()), hashes))
 }
 
 impl Reading<'_> {

@@ -2,7 +2,7 @@
 
 use text::Conversation;
 
-use super::corpus::Corpus;
+use super::corpus::{Corpus, blake3_of_all};
 use super::encoder::RowEncoder;
 use super::order::split;
 use super::row::Row;
@@ -27,11 +27,11 @@ pub struct Question {
 
 /// All rows of a run.
 pub struct Dataset {
-    /// The training files; holds the validation rows too, unless they have a file of their own.
+    /// The training files; holds the validation rows too, unless they have files of their own.
     pub corpus: Corpus,
     /// Examples of `corpus` that are trained on.
     pub train_rows: Vec<usize>,
-    /// The validation file, where there is one.
+    /// The validation files, where there are some.
     pub validation: Option<Corpus>,
     /// Examples of the validation loss, in `validation` or else in `corpus`.
     pub validation_rows: Vec<usize>,
@@ -52,9 +52,9 @@ impl Dataset {
         let cache = RowCache::new(&options.cache, &text_blake3);
         let corpus = cache.read(&options.data.train, &encoder, base.end_of_turn)?;
         check_end_of_turn(&corpus, base)?;
-        let validation = match &options.data.validation {
-            Some(source) => Some(cache.read(std::slice::from_ref(source), &encoder, base.end_of_turn)?),
-            None => None,
+        let validation = match options.data.validation.as_slice() {
+            [] => None,
+            sources => Some(cache.read(sources, &encoder, base.end_of_turn)?),
         };
         let (train_rows, validation_rows) = match &validation {
             Some(validation) => ((0..corpus.n_examples()).collect(), (0..validation.n_examples()).collect()),
@@ -124,9 +124,11 @@ impl Dataset {
         inputs.dataset = self.corpus.tally.blake3.clone();
         inputs.validation =
             self.validation.as_ref().map(|corpus| corpus.tally.blake3.clone()).unwrap_or_default();
-        if let Some(source) = &options.data.test {
-            inputs.test = formats::hash::blake3_file(&source.path)?;
-        }
+        inputs.test = match options.data.test.as_slice() {
+            [] => String::new(),
+            [source] => formats::hash::blake3_file(&source.path)?,
+            sources => blake3_of_all(sources)?.0,
+        };
         Ok(())
     }
 
@@ -138,12 +140,12 @@ impl Dataset {
         Err(Error::PositionsExceeded { base: base.path.clone(), tokens, max_positions })
     }
 
-    /// Test rows where there is a test file, otherwise validation rows.
+    /// Test rows where there are test files, otherwise validation rows.
     fn read_questions(&mut self, options: &Options, base: &BaseFiles) -> Result<()> {
         let wanted = options.eval.exact_match_rows.max(options.eval.samples).max(options.eval.samples_each);
-        let rows = match &options.data.test {
-            Some(source) => conversations(source, wanted)?,
-            None => self.held_out_conversations(wanted)?,
+        let rows = match options.data.test.as_slice() {
+            [] => self.held_out_conversations(wanted)?,
+            sources => conversations(sources, wanted)?,
         };
         for conversation in rows {
             self.questions.extend(question(base, &conversation)?);

@@ -17,7 +17,7 @@ use text::Conversation;
 use crate::error::Result;
 use crate::options::Source;
 use order::{Random, shuffle};
-use reader::{Place, RowReader};
+use reader::{Place, Readers, RowReader};
 use row::Row;
 
 /// The first `limit` conversations of a data file, each cut after its last assistant turn.
@@ -26,12 +26,12 @@ use row::Row;
 ///
 /// # Errors
 /// As [`Row::parse`].
-pub fn conversations(source: &Source, limit: usize) -> Result<Vec<Conversation>> {
-    let mut reader = RowReader::open(&source.path)?;
+pub fn conversations(sources: &[Source], limit: usize) -> Result<Vec<Conversation>> {
+    let mut readers = Readers::open(sources)?;
     let mut found = Vec::new();
     while found.len() < limit {
-        let Some((place, bytes)) = reader.next_row()? else { break };
-        found.extend(Row::parse(source, place, bytes)?.into_conversation().map(up_to_last_answer));
+        let Some((source, place, bytes)) = readers.next_row()? else { break };
+        found.extend(Row::parse(source, place, &bytes)?.into_conversation().map(up_to_last_answer));
     }
     Ok(found)
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
+use crate::options::Source;
 
 /// Longest row; a file without line breaks must not be read into memory whole.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
@@ -281,6 +282,41 @@ fn check_bytes(path: &Path, line: u64, length: usize, next: &[u8]) -> Result<()>
         return fault("the row has a NUL byte; is this a text file?".into());
     }
     Ok(())
+}
+
+/// The rows of several files, one of each after the other, so that the first ones are of all of them.
+pub struct Readers<'a> {
+    /// Those that have rows left.
+    readers: Vec<(&'a Source, RowReader)>,
+    next: usize,
+}
+
+impl<'a> Readers<'a> {
+    /// Opens all files.
+    ///
+    /// # Errors
+    /// As [`RowReader::open`].
+    pub fn open(sources: &'a [Source]) -> Result<Self> {
+        let open = |source: &'a Source| Ok((source, RowReader::open(&source.path)?));
+        Ok(Self { readers: sources.iter().map(open).collect::<Result<_>>()?, next: 0 })
+    }
+
+    /// The next row; `None` after the last of all files.
+    ///
+    /// # Errors
+    /// As [`RowReader::next_row`].
+    pub fn next_row(&mut self) -> Result<Option<(&'a Source, Place, Vec<u8>)>> {
+        while !self.readers.is_empty() {
+            self.next %= self.readers.len();
+            let (source, reader) = &mut self.readers[self.next];
+            if let Some((place, bytes)) = reader.next_row()? {
+                self.next += 1;
+                return Ok(Some((*source, place, bytes.to_vec())));
+            }
+            self.readers.remove(self.next);
+        }
+        Ok(None)
+    }
 }
 
 #[cfg(test)]

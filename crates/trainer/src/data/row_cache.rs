@@ -7,7 +7,7 @@ use formats::atomic::TempPath;
 use formats::hash;
 use serde::{Deserialize, Serialize};
 
-use super::corpus::{Corpus, Tally};
+use super::corpus::{Corpus, Tally, blake3_of_all};
 use super::encoder::RowEncoder;
 use super::rows::{Digest, Rows, RowsWriter};
 use crate::base_cache::CacheOptions;
@@ -62,17 +62,19 @@ impl<'a> RowCache<'a> {
         encoder: &RowEncoder<'_>,
         end_of_turn: Option<u32>,
     ) -> Result<Corpus> {
-        let in_memory = || Corpus::read(sources, encoder, end_of_turn, RowsWriter::new(None)?);
+        let (blake3, hashes) = blake3_of_all(sources)?;
+        let read = |writer| Corpus::read_hashed(sources, blake3.clone(), encoder, end_of_turn, writer);
+        let in_memory = || read(RowsWriter::new(None)?);
         let Some(dir) = self.options.dir.as_deref().filter(|_| self.are_many(sources)) else {
             return in_memory();
         };
-        let key = self.key(sources, encoder.options())?;
+        let key = self.key(sources, &hashes, encoder.options())?;
         let path = dir.join("rows").join(hash::blake3_bytes(key.as_bytes()));
         if let Some(corpus) = mapped(&path, &key, sources) {
             return Ok(corpus);
         }
         let cannot = |error: Error| format!("the rows are not kept for the next start: {error}");
-        match keep(&path, key, |writer| Corpus::read(sources, encoder, end_of_turn, writer)) {
+        match keep(&path, key, read) {
             // The disk's faults are no reason not to train.
             Err(error @ Error::Formats(_)) => {
                 let mut corpus = in_memory()?;
@@ -89,13 +91,13 @@ impl<'a> RowCache<'a> {
     }
 
     /// Everything that the rows follow from.
-    fn key(&self, sources: &[Source], options: &DataOptions) -> Result<String> {
+    fn key(&self, sources: &[Source], hashes: &[String], options: &DataOptions) -> Result<String> {
         let mut key =
             format!("rows {LAYOUT_VERSION}, {}, text {}", env!("CARGO_PKG_VERSION"), (self.text_blake3)()?);
         let DataOptions { max_seq_len, on_too_long, train_on, max_bad_rows, .. } = options;
         key += &format!(", {max_seq_len}, {on_too_long:?}, {train_on:?}, {max_bad_rows}");
-        for Source { path, format, fields, .. } in sources {
-            key += &format!(", {format:?} {fields:?} {}", hash::blake3_file(path)?);
+        for (Source { format, fields, .. }, hash) in sources.iter().zip(hashes) {
+            key += &format!(", {format:?} {fields:?} {hash}");
         }
         Ok(key)
     }

@@ -15,10 +15,12 @@ use crate::error::{Error, Result};
 pub struct DataOptions {
     /// Training files.
     pub train: Vec<Source>,
-    /// Rows for the validation loss; without it, [`DataOptions::val_split`] of the training rows.
-    pub validation: Option<Source>,
-    /// Rows for exact match, never trained on; without it, validation rows are used.
-    pub test: Option<Source>,
+    /// Files of rows for the validation loss; without any, [`DataOptions::val_split`] of the training rows.
+    #[serde(with = "none_one_or_more")]
+    pub validation: Vec<Source>,
+    /// Files of rows for exact match, never trained on; without any, validation rows are used.
+    #[serde(with = "none_one_or_more")]
+    pub test: Vec<Source>,
     /// Share of the training rows set aside for validation, 0 to 0.5.
     pub val_split: f32,
     /// Longest row in tokens.
@@ -53,8 +55,8 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             train: Vec::new(),
-            validation: None,
-            test: None,
+            validation: Vec::new(),
+            test: Vec::new(),
             val_split: 0.05,
             max_seq_len: 2048,
             on_too_long: OnTooLong::Error,
@@ -137,6 +139,10 @@ impl DataOptions {
         for source in self.train.iter().chain(&self.validation).chain(&self.test) {
             source.validate()?;
         }
+        for (key, sources) in [("data.validation", &self.validation), ("eval.test", &self.test)] {
+            let is_weighed = sources.iter().any(|source| source.weight != Weight::default());
+            refuse(is_weighed, key, "has a weight, but each row that is held out is measured once")?;
+        }
         let no_role = matches!(&self.train_on, TrainOn::Roles(roles) if roles.is_empty());
         refuse(no_role, "data.train_on", "names no role")?;
         let is_share = self.val_split.is_finite() && (0.0..=0.5).contains(&self.val_split);
@@ -161,6 +167,37 @@ impl Source {
 
 /// No row is worth a thousand others.
 const LARGEST_WEIGHT: f64 = 1000.0;
+
+/// Files as records have them since there was one at most: nothing, the one, or a list.
+mod none_one_or_more {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Source;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        One(Source),
+        More(Vec<Source>),
+    }
+
+    pub fn serialize<S: Serializer>(sources: &[Source], to: S) -> Result<S::Ok, S::Error> {
+        match sources {
+            [] => None,
+            [one] => Some(Written::One(one.clone())),
+            more => Some(Written::More(more.to_vec())),
+        }
+        .serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Source>, D::Error> {
+        Ok(match Option::<Written>::deserialize(from)? {
+            None => Vec::new(),
+            Some(Written::One(one)) => vec![one],
+            Some(Written::More(more)) => more,
+        })
+    }
+}
 
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(untagged)]

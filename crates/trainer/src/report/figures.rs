@@ -30,8 +30,9 @@ pub fn of_run(record: &RunRecord, course: &Course) -> Vec<Plot> {
     plots
 }
 
-/// How often, and by how much, the better answers are preferred.
-fn preferences(course: &Course) -> [Plot; 2] {
+/// How often, and by how much, the better answers are preferred; and whether that is since they became likelier, or since
+/// the worse ones fell faster.
+fn preferences(course: &Course) -> [Plot; 4] {
     let plot = |title, unit, kind, value: fn(&PreferenceFigures) -> f64| {
         let mut plot = smoothed(title, unit, kind, course, |point| point.preference.as_ref().map(value));
         let points =
@@ -47,7 +48,23 @@ fn preferences(course: &Course) -> [Plot; 2] {
     [
         plot("Better answer preferred", "% of the pairs", Kind::FromZero, |figures| 100.0 * figures.accuracy),
         plot("Margin of the rewards", "", Kind::FromZero, |figures| figures.margin),
+        rewards(course),
+        plot("Loss of the better answers", "nats a token", Kind::FromZero, |figures| figures.nll),
     ]
+}
+
+/// Both rewards, their mean over steps where these are many.
+fn rewards(course: &Course) -> Plot {
+    let line = |name: &str, colour, value: fn(&PreferenceFigures) -> f64| {
+        let raw = points(course, |point| point.preference.as_ref().map(value));
+        let points = smooth(&raw, window(raw.len()), Scale::Linear);
+        Line { name: name.to_owned(), colour, stroke: Stroke::Solid, points }
+    };
+    let lines = vec![
+        line("of the better answer", TRAINING, |figures| figures.rewards_chosen),
+        line("of the worse answer", VALIDATION, |figures| figures.rewards_rejected),
+    ];
+    Plot { title: "Rewards", unit: "", kind: Kind::FromZero, lines, marks: marks(course) }
 }
 
 /// The losses of several runs, each under its name: the validation loss as it was measured, the training loss smoothed.

@@ -6,7 +6,7 @@
 mod axis;
 mod figures;
 mod html;
-mod numbers;
+pub mod numbers;
 mod plot;
 mod samples;
 mod tables;

@@ -1,4 +1,4 @@
-//! Numbers as the report shows them.
+//! Numbers as people read them, in the report and on the terminal.
 
 use formats::date::Date;
 
@@ -29,14 +29,15 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `42.1 s`, `4 min 05 s`, `2 h 03 min`
+/// `0.42 s`, `42.1 s`, `4 min 05 s`, `2 h 03 min`; what is no time at all is shown as `?`
 pub fn duration(seconds: f64) -> String {
     if !(seconds.is_finite() && seconds >= 0.0) {
         return "?".into();
     }
     let whole = seconds as u64;
     match whole {
-        0..100 => format!("{seconds:.1} s"),
+        0..10 => format!("{seconds:.2} s"),
+        10..100 => format!("{seconds:.1} s"),
         100..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
     }

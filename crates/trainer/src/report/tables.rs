@@ -74,7 +74,7 @@ pub fn plan(record: &RunRecord, course: &Course, html: &mut Html) {
                 });
             }
         });
-        let parts = [
+        let mut parts = vec![
             format!("{} steps of {} {}", count(plan.total_steps), plan.rows_per_step, plan.unit),
             format!("{} steps a pass", count(plan.steps_per_epoch)),
             format!("micro-batches of up to {} tokens", count(plan.micro_batch_tokens as u64)),
@@ -82,6 +82,13 @@ pub fn plan(record: &RunRecord, course: &Course, html: &mut Html) {
             format!("products in {}", plan.precision),
             format!("{} layers keep their activations", plan.kept_layers),
         ];
+        if let Some(passing) = &plan.passing {
+            let (layers, read) = (passing.layers, bytes(passing.read_bytes));
+            parts.push(format!(
+                "weights of {layers} of {} layers pass through memory, up to {read} for each micro-batch",
+                passing.n_layers
+            ));
+        }
         html.leaf("p", "note", &parts.join(" · "));
     });
 }

@@ -3,7 +3,7 @@
 use super::html::Html;
 use super::numbers::{bytes, count, date_time, duration, figure};
 use crate::course::Course;
-use crate::event::{End, ExactMatch};
+use crate::event::{End, ExactMatch, PreferenceFigures};
 use crate::record::RunRecord;
 
 /// Name, state, base and time of the run.
@@ -48,6 +48,12 @@ pub fn tiles(record: &RunRecord, course: &Course, html: &mut Html) {
         }
         if let Some(loss) = course.train_loss() {
             tile("Training loss", &figure(loss), Some("of the last step".into()), html);
+        }
+        if let [(first, before), .., (_, after)] = course.preferences.as_slice() {
+            let share = |figures: &PreferenceFigures| format!("{:.0} %", 100.0 * figures.accuracy);
+            let before = (*first == 0).then(|| share(before));
+            let note = Some(format!("of the held-out pairs, margin {}", figure(after.margin)));
+            tile("Better answer preferred", &change(before, Some(share(after))), note, html);
         }
         let (base, adapter) = exact_matches(record, course);
         if let Some(rows) = adapter.or(base).map(|figures| figures.rows) {

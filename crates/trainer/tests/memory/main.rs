@@ -7,7 +7,9 @@ mod tiny_base;
 
 use std::process::Command;
 
+use formats::map::Map;
 use tiny_base::{TINY, Widths, Workplace, train};
+use trainer::options::{BudgetOptions, Offload};
 use trainer::run_dir::RunDir;
 use trainer::{CacheOptions, Length, Options, Outcome};
 
@@ -77,7 +79,7 @@ fn a_mapped_base_takes_what_was_planned_and_what_one_in_memory_takes() {
         return;
     }
     // Weights that are most of what the run takes: 50 million, each held in 32 bits.
-    let place = Workplace::with_base(Widths { hidden: 1024, intermediate: 8192 });
+    let place = Workplace::with_base(Widths { hidden: 1024, intermediate: 8192, n_layers: 2 });
     let measured = |run: &str, dir: Option<&str>| {
         let mut options = place.options(run);
         options.model.quant = Some("f32".into());
@@ -99,4 +101,42 @@ fn a_mapped_base_takes_what_was_planned_and_what_one_in_memory_takes() {
     assert_eq!(std::fs::read_dir(place.path("cache")).unwrap().count(), 2, "one base and the hashes");
     assert!(are_close(loaded, planned) && are_close(mapped, planned), "{all}");
     assert!(are_close(kept, mapped) && are_close(loaded, mapped), "{all}");
+}
+
+#[test]
+fn weights_that_pass_take_what_was_planned_and_change_nothing() {
+    const NAME: &str = "weights_that_pass_take_what_was_planned_and_change_nothing";
+    if train_if_told() {
+        return;
+    }
+    // Eight layers of 100 MB each.
+    let place = Workplace::with_base(Widths { hidden: 1024, intermediate: 8192, n_layers: 8 });
+    let run = |run: &str, offload: Offload, memory_bytes: Option<u64>| {
+        let mut options = place.options(run);
+        options.model.quant = Some("f32".into());
+        options.train.length = Length::MaxSteps(2);
+        options.data.val_split = 0.0;
+        options.train.checkpoint_every = 0;
+        options.budget = BudgetOptions { memory_bytes, reserve_bytes: 0, offload };
+        options.cache =
+            CacheOptions { dir: Some(place.path("cache")), least_bytes: 0, least_data_bytes: u64::MAX };
+        let outcome = train_apart(&place, &options, NAME);
+        let adapter = RunDir::new(&options.run_dir).adapter().join("adapter_model.safetensors");
+        (outcome.memory_bytes, outcome.planned_bytes, std::fs::read(adapter).unwrap())
+    };
+    let (passing, planned, adapter) = run("passing", Offload::Weights, None);
+    let Some(passing) = passing.filter(|_| Map::CAN_RELEASE) else {
+        println!("skipped: this system does not tell its memory, or releases no mapped pages");
+        return;
+    };
+    assert!(are_close(passing, planned), "{passing} measured, {planned} planned");
+    let (staying, all, expected) = run("staying", Offload::None, None);
+    assert!(2 * passing < staying.unwrap(), "{passing} passing, {staying:?} staying");
+    assert!(adapter == expected, "what passes gives the same bits");
+    // A budget between both: some layers stay, the others pass.
+    let budget = (planned + all) / 2;
+    let (some, planned, adapter) = run("some", Offload::Auto, Some(budget));
+    assert!(are_close(some.unwrap(), planned) && planned <= budget, "{some:?}, {planned} planned, {budget}");
+    assert!(planned > budget - (120 << 20), "as many layers stay as fit: {planned} of {budget}");
+    assert!(adapter == expected);
 }

@@ -41,7 +41,7 @@ fn near(found: f64, expected: f64, tolerance: f64) {
 fn validation_rows_and_test_rows_give_the_figures_of_the_run() {
     let place = Workplace::new();
     let mut options = place.options("run");
-    options.data.test = Some(place.path("test.jsonl").into());
+    options.data.test = vec![place.path("test.jsonl").into()];
     options.eval.exact_match_rows = 4;
     options.eval.samples_each = 2;
     let (outcome, events) = train(&options);
@@ -55,7 +55,7 @@ fn validation_rows_and_test_rows_give_the_figures_of_the_run() {
     let adapter = RunDir::new(&options.run_dir).adapter();
     let both = [Weights::Base, Weights::Adapter];
     let mut on_validation = options.clone();
-    on_validation.data.test = None;
+    on_validation.data.test.clear();
     let subject = Subject::open(&on_validation, Some(&adapter)).unwrap();
     let (figures, _) = measured(&subject, Rows::read(&subject, None, 99, None).unwrap(), &both);
     let losses: Vec<f64> = figures.iter().map(|figures| figures.loss.unwrap().value).collect();

@@ -3,6 +3,7 @@
 mod asked;
 mod cache;
 mod kept_rows;
+mod offload;
 mod policies;
 mod preference;
 mod records;

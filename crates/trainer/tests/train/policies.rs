@@ -83,7 +83,7 @@ fn the_best_is_the_result_where_the_recipe_says_so_and_not_otherwise() {
         options.adapter.init = init;
         options.train.length = past_its_best(&options);
         options.train.result = Some(ResultAdapter::Best);
-        options.data.test = Some(place.path("test.jsonl").into());
+        options.data.test = vec![place.path("test.jsonl").into()];
         options.eval.exact_match_rows = 2;
         let (outcome, events) = train(&options);
         let outcome = outcome.unwrap();

@@ -185,7 +185,7 @@ fn methods_and_rows_must_be_of_one_kind() {
     expect![[r#"`train.method` is "dpo", which learns from `chosen` and `rejected`, and the rows are of kind `messages`"#]]
         .assert_eq(&refused(&|options| options.data.train = vec![place.path("chat.jsonl").into()]));
     expect![[r#"`train.method` is "dpo", which learns from `chosen` and `rejected`, and the rows are of kind `messages`"#]]
-        .assert_eq(&refused(&|options| options.data.validation = Some(place.path("chat.jsonl").into())));
+        .assert_eq(&refused(&|options| options.data.validation = vec![place.path("chat.jsonl").into()]));
     expect![[r#"`train.beta` must be a number above 0"#]]
         .assert_eq(&refused(&|options| options.train.beta = Some(0.0)));
     expect![[r#"`train.label_smoothing` is of `train.method = "dpo"` alone"#]].assert_eq(&refused(
@@ -246,7 +246,7 @@ fn the_style_that_is_preferred_is_answered() {
             },
             data: DataOptions {
                 train: vec![place.path("pairs.jsonl").into()],
-                test: Some(place.path("asked.jsonl").into()),
+                test: vec![place.path("asked.jsonl").into()],
                 ..DataOptions::default()
             },
             train: TrainOptions {

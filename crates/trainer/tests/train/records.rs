@@ -15,7 +15,7 @@ use crate::tiny_base::{Workplace, train};
 
 fn options(place: &Workplace, run: &str) -> Options {
     let mut options = place.options(run);
-    options.data.test = Some(place.path("test.jsonl").into());
+    options.data.test = vec![place.path("test.jsonl").into()];
     (options.eval.exact_match_rows, options.eval.samples) = (4, 2);
     options.train.tensorboard = true;
     options

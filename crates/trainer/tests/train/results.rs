@@ -25,7 +25,7 @@ fn losses(events: &[Event]) -> Vec<f64> {
 fn a_run_learns_and_writes_adapter_record_and_metrics() {
     let place = Workplace::new();
     let mut options = place.options("run");
-    options.data.test = Some(place.path("test.jsonl").into());
+    options.data.test = vec![place.path("test.jsonl").into()];
     options.eval.exact_match_rows = 4;
     options.eval.samples = 2;
     let (outcome, events) = train(&options);

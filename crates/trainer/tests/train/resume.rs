@@ -265,7 +265,7 @@ fn a_finished_run_says_so_and_does_nothing() {
 fn the_base_is_examined_once_a_run() {
     let place = Workplace::new();
     let mut options = place.options("run");
-    options.data.test = Some(place.path("test.jsonl").into());
+    options.data.test = vec![place.path("test.jsonl").into()];
     options.eval.exact_match_rows = 3;
     train_until(&options, |event| matches!(event, Event::Step(step) if step.step == 1)).0.unwrap();
     let (outcome, events) = train(&resumed(&options));

@@ -13,10 +13,10 @@ use trainer::{Event, Length, Outcome};
 pub struct Widths {
     pub hidden: usize,
     pub intermediate: usize,
+    pub n_layers: usize,
 }
 
-pub const TINY: Widths = Widths { hidden: 64, intermediate: 96 };
-const N_LAYERS: usize = 2;
+pub const TINY: Widths = Widths { hidden: 64, intermediate: 96, n_layers: 2 };
 const N_HEADS: usize = 4;
 const N_KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
@@ -120,7 +120,7 @@ fn write_base_of(dir: &Path, widths: Widths, scale: f32) {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": widths.hidden,
         "intermediate_size": widths.intermediate,
-        "num_hidden_layers": N_LAYERS,
+        "num_hidden_layers": widths.n_layers,
         "num_attention_heads": N_HEADS,
         "num_key_value_heads": N_KV_HEADS,
         "head_dim": HEAD_DIM,
@@ -194,10 +194,10 @@ fn byte_names() -> Vec<char> {
     (0..256).map(name).collect()
 }
 
-fn write_weights(dir: &Path, Widths { hidden, intermediate }: Widths, scale: f32) {
+fn write_weights(dir: &Path, Widths { hidden, intermediate, n_layers }: Widths, scale: f32) {
     let (q, kv) = (N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM);
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, hidden])];
-    for layer in 0..N_LAYERS {
+    for layer in 0..n_layers {
         let mut push = |name: &str, shape: &[usize]| {
             shapes.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
         };

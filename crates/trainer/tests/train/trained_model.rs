@@ -46,7 +46,7 @@ fn stories_start_at_the_published_loss_and_are_learned() {
         adapter: AdapterOptions { rank: 8, alpha: 16.0, ..AdapterOptions::default() },
         data: DataOptions {
             train: vec![stories.clone().into()],
-            validation: Some(stories.into()),
+            validation: vec![stories.into()],
             max_seq_len: 512,
             ..DataOptions::default()
         },

@@ -14,6 +14,7 @@ use model::step::LayerInputs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use trainer::event::{DataSummary, ExactMatch, Outcome, PlanTable, PreferenceFigures, StepReport, Weights};
+use trainer::offload::Passing;
 use trainer::{Event, Init, Options, ResultAdapter, Start};
 
 /// Where no screen shows a progress bar, a line of progress at most this often.
@@ -351,9 +352,23 @@ pub fn show_plan(plan: &PlanTable, terminal: &mut Terminal) {
     if plan.layer_inputs == LayerInputs::BF16 {
         terminal.more("layer inputs are kept in 16 bits, since not one row fits otherwise");
     }
+    if let Some(passing) = &plan.passing {
+        terminal.more(passing_line(passing));
+    }
     for (what, size) in &plan.rows {
         terminal.more(format!("{:>10}  {what}", bytes::show(*size)));
     }
+}
+
+/// `weights of 20 of 28 layers pass through memory: up to 1.2 GiB are read for each micro-batch`
+pub fn passing_line(passing: &Passing) -> String {
+    format!(
+        "weights of {} of {} layers, embedding and head pass through memory: up to {} are read for each micro-batch, from \
+         the system's cache or the disk",
+        passing.layers,
+        passing.n_layers,
+        bytes::show(passing.read_bytes)
+    )
 }
 
 fn step_line(step: &StepReport) -> String {

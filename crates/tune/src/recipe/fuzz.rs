@@ -71,7 +71,14 @@ const TABLES: [(&str, &[Key]); 8] = [
         ],
     ),
     ("eval", &[("test", &["\"t\""]), ("rows", &["20"]), ("samples", &["2"])]),
-    ("budget", &[("memory", &["\"8GB\"", "\"7.4 GiB\""]), ("reserve", &["\"0.7GB\""])]),
+    (
+        "budget",
+        &[
+            ("memory", &["\"8GB\"", "\"7.4 GiB\""]),
+            ("reserve", &["\"0.7GB\""]),
+            ("offload", &["\"auto\"", "\"none\"", "\"weights\""]),
+        ],
+    ),
     (
         "export",
         &[

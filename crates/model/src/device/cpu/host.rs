@@ -9,6 +9,7 @@ use super::memory::HostBlocks;
 use super::memory::{DenseTile, TILE_FLOATS};
 #[cfg(target_arch = "x86_64")]
 use super::packed;
+use super::passing::Passing;
 use super::products::ProductKernel;
 use crate::Result;
 use crate::arena::Arena;
@@ -40,6 +41,7 @@ pub struct Cpu(Arc<Host>);
 pub(super) struct Host {
     pub(super) arena: Arena,
     pub(super) tile: DenseTile,
+    pub(super) passing: Passing,
     clock: Clock,
     #[cfg(target_arch = "x86_64")]
     panels: Option<packed::Panels>,
@@ -79,6 +81,7 @@ impl Cpu {
                 .transpose()?,
             arena,
             tile,
+            passing: Passing::default(),
             clock: Clock::default(),
         })))
     }

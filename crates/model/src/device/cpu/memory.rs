@@ -48,10 +48,11 @@ pub struct HostBlocks {
     cols: usize,
     row_bytes: usize,
     blocks: Blocks,
-    _drawn: Drawn,
+    /// `None` for blocks that pass.
+    _drawn: Option<Drawn>,
 }
 
-/// Where blocks lie. Mapped ones are drawn from the arena too: they are in memory while they are used.
+/// Where blocks lie. Mapped ones that stay are drawn from the arena too: they are in memory while they are used.
 #[derive(Debug)]
 enum Blocks {
     Owned(Vec<u8>),
@@ -72,19 +73,17 @@ impl HostBlocks {
         let row_bytes = ty.row_bytes(cols)?;
         let drawn = arena.draw(what, (rows * row_bytes) as u64)?;
         let blocks = Blocks::Owned(vec![0; rows * row_bytes]);
-        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks, _drawn: drawn })
+        Ok(Self { block_type: ty, rows, cols, row_bytes, blocks, _drawn: Some(drawn) })
     }
 
     /// Takes blocks where they are mapped; the range must be as long as the shape says.
     pub(super) fn mapped(
-        arena: &Arena,
-        what: &str,
         ty: BlockType,
         (rows, cols): (usize, usize),
         (map, range): (Arc<Map>, Range<usize>),
+        drawn: Option<Drawn>,
     ) -> Result<Self> {
         let row_bytes = ty.row_bytes(cols)?;
-        let drawn = arena.draw(what, (rows * row_bytes) as u64)?;
         Ok(Self { block_type: ty, rows, cols, row_bytes, blocks: Blocks::Mapped(map, range), _drawn: drawn })
     }
 
@@ -129,6 +128,16 @@ impl HostBlocks {
     ) -> Result<()> {
         let rows = &self.blocks.bytes()[rows.start * self.row_bytes..rows.end * self.row_bytes];
         Ok(block::decode_rows_to_bf16(self.block_type, rows, self.cols, columns, out)?)
+    }
+}
+
+impl HostBlocks {
+    /// Where blocks lie in a mapped file, for those that do.
+    pub(super) fn place(&self) -> Option<(&Arc<Map>, Range<usize>)> {
+        match &self.blocks {
+            Blocks::Mapped(map, range) => Some((map, range.clone())),
+            Blocks::Owned(_) => None,
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod memory;
 mod norm;
 #[cfg(target_arch = "x86_64")]
 mod packed;
+mod passing;
 pub(crate) mod product;
 mod product_ops;
 mod products;
@@ -43,7 +44,7 @@ use formats::BlockType;
 use formats::map::Map;
 
 use super::{
-    Activation, AdamWUpdate, BlockMatrix, CodedMut, DenseCounter, Device, Heads, LowRank, Mask, Matrix,
+    Activation, AdamWUpdate, BlockMatrix, CodedMut, DenseCounter, Device, Heads, Hold, LowRank, Mask, Matrix,
     MatrixMut, Operand, Rotated, Rotation, Routing, RowSquares, ScanWeights, Segment, Span, StateSpace, View,
     ViewMut, Write,
 };
@@ -99,17 +100,28 @@ impl Device for Cpu {
         &self,
         what: &str,
         ty: BlockType,
-        rows: usize,
-        cols: usize,
-        map: &Arc<Map>,
-        range: Range<usize>,
+        (rows, cols): (usize, usize),
+        (map, range): (&Arc<Map>, Range<usize>),
+        hold: Hold,
     ) -> Result<Self::Weights> {
         check("map_weights", [("blocks", range.len(), rows * ty.row_bytes(cols)?)])?;
         check("map_weights", [("end of the blocks", range.end, range.end.min(map.bytes().len()))])?;
         if cols > TILE_FLOATS {
             return Err(shape("map_weights", "row", cols, TILE_FLOATS));
         }
-        HostBlocks::mapped(&self.host().arena, what, ty, (rows, cols), (map.clone(), range))
+        let drawn = match hold {
+            Hold::Staying => Some(self.host().arena.draw(what, range.len() as u64)?),
+            Hold::Passing => None,
+        };
+        HostBlocks::mapped(ty, (rows, cols), (map.clone(), range), drawn)
+    }
+
+    fn read_ahead(&self, weights: &[&HostBlocks]) {
+        self.host().passing.read_ahead(weights);
+    }
+
+    fn release(&self, weights: &[&HostBlocks]) {
+        self.host().passing.release(weights);
     }
 
     fn upload(&self, from: &[f32], to: FloatsMut<'_>) -> Result<()> {

@@ -189,6 +189,8 @@ pub(super) struct Context {
     compute_bytes: Option<u64>,
     // The tokens that a prompt may begin with without their being read again.
     prefix: Vec<u32>,
+    /// All that the sequence holds.
+    held: Vec<u32>,
     batch: Batch,
     outputs_max: u32,
 }
@@ -257,9 +259,10 @@ impl Context {
         match NonNull::new(context) {
             Some(context) => {
                 let batch = Batch::new(params.n_batch as usize);
-                let (adapters, prefix, outputs_max) = (Vec::new(), Vec::new(), params.n_outputs_max);
+                let (adapters, prefix, held, outputs_max) =
+                    (Vec::new(), Vec::new(), Vec::new(), params.n_outputs_max);
                 Ok((
-                    Self { context, model, adapters, compute_bytes: None, prefix, batch, outputs_max },
+                    Self { context, model, adapters, compute_bytes: None, prefix, held, batch, outputs_max },
                     lines,
                 ))
             }
@@ -312,6 +315,7 @@ impl Context {
 
     fn reset(&mut self, zeroes: bool) {
         self.prefix.clear();
+        self.held.clear();
         // SAFETY: the context is alive.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), zeroes) };
     }
@@ -345,8 +349,13 @@ impl Context {
         // SAFETY: every array of the batch is valid for `n` entries during the call; tokens are in the vocabulary.
         let (code, lines) = log::keep(|| unsafe { sys::llama_decode(self.context.as_ptr(), batch) });
         self.compute_bytes = report::compute_bytes(&lines).or(self.compute_bytes);
+        // What a piece that failed has left there is not known.
+        self.held.truncate(if code == 0 { position } else { 0 });
         match code {
-            0 => Ok(()),
+            0 => {
+                self.held.extend_from_slice(tokens);
+                Ok(())
+            }
             1 => Err("the context is full".to_owned()),
             _ => Err(format!("code {code}: {}", log::reason(&lines))),
         }

@@ -140,31 +140,15 @@ impl Loaded for LoadedLlama {
         request: &Request,
         sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let prompt = self.prompt_ids(&request.prompt)?;
-        let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
-        let begun = Instant::now();
-        let total = prompt.len();
-        let shared = self.shared_tokens(&request.prompt, &prompt);
-        let read =
-            self.session.read_prompt(&prompt, shared, &mut |done| sink(Progress::Prompt { done, total }));
-        let read = read.inspect_err(|_| self.session.wipe())?;
-        let prompt_ns = nanoseconds(begun);
-        let ControlFlow::Continue(row) = read else {
-            let (text, finish) = (String::new(), Finish::Cancelled);
-            return Ok(Generated {
-                text,
-                finish,
-                prompt_tokens: total,
-                output_tokens: 0,
-                prompt_ns,
-                decode_ns: 0,
-            });
-        };
-        let begun = Instant::now();
-        let decoded = self.decode(request, (total, row), chooser, sink);
-        let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
-        let decode_ns = nanoseconds(begun);
-        Ok(Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns })
+        Ok(self.answer(request, Beginning::Shared, sink)?.0)
+    }
+
+    fn converse(
+        &mut self,
+        request: &Request,
+        sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(Generated, usize)> {
+        self.answer(request, Beginning::Held, sink)
     }
 
     fn embed(
@@ -202,6 +186,15 @@ impl Loaded for LoadedLlama {
     }
 }
 
+/// What of the last prompt may stay for the next one.
+#[derive(Clone, Copy)]
+enum Beginning {
+    /// What all prompts under a system message begin with.
+    Shared,
+    /// All that both begin with.
+    Held,
+}
+
 impl LoadedLlama {
     /// Sees to it that adapters which are not in memory yet are still those of the card, and that they fit.
     fn make_room(&mut self, card: &ExpertCard, adapters: &[Adapter]) -> Result<()> {
@@ -225,6 +218,38 @@ impl LoadedLlama {
         };
         let bos = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos));
         Ok(bos.into_iter().chain(ids).collect())
+    }
+
+    /// An answer, and how many tokens of the prompt were held where the last one may stay.
+    fn answer(
+        &mut self,
+        request: &Request,
+        beginning: Beginning,
+        sink: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(Generated, usize)> {
+        let prompt = self.prompt_ids(&request.prompt)?;
+        let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
+        let begun = Instant::now();
+        let total = prompt.len();
+        let shared = self.shared_tokens(&request.prompt, &prompt);
+        let after_piece = &mut |done| sink(Progress::Prompt { done, total });
+        let read = match beginning {
+            Beginning::Shared => self.session.read_prompt(&prompt, shared, after_piece).map(|row| (row, 0)),
+            Beginning::Held => self.session.continue_prompt(&prompt, after_piece),
+        };
+        let (read, kept) = read.inspect_err(|_| self.session.wipe())?;
+        let prompt_ns = nanoseconds(begun);
+        let ControlFlow::Continue(row) = read else {
+            let (text, finish) = (String::new(), Finish::Cancelled);
+            let cancelled =
+                Generated { text, finish, prompt_tokens: total, output_tokens: 0, prompt_ns, decode_ns: 0 };
+            return Ok((cancelled, kept));
+        };
+        let begun = Instant::now();
+        let decoded = self.decode(request, (total, row), chooser, sink);
+        let (text, finish, output_tokens) = decoded.inspect_err(|_| self.session.wipe())?;
+        let decode_ns = nanoseconds(begun);
+        Ok((Generated { text, finish, prompt_tokens: total, output_tokens, prompt_ns, decode_ns }, kept))
     }
 
     /// How many tokens a prompt begins with that all prompts under its system message do.

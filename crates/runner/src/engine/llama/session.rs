@@ -355,6 +355,28 @@ impl Session {
         } else {
             self.context.clear();
         }
+        self.read_rest(prompt, done, shared, after_piece)
+    }
+
+    /// Reads what is new of a prompt: all but what it and what was read and generated before begin with alike, which is told
+    /// too.
+    pub(super) fn continue_prompt(
+        &mut self,
+        prompt: &[u32],
+        after_piece: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<(ControlFlow<(), usize>, usize)> {
+        check_room(&self.name, prompt.len(), self.context_tokens())?;
+        let kept = self.context.return_to_beginning_of(prompt);
+        Ok((self.read_rest(prompt, kept, 0, after_piece)?, kept))
+    }
+
+    fn read_rest(
+        &mut self,
+        prompt: &[u32],
+        mut done: usize,
+        shared: usize,
+        after_piece: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), usize>> {
         let mut row = 0;
         while done < prompt.len() {
             let end = if done < shared { shared } else { prompt.len() };

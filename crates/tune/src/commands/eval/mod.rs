@@ -123,8 +123,8 @@ fn rows(arguments: &Eval, asked: &Asked, subject: &Subject) -> Result<Rows, Fail
 
 fn describe(rows: &Rows, terminal: &mut Terminal) {
     let what = if rows.is_validation { "validation rows" } else { "rows" };
-    terminal
-        .row("eval", format!("{} {what} of {}", show::count(rows.rows.len() as u64), rows.path.display()));
+    let paths: Vec<String> = rows.paths.iter().map(|path| path.display().to_string()).collect();
+    terminal.row("eval", format!("{} {what} of {}", show::count(rows.rows.len() as u64), paths.join(", ")));
     if rows.n_too_long > 0 {
         terminal.warning(format!("{} rows are left out: longer than the base handles", rows.n_too_long));
     }

@@ -108,10 +108,7 @@ fn run_request(arguments: &Export, terminal: &mut Terminal) -> Result<Request, F
     let outcome = run_record::finished(run_dir)?;
     let name = recipe.expert.name.clone().unwrap_or_else(|| folder_name(run_dir));
     let output = arguments.out.clone().unwrap_or_else(|| run_dir.join("export"));
-    let evaluation = match &recipe.eval.test {
-        Some(source) => run_record::conversations(source, recipe.eval.rows)?,
-        None => Vec::new(),
-    };
+    let evaluation = run_record::conversations(&recipe.eval.sources(), recipe.eval.rows)?;
     let figures =
         |figure: Option<trainer::ExactMatch>| figure.map(|f| Figures { n_rows: f.rows, n_exact: f.matched });
     Ok(Request {

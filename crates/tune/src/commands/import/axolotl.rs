@@ -1,10 +1,11 @@
 //! axolotl's YAML.
 
+use super::axolotl_rows;
 use super::data;
 use super::draft::{Draft, Fate, Idle};
-use super::source::{Setting, get};
+use super::source::Setting;
 use super::steps::{self, Sizes};
-use super::yaml::{Entry, Node};
+use super::yaml::Node;
 use crate::recipe_text::Value;
 
 /// Keys that need none here, and why.
@@ -162,13 +163,14 @@ pub fn convert(draft: &mut Draft) {
     quant(draft);
     adapter(draft);
     let batch = batch(draft);
-    let rows = rows(draft);
+    let (rows, roles) = axolotl_rows::train(draft);
     steps::length(draft, "num_epochs", "max_steps", 1);
     let sizes = Sizes { rows: steps::unpacked(draft, "sample_packing", rows), rows_per_step: batch };
     lengths(draft);
     steps::validation(draft, "val_set_size", rows);
-    test_rows(draft);
+    axolotl_rows::validation(draft);
     mask(draft);
+    axolotl_rows::learnt_roles(draft, roles);
     train(draft);
     steps::every(draft, ("eval_steps", "evals_per_epoch", "eval_strategy"), "train.eval_every", sizes);
     steps::every(draft, ("save_steps", "saves_per_epoch", "save_strategy"), "train.checkpoint_every", sizes);
@@ -330,120 +332,6 @@ fn batch(draft: &mut Draft) -> u64 {
     micro.unwrap_or(1) * accumulation.unwrap_or(1)
 }
 
-fn rows(draft: &mut Draft) -> Option<u64> {
-    let key = if draft.source.has("datasets") { "datasets" } else { "pretraining_dataset" };
-    let Some(setting) = draft.source.take(key) else {
-        data::none_named(draft, "datasets");
-        return None;
-    };
-    let Node::List(items) = &setting.node else {
-        draft.note(Fate::Left, &setting, "a list of data sets was expected");
-        data::none_named(draft, "datasets");
-        return None;
-    };
-    let mut names = Vec::new();
-    for item in items {
-        if let Node::Map(entries) = item {
-            names.extend(files_of(entries));
-            data_set(draft, &setting, entries);
-        }
-    }
-    if names.is_empty() {
-        data::none_named(draft, "datasets");
-        return None;
-    }
-    data::train_on(draft, &setting, &names)
-}
-
-fn files_of(entries: &[Entry]) -> Vec<String> {
-    let texts = |key| match get(entries, key) {
-        Some(Node::Text(text)) => vec![text.clone()],
-        Some(Node::List(items)) => items
-            .iter()
-            .filter_map(|item| if let Node::Text(t) = item { Some(t.clone()) } else { None })
-            .collect(),
-        _ => Vec::new(),
-    };
-    let (files, path) = (texts("data_files"), texts("path"));
-    if files.is_empty() || path.iter().any(|path| path.ends_with(".jsonl")) { path } else { files }
-}
-
-/// What is said of a single data set.
-fn data_set(draft: &mut Draft, setting: &Setting, entries: &[Entry]) {
-    for entry in entries {
-        let meaning = match (entry.key.as_str(), &entry.node) {
-            (_, Node::Null)
-            | ("path" | "data_files" | "ds_type" | "split" | "name" | "revision" | "trust_remote_code", _) => {
-                continue;
-            }
-            ("type", Node::Text(kind)) if is_known_kind(kind) => continue,
-            ("type", _) => {
-                "how a row is put into words is told by its own keys, and by the base's chat template"
-            }
-            ("chat_template", Node::Text(name)) if name.starts_with("tokenizer_default") => continue,
-            ("chat_template" | "chat_template_jinja", _) => "the base's own chat template is used",
-            ("roles_to_train", Node::List(roles)) if roles.iter().all(is_assistant) => continue,
-            ("roles_to_train", _) => "what is learnt is set for all rows alike, by `data.train_on`",
-            ("train_on_eos", Node::Text(which)) if which == "turn" => continue,
-            ("train_on_eos", _) => "the end of each turn that is learnt is learnt with it",
-            ("field_messages", Node::Text(name))
-                if ["messages", "conversations"].contains(&name.as_str()) =>
-            {
-                continue;
-            }
-            (
-                "field_messages"
-                | "message_property_mappings"
-                | "message_field_role"
-                | "message_field_content"
-                | "roles"
-                | "field",
-                _,
-            ) => {
-                "rows are told apart by their own keys: rename them, or map them in `data.train`, if they are not recognised"
-            }
-            _ => "not known for a data set",
-        };
-        let part = Setting::at(&format!("{}.{}", setting.key, entry.key), entry.line, entry.node.clone());
-        let fate = if meaning.starts_with("not known") { Fate::Unknown } else { Fate::Left };
-        draft.note(fate, &part, meaning);
-    }
-}
-
-fn is_assistant(role: &Node) -> bool {
-    matches!(role, Node::Text(name) if ["assistant", "gpt"].contains(&name.as_str()))
-}
-
-/// Kinds of rows that are recognised by their keys.
-fn is_known_kind(kind: &str) -> bool {
-    let first = kind.split('.').next().unwrap_or_default();
-    ["chat_template", "alpaca", "completion", "sharegpt", "pretrain", "input_output"].contains(&first)
-        && kind != "input_output"
-}
-
-fn test_rows(draft: &mut Draft) {
-    let Some(setting) = draft.source.take("test_datasets") else { return };
-    let files: Vec<String> = match &setting.node {
-        Node::List(items) => {
-            let maps =
-                items.iter().filter_map(|i| if let Node::Map(entries) = i { Some(entries) } else { None });
-            maps.flat_map(|entries| files_of(entries)).collect()
-        }
-        _ => Vec::new(),
-    };
-    match files.as_slice() {
-        [file] => {
-            draft.carry(&setting, "data.validation", Value::Text(file.clone()));
-            if !std::path::Path::new(file).is_file() {
-                draft.note(Fate::ToDo, &setting, format!("{file} is not here: put it there"));
-            }
-        }
-        _ => {
-            draft.note(Fate::Left, &setting, "one file can be named for validation; `data.val_split` stands")
-        }
-    }
-}
-
 fn lengths(draft: &mut Draft) {
     if draft.whole("sequence_len", "data.max_seq_len").is_none() {
         draft.default("sequence_len", "data.max_seq_len", Value::Whole(512));
@@ -478,6 +366,8 @@ fn train(draft: &mut Draft) {
     }
     steps::warmup(draft, "warmup_steps", "warmup_ratio", Some(0.03));
     steps::optimiser(draft, "optimizer");
+    steps::tensorboard(draft, "use_tensorboard");
+    steps::tensorboard(draft, "report_to");
     steps::of_hugging_face(draft, "early_stopping_patience");
     for key in ["loss_watchdog_threshold", "loss_watchdog_patience"] {
         if let Some(setting) = draft.source.take(key) {

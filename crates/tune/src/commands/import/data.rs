@@ -2,7 +2,7 @@
 
 use super::draft::{Draft, Fate};
 use super::source::Setting;
-use crate::recipe_text::Value;
+use crate::recipe_text::{DataFile, Value};
 use std::path::Path;
 use trainer::data::reader::RowReader;
 
@@ -11,26 +11,44 @@ const COUNTED_BYTES: u64 = 4 << 30;
 
 /// Sets the training files from names as the tool has them; how many rows they have, where they are here.
 pub fn train_on(draft: &mut Draft, setting: &Setting, names: &[String]) -> Option<u64> {
-    let mut files: Vec<String> = Vec::new();
-    for name in names {
-        let file = file_of(name);
-        match (Path::new(&file).is_file(), file == *name) {
-            (true, _) => {}
-            (false, true) => draft.note(Fate::ToDo, setting, format!("{name} is not here: put it there")),
-            (false, false) => draft.note(
-                Fate::ToDo,
-                setting,
-                format!("{name} is no file: save its training rows as JSON, one a line, in {file}"),
-            ),
-        }
-        files.push(file);
+    let plain = |name: &String| DataFile { path: name.clone(), fields: Vec::new() };
+    train_on_files(draft, setting, names.iter().map(plain).collect())
+}
+
+/// The same of files that may call keys of their rows otherwise.
+pub fn train_on_files(draft: &mut Draft, setting: &Setting, files: Vec<DataFile>) -> Option<u64> {
+    let files = here(draft, setting, files);
+    let n_rows = files.iter().map(|file| count_rows(Path::new(&file.path))).sum();
+    draft.carry(setting, "data.train", Value::Files(files));
+    n_rows
+}
+
+/// Sets the files of the validation loss.
+pub fn validate_on(draft: &mut Draft, setting: &Setting, files: Vec<DataFile>) {
+    let files = here(draft, setting, files);
+    match files.is_empty() {
+        true => draft.note(Fate::Left, setting, "names no file; `data.val_split` stands"),
+        false => draft.carry(setting, "data.validation", Value::Files(files)),
     }
-    let value = match files.as_slice() {
-        [file] => Value::Text(file.clone()),
-        files => Value::List(files.to_vec()),
+}
+
+/// Names of a hub become files; what is not here is to be put there.
+fn here(draft: &mut Draft, setting: &Setting, files: Vec<DataFile>) -> Vec<DataFile> {
+    let here = |DataFile { path: name, fields }: DataFile| {
+        let path = file_of(&name);
+        let to_do = match (Path::new(&path).is_file(), path == name) {
+            (true, _) => None,
+            (false, true) => Some(format!("{name} is not here: put it there")),
+            (false, false) => {
+                Some(format!("{name} is no file: save its rows as JSON, one a line, in {path}"))
+            }
+        };
+        if let Some(to_do) = to_do {
+            draft.note(Fate::ToDo, setting, to_do);
+        }
+        DataFile { path, fields }
     };
-    draft.carry(setting, "data.train", value);
-    files.iter().map(|file| count_rows(Path::new(file))).sum()
+    files.into_iter().map(here).collect()
 }
 
 /// Where no data set is named at all.

@@ -5,7 +5,7 @@ use super::data;
 use super::draft::{Draft, Fate, Idle};
 use super::source::Setting;
 use super::steps::{self, Sizes};
-use crate::recipe_text::Value;
+use crate::recipe_text::{DataFile, Value};
 use std::path::Path;
 
 /// Keys that need none here, and why.
@@ -40,7 +40,6 @@ pub const IDLE: Idle = &[
         &[
             "logging_*",
             "plot_loss",
-            "report_to",
             "run_name",
             "include_num_input_tokens_seen",
             "include_tokens_per_second",
@@ -178,39 +177,20 @@ fn rows(draft: &mut Draft) -> Option<u64> {
         draft.source.take("dataset_dir").and_then(|setting| setting.text()).unwrap_or_else(|| "data".into());
     let folder = Path::new(&folder);
     let known = formats::json::read::<serde_json::Value>(&folder.join("dataset_info.json")).ok();
-    let file_of = |name: &String| {
-        let named = known.as_ref().and_then(|all| all.get(name.as_str())?.get("file_name")?.as_str());
-        named.map_or_else(|| name.clone(), |file| folder.join(file).display().to_string())
+    let file_of = |name: String| match known.as_ref().and_then(|all| all.get(name.as_str())) {
+        Some(entry) => data_file(folder, &name, entry),
+        None => DataFile { path: name, fields: Vec::new() },
     };
+    let files = |setting: &Setting| setting.texts().unwrap_or_default().into_iter().map(file_of).collect();
     let rows = match draft.source.take("dataset") {
-        Some(setting) => {
-            let names: Vec<String> = setting.texts().unwrap_or_default().iter().map(file_of).collect();
-            data::train_on(draft, &setting, &names)
-        }
+        Some(setting) => data::train_on_files(draft, &setting, files(&setting)),
         None => {
             data::none_named(draft, "dataset");
             None
         }
     };
     if let Some(setting) = draft.source.take("eval_dataset") {
-        match setting.texts().as_deref() {
-            Some([name]) => {
-                let file = file_of(name);
-                if !Path::new(&file).is_file() {
-                    draft.note(
-                        Fate::ToDo,
-                        &setting,
-                        format!("{file} is not here: name the file with its rows"),
-                    );
-                }
-                draft.carry(&setting, "data.validation", Value::Text(file));
-            }
-            _ => draft.note(
-                Fate::Left,
-                &setting,
-                "one file can be named for validation; `data.val_split` stands",
-            ),
-        }
+        data::validate_on(draft, &setting, files(&setting));
     }
     if draft.whole("cutoff_len", "data.max_seq_len").is_none() {
         draft.default("cutoff_len", "data.max_seq_len", Value::Whole(2048));
@@ -241,12 +221,44 @@ fn rows(draft: &mut Draft) -> Option<u64> {
     rows
 }
 
+/// A data set as `dataset_info.json` describes it: its file, and its columns where they have other names than here.
+fn data_file(folder: &Path, name: &str, entry: &serde_json::Value) -> DataFile {
+    let text = |table: &str, key: &str| entry.get(table)?.get(key)?.as_str().map(str::to_owned);
+    let is_sharegpt = entry.get("formatting").and_then(|kind| kind.as_str()) == Some("sharegpt");
+    let columns: &[(&'static str, &str)] = match is_sharegpt {
+        true => &[("conversations", "messages")],
+        false => {
+            &[("instruction", "prompt"), ("input", "query"), ("output", "response"), ("history", "history")]
+        }
+    };
+    let shared = [("system", "system"), ("tools", "tools"), ("chosen", "chosen"), ("rejected", "rejected")];
+    let mut fields: Vec<(&'static str, String)> = Vec::new();
+    for (ours, theirs) in columns.iter().copied().chain(shared) {
+        fields.extend(text("columns", theirs).filter(|column| column != ours).map(|column| (ours, column)));
+    }
+    // A column `messages` is read as it comes, whatever its messages look like.
+    fields.retain(|(ours, theirs)| !(*ours == "conversations" && theirs == "messages"));
+    // Plain text stands in the column of the prompt.
+    if let ([("instruction", column)], false) = (fields.as_slice(), is_sharegpt) {
+        fields = if column == "text" { Vec::new() } else { vec![("text", column.clone())] };
+    }
+    let named = |ours: &'static str, tag: &str, usual: [&str; 2]| {
+        text("tags", tag).filter(|name| !usual.contains(&name.as_str())).map(|name| (ours, name))
+    };
+    fields.extend(named("role", "role_tag", ["from", "role"]));
+    fields.extend(named("content", "content_tag", ["value", "content"]));
+    let file = entry.get("file_name").and_then(|file| file.as_str());
+    let path = file.map_or_else(|| name.to_owned(), |file| folder.join(file).display().to_string());
+    DataFile { path, fields }
+}
+
 fn train(draft: &mut Draft) {
     draft.number("learning_rate", "train.learning_rate");
     draft.default("learning_rate", "train.learning_rate", Value::Number(5e-5));
     steps::scheduler(draft, "lr_scheduler_type", "lr_scheduler_kwargs", "linear");
     steps::warmup(draft, "warmup_steps", "warmup_ratio", Some(0.0));
     steps::optimiser(draft, "optim");
+    steps::tensorboard(draft, "report_to");
     steps::of_hugging_face(draft, "early_stopping_steps");
     if let Some(setting) = draft.source.take("resume_from_checkpoint") {
         draft.note(Fate::Left, &setting, "go on with `tune train RECIPE --resume`");

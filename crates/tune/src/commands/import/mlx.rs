@@ -14,7 +14,7 @@ use std::path::Path;
 pub const IDLE: Idle = &[
     (&["grad_checkpoint"], "the plan decides what is kept in memory, within `budget.memory`"),
     (
-        &["steps_per_report", "wandb", "report_to", "project_name"],
+        &["steps_per_report", "wandb", "project_name"],
         "every step is in the run's metrics.jsonl; nothing is sent anywhere",
     ),
     (&["adapter_path", "config", "train"], "done otherwise here, with the same result"),
@@ -22,6 +22,7 @@ pub const IDLE: Idle = &[
 ];
 
 pub fn convert(draft: &mut Draft) {
+    super::steps::tensorboard(draft, "report_to");
     data::base(draft, "model");
     draft.recipe.set("model.quant", "q4_k_m", "as the base is in MLX: the blocks that the export will have");
     let is_dora = fine_tune_type(draft);

@@ -1,6 +1,7 @@
 //! `tune import`: a recipe from the configuration of another tool, and what became of each of its settings.
 
 mod axolotl;
+mod axolotl_rows;
 mod data;
 mod draft;
 mod llama_factory;

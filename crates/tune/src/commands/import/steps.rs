@@ -243,6 +243,21 @@ pub fn validation(draft: &mut Draft, theirs: &str, rows: Option<u64>) {
     }
 }
 
+/// Event files for TensorBoard, where the setting asks for them: a switch, a name, or a list of names.
+pub fn tensorboard(draft: &mut Draft, theirs: &str) {
+    let Some(setting) = draft.source.take(theirs) else { return };
+    let names = setting.texts().unwrap_or_default();
+    let is_asked_for = setting.switch() == Some(true)
+        || names.iter().any(|name| ["all", "tensorboard"].contains(&name.as_str()));
+    match is_asked_for {
+        true => draft.carry(&setting, "train.tensorboard", Value::Switch(true)),
+        false => {
+            let meaning = "every step is in the run's metrics.jsonl; nothing is sent anywhere";
+            draft.note(Fate::Idle, &setting, meaning);
+        }
+    }
+}
+
 /// The keys that tools have from Hugging Face's trainer; each calls the patience of an early stop otherwise.
 pub fn of_hugging_face(draft: &mut Draft, patience: &str) {
     draft.number("weight_decay", "train.weight_decay");

@@ -196,6 +196,12 @@ fn train(draft: &mut Draft) {
     draft.number("optimizer.weight_decay", "train.weight_decay");
     draft.default("optimizer.weight_decay", "train.weight_decay", Value::Number(0.01));
     steps::optimiser(draft, "optimizer._component_");
+    let logger = draft.source.peek("metric_logger._component_").and_then(Setting::text);
+    if logger.is_some_and(|name| name.ends_with("TensorBoardLogger"))
+        && let Some(setting) = draft.source.take("metric_logger._component_")
+    {
+        draft.carry(&setting, "train.tensorboard", Value::Switch(true));
+    }
     for part in ["betas", "eps"] {
         super::fixed_constant(draft, &format!("optimizer.{part}"));
     }

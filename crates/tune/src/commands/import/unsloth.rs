@@ -37,6 +37,7 @@ pub fn convert(draft: &mut Draft) {
     steps::length(draft, "training.num_epochs", "training.max_steps", 3);
     draft.number("training.learning_rate", "train.learning_rate");
     draft.recipe.set("train.scheduler", "linear", "Unsloth's");
+    steps::tensorboard(draft, "logging.enable_tensorboard");
     steps::warmup(draft, "training.warmup_steps", "training.warmup_ratio", None);
     draft.default("training.warmup_steps", "train.warmup", Value::Whole(5));
     draft.number("training.weight_decay", "train.weight_decay");

@@ -93,13 +93,17 @@ fn sweep(contexts: &[usize], options: &Options, terminal: &mut Terminal) -> Resu
             Ok(plan) => terminal.row(
                 "context",
                 format!(
-                    "{:>7} · {:>10} · micro-batches of {} tokens · longest row {} · {} rows cut, {} left out",
+                    "{:>7} · {:>10} · micro-batches of {} tokens · longest row {} · {} rows cut, {} left out{}",
                     show::count(max_seq_len as u64),
                     bytes::show(plan.total_bytes),
                     show::count(plan.micro_batch_tokens as u64),
                     cut.longest_row_tokens,
                     show::count(cut.truncated_rows as u64),
-                    show::count(cut.dropped_rows as u64)
+                    show::count(cut.dropped_rows as u64),
+                    plan.passing.map_or_else(String::new, |passing| format!(
+                        " · weights of {} of {} layers pass through memory",
+                        passing.layers, passing.n_layers
+                    ))
                 ),
             ),
             Err(Error::BudgetTooSmall { need_bytes, have_bytes, would_fit }) if terminal.is_json() => {

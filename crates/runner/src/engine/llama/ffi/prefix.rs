@@ -36,8 +36,33 @@ impl Context {
         if tokens.is_empty() || self.prefix != tokens {
             return false;
         }
-        let Ok(end) = i32::try_from(tokens.len()) else { return false };
+        self.forget_from(tokens.len())
+    }
+
+    /// Forgets what is held and does not stand at the beginning of a prompt, but for the prompt's last token, which is read
+    /// anew for what follows it; gives how many tokens are still held.
+    pub(in crate::engine::llama) fn return_to_beginning_of(&mut self, prompt: &[u32]) -> usize {
+        let same = self.held.iter().zip(prompt).take_while(|(held, asked)| held == asked).count();
+        let same = same.min(prompt.len().saturating_sub(1));
+        if same == 0 || !self.model.can_forget_the_end() || !self.forget_from(same) {
+            self.clear();
+            return 0;
+        }
+        if self.prefix.len() > same {
+            self.prefix.clear();
+        }
+        same
+    }
+
+    fn forget_from(&mut self, end: usize) -> bool {
+        let Ok(position) = i32::try_from(end) else { return false };
         // SAFETY: the context is alive; sequence 0 is the only one.
-        unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.context.as_ptr()), 0, end, -1) }
+        let memory = unsafe { sys::llama_get_memory(self.context.as_ptr()) };
+        // SAFETY: as above.
+        let is_gone = unsafe { sys::llama_memory_seq_rm(memory, 0, position, -1) };
+        if is_gone {
+            self.held.truncate(end);
+        }
+        is_gone
     }
 }
