@@ -5,14 +5,15 @@
 #
 # PEER_PYTHON has numpy; SHARED holds assets/models/LAYOUT (Qwen3-0.6B) and tools/synth_checkpoint.py.  ROUNDS is how often
 # each figure is taken (9), THREADS how many threads both sides have (2; on a busy machine 1, since two then wait for one
-# another; tokens a second are then of the time that the thread has had), WORDS (times three) and TOKENS how long prompt and answer are, WORK a folder to keep the files in from one run to the next.  With LLAMA, the folder that
-# $SHARED/tools/llama_cpp_tools.sh built, llama-bench's figures are shown too; it is compiled for this very processor, the
-# engine for all with AVX2.
+# another; tokens a second are then of the time that the thread has had), WORDS (times three) and TOKENS how long prompt
+# and answer are, WORK a folder to keep the files in from one run to the next.  With LLAMA, a folder with bin/llama-bench
+# as $SHARED/tools/llama_cpp_tools.sh builds it, that takes its turn in every round too: the same file, threads, pieces and
+# tokens, answers after a prompt of the same length.  It is compiled for this very processor, the engine for all with AVX2.
 #
 #   switch   to another adapter over a resident base: at most 50 ms
 #   swap     of two files that are in the page cache: at most 1.2 times what llama.cpp needs to free one and load the other
 #   ahead    a file of more than 1 GB from the disk, read ahead or not: at least 2 times faster
-#   prompt, decode    tokens a second: at most 3 % fewer than llama.cpp alone
+#   prompt, decode    tokens a second: at most 3 % fewer than llama.cpp alone, and than llama-bench
 #   unmerged what an adapter of rank 16 over all matrices costs of that
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -42,13 +43,9 @@ done
 
 lscpu | sed -n 's/^Model name: */processor  /p'
 echo "files      $(du -h "$small" "$large" "$work/adapter-1.gguf" | awk '{ printf "%s ", $1 }')· $(uptime | sed 's/.*load/load/')"
-experts() { "$target/examples/experts" "$@" 2>/dev/null; }
+experts() { "$target/examples/experts" "$@" 2>"$work/experts.log" || { tail -3 "$work/experts.log" >&2; return 1; }; }
 experts switch "$small" "$work/adapter-1.gguf" "$work/adapter-2.gguf"
 experts swap "$small" "$large"
 experts ahead "$small" "$large"
 experts speed "$small" "$work/adapter-1.gguf"
-if [ -n "${LLAMA:-}" ]; then
-  LD_LIBRARY_PATH="$LLAMA/bin" "$LLAMA/bin/llama-bench" -m "$small" -p 481 -n 48 -b 512 -ub 512 -t "${THREADS:-2}" \
-    -r "${ROUNDS:-9}" 2>/dev/null | sed -n 's/^| .*\(pp481\|tg48\) *| *\([^|]*\)|.*/bench      llama-bench \1 \2 tokens\/s/p'
-fi
 echo "load       $(uptime | sed 's/.*load average: //')"

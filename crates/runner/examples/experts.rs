@@ -7,7 +7,8 @@
 //!   experts ahead FILE FILE                the second file's load from the disk, read ahead or not
 //!
 //! Every figure is taken in turn with what it is compared with, so that a busy machine is busy for both. What is timed
-//! of llama.cpp alone are its own calls through llama-cpp-2's wrapper, with the same options.
+//! of llama.cpp alone are its own calls through llama-cpp-2's wrapper, with the same options. Where `LLAMA` names a folder
+//! with `bin/llama-bench`, `speed` runs that too, once a round: the same file, threads, pieces and tokens.
 
 use std::num::NonZeroU32;
 use std::ops::ControlFlow;
@@ -272,6 +273,50 @@ impl Drop for Alone {
     }
 }
 
+/// llama.cpp's own bench, built for this very processor.
+struct Bench {
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// The one in `LLAMA`. With one thread the engine's clock is the thread's, which a process elsewhere has not.
+    fn find() -> Option<Self> {
+        let folder =
+            PathBuf::from(std::env::var_os("LLAMA").filter(|folder| !folder.is_empty())?).join("bin");
+        if threads() < 2 {
+            println!("bench      llama-bench is left out: with THREADS=1 the time here is the thread's own");
+            return None;
+        }
+        Some(Self { folder })
+    }
+
+    /// Tokens a second of a prompt, and of tokens after one of that length.
+    fn rates(&self, file: &Path, prompt_tokens: usize, steps: usize) -> Outcome<[f64; 2]> {
+        let prompt = self.rate(file, [prompt_tokens, 0, 0])?;
+        Ok([prompt, self.rate(file, [0, steps, prompt_tokens])?])
+    }
+
+    fn rate(&self, file: &Path, [prompt_tokens, steps, before]: [usize; 3]) -> Outcome<f64> {
+        let program = self.folder.join("llama-bench");
+        let (threads, batch) = (threads().to_string(), BATCH.to_string());
+        let numbers = [prompt_tokens, steps, before].map(|n| n.to_string());
+        let ran = std::process::Command::new(&program)
+            .env("LD_LIBRARY_PATH", &self.folder)
+            .arg("-m")
+            .arg(file)
+            .args(["-p", &numbers[0], "-n", &numbers[1], "-d", &numbers[2]])
+            .args(["-t", &threads, "-b", &batch, "-ub", &batch, "-r", "1", "-o", "json"])
+            .output()
+            .map_err(|error| format!("{}: {error}", program.display()))?;
+        let told: serde_json::Value = serde_json::from_slice(&ran.stdout).map_err(|error| {
+            format!("{}: {error}: {}", program.display(), String::from_utf8_lossy(&ran.stderr))
+        })?;
+        told.pointer("/0/avg_ts")
+            .and_then(serde_json::Value::as_f64)
+            .ok_or_else(|| format!("no avg_ts in {told}").into())
+    }
+}
+
 fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
     let (words, tokens) = (number("WORDS").unwrap_or(160) as usize, number("TOKENS").unwrap_or(49));
     // The engine first: it keeps llama.cpp's log to itself.
@@ -280,6 +325,8 @@ fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
     let mut alone = Alone::load(&backend, file)?;
     let bare = card("bare", file, None)?;
     let adapted = adapter.map(|_| card("adapted", file, adapter)).transpose()?;
+    let bench = Bench::find();
+    let mut benched: [Vec<f64>; 2] = Default::default();
     let mut figures: [Vec<f64>; 6] = Default::default();
     let (mut n_prompt, mut n_steps) = (0, 0);
     for round in 0..=rounds {
@@ -291,23 +338,36 @@ fn speed(file: &Path, adapter: Option<&PathBuf>, rounds: usize) -> Outcome<()> {
         if let Some(card) = &adapted {
             row.extend(ask(get(&mut residency, card)?, words, tokens)?.rates());
         }
+        let of_bench =
+            bench.as_ref().map(|bench| bench.rates(file, ours.prompt_tokens, ours.steps)).transpose()?;
         // The first round warms up.
         if round > 0 {
             figures.iter_mut().zip(row).for_each(|(list, figure)| list.push(figure));
+            benched
+                .iter_mut()
+                .zip(of_bench.into_iter().flatten())
+                .for_each(|(list, figure)| list.push(figure));
         }
     }
     drop(alone);
     std::mem::forget(backend);
     let [prompt, decode, raw_prompt, raw_decode, adapted_prompt, adapted_decode] = figures.map(median);
     let less = |ours: f64, theirs: f64| 100.0 * (1.0 - ours / theirs);
-    let line = |what: &str, n: usize, ours: f64, alone: f64| {
-        let less = less(ours, alone);
+    let [bench_prompt, bench_decode] = benched.map(median);
+    let line = |what: &str, n: usize, ours: f64, alone: f64, of_bench: f64| {
+        let less_of = |theirs: f64| {
+            format!("{theirs:.2}, {:.3} times, {:.1} % less", ours / theirs, less(ours, theirs))
+        };
         println!(
-            "{what}     {n} tokens: {ours:.2} tokens/s, llama.cpp alone {alone:.2}: {less:.1} % less (at most 3)"
+            "{what}     {n} tokens: {ours:.2} tokens/s · llama.cpp alone {} (at most 3)",
+            less_of(alone)
         );
+        if bench.is_some() {
+            println!("           llama-bench {} (at most 3)", less_of(of_bench));
+        }
     };
-    line("prompt", n_prompt, prompt, raw_prompt);
-    line("decode", n_steps, decode, raw_decode);
+    line("prompt", n_prompt, prompt, raw_prompt, bench_prompt);
+    line("decode", n_steps, decode, raw_decode, bench_decode);
     if adapted.is_some() {
         println!(
             "unmerged   an adapter costs {:.1} % of the prompt's rate ({adapted_prompt:.2}), {:.1} % of the answer's \

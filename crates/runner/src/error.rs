@@ -65,7 +65,7 @@ pub enum Error {
         reason: String,
     },
     /// An expert does in the engine what it is not to do.
-    #[error("expert `{expert}` is not registered: {reason}")]
+    #[error("expert `{expert}` is not as it was trained: {reason}")]
     Unfit {
         /// The expert's name.
         expert: String,

@@ -71,6 +71,10 @@ fn say(residency: &mut Residency, cards: &[&ExpertCard]) -> (Vec<String>, Vec<St
         let mut observe = |event: ResidencyEvent| match event {
             ResidencyEvent::Loaded { expert, .. } => seen.push(format!("+{expert}")),
             ResidencyEvent::Unloaded { expert, .. } => seen.push(format!("-{expert}")),
+            ResidencyEvent::Switched { expert, from, switch_ms } => {
+                assert!(switch_ms > 0.0);
+                seen.push(format!("{from}>{expert}"));
+            }
             _ => {}
         };
         let (expert, _) = residency.get(card, &|| false, &mut observe).unwrap();
@@ -98,12 +102,14 @@ fn experts_over_one_base_switch_without_a_load() {
         said,
         ["Hello, worldBye", ", worldBye", "Bye", "Hello, worldBye", "Bye", "Hello, worldBye", ", worldBye"]
     );
-    assert_eq!(seen, ["+base"]);
+    // Each switch of adapters is told, and there is no load but the first.
+    let switches = ["base>comma", "comma>bye", "bye>base", "base>bye", "bye>off", "off>comma"];
+    assert_eq!(seen, [&["+base"][..], &switches].concat());
     // The first of them loaded may have one as well.
     let mut residency = Residency::new(Box::new(LlamaEngine::new().unwrap()));
     assert_eq!(
         say(&mut residency, &[&bye, &base]),
-        (vec!["Bye".into(), "Hello, worldBye".into()], vec!["+bye".into()])
+        (vec!["Bye".into(), "Hello, worldBye".into()], vec!["+bye".into(), "bye>base".into()])
     );
 }
 

@@ -4,9 +4,10 @@ mod tiny;
 
 use std::path::PathBuf;
 
-use runner::card::{CardOptions, LoadOptions, Sampling};
+use runner::card::{CardOptions, Digests, LoadOptions, Sampling};
 use runner::engine::llama::LlamaEngine;
 use runner::engine::{Finish, Form, Progress, Prompt, Request};
+use runner::registry::{Probe, compare};
 use runner::residency::{Keeping, ResidencyEvent};
 use runner::{Error, ExpertCard, Registry, Residency};
 use tempfile::TempDir;
@@ -208,4 +209,31 @@ fn drawing_is_repeatable_by_its_seed_and_forms_are_kept() {
         let text = draw(3.0, seed, answer.clone(), 1.0);
         assert!(text == "\"yes\"" || text == "\"no\"", "{text}");
     }
+}
+
+#[test]
+fn prompts_are_held_against_training_without_a_load() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}";
+    let strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}";
+    let file = |name: &str, template: &Template<'_>| {
+        let file = directory.path().join(name);
+        tiny::write_with(&file, &Says::Once(&["Hi"]), template);
+        file
+    };
+    let card = |name: &str, template: &Template<'_>| {
+        ExpertCard::from_file("role", &file(name, template), &options(), Digests::Blake3).unwrap()
+    };
+    let trained = formats::gguf::Reader::open(&file("trained.gguf", &Template::Chat)).unwrap();
+    let tokenizer = text::Tokenizer::from_gguf(trained.metadata()).unwrap();
+    let template = text::ChatTemplate::from_gguf(trained.metadata(), &tokenizer).unwrap().unwrap();
+    let probe = Probe { training: Some((&tokenizer, &template)), ..Probe::default() };
+    let own = Template::Chat;
+    assert_eq!(compare(&card("same.gguf", &own), &probe).unwrap(), 3);
+    assert_eq!(compare(&card("same.gguf", &own), &Probe::default()).unwrap(), 0, "nothing to compare with");
+    let refused = compare(&card("other.gguf", &Template::Source(other)), &probe).unwrap_err().to_string();
+    assert!(refused.contains("`role` is not as it was trained: its ids of a prompt differ"), "{refused}");
+    let strict = format!("{strict}{}", trained.metadata().get_str("tokenizer.chat_template").unwrap());
+    let refused = compare(&card("strict.gguf", &Template::Source(&strict)), &probe).unwrap_err().to_string();
+    assert!(refused.contains("it refuses a chat that training's template renders"), "{refused}");
 }

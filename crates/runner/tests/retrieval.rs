@@ -5,8 +5,8 @@ mod tiny;
 
 use expect_test::expect;
 use runner::engine::llama::LlamaEngine;
-use runner::pipeline::{Event, Programs, RunOptions, State, run};
-use runner::{Residency, pipeline::Pipeline};
+use runner::pipeline::{Event, Pipeline, PipelineSpec, Programs, RunOptions, State, run};
+use runner::{Registry, Residency};
 use scripted::{Asked, Scripted, Stand};
 use serde_json::{Value, json};
 use tiny::Says;
@@ -154,4 +154,48 @@ fn a_program_judges_only_where_it_is_allowed() {
         played.results()[2..].iter().map(|result| result.objections.as_slice()).collect();
     assert_eq!(judged, [&[][..], &[format!("no good: {here}")][..]]);
     assert!(!stand.path().join("owned").exists(), "an output is no command");
+}
+
+/// Files, schemas, corpora and programs alike, whether the folder's own path is whole or not.
+#[test]
+fn every_path_is_relative_to_one_folder() {
+    use std::os::unix::fs::PermissionsExt;
+    let stand = Stand::new(&["clerk"]);
+    let file = |name: &str, text: &str| std::fs::write(stand.path().join(name), text).unwrap();
+    std::fs::create_dir(stand.path().join("in")).unwrap();
+    file("in/a.md", "a lamp\n");
+    file("in/schema.json", r#"{"type": "integer"}"#);
+    file("in/judge", "#!/bin/sh\necho \"$PWD\"; test -f in/judge && exit 3\n");
+    let judge = stand.path().join("in/judge");
+    std::fs::set_permissions(&judge, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let spec = |program: &str| {
+        json!({
+            "experts": {"clerk": {"file": "clerk.gguf", "num_ctx": 256}},
+            "steps": [
+                {"name": "found", "kind": "retrieve", "files": ["in"], "query": "lamp"},
+                {"name": "write", "expert": "clerk", "prompt": "{{ steps.found.output }}", "schema": "in/schema.json"},
+                {"name": "lint", "kind": "check", "of": "write", "program": [program]},
+            ],
+        })
+    };
+    // The same folder, from the one that the test runs in.
+    let here = std::env::current_dir().unwrap();
+    let up: std::path::PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let relative = up.join(stand.path().strip_prefix("/").unwrap());
+    let registry = Registry::at(stand.path().join("experts"));
+    for folder in [stand.path(), &relative] {
+        let checked = |program: &str| {
+            let spec: PipelineSpec = serde_json::from_value(spec(program)).unwrap();
+            spec.check("stand", folder, &registry).unwrap()
+        };
+        let run = |program: &str| {
+            let programs = Programs::Allowed { path: "/usr/bin:/bin".into() };
+            let options = RunOptions { programs, ..RunOptions::default() };
+            stand.play(&checked(program), "x", Scripted::new(|_| "5".to_owned()), options)
+        };
+        let played = run("in/judge");
+        assert_eq!(played.results()[2].objections, [stand.path().display().to_string()]);
+        // Without a slash it is looked for where programs are, and nowhere else.
+        assert!(run("judge").error().contains("`judge` can't be run"));
+    }
 }

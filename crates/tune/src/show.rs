@@ -9,6 +9,15 @@ pub fn duration(time: Duration) -> String {
     seconds(time.as_secs_f64())
 }
 
+/// Seconds of what may be over in no time: `0.05 ms`, `40 ms`, and [`seconds`] from a second on.
+pub fn brief(time: f64) -> String {
+    match time * 1e3 {
+        ms if ms < 10.0 => format!("{ms:.2} ms"),
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        _ => seconds(time),
+    }
+}
+
 /// `0.0514`, or `1.8e-5` of what that would show as nothing.
 pub fn nats(nats: f64) -> String {
     if nats.abs() < 1e-3 { format!("{nats:.1e}") } else { format!("{nats:.4}") }
@@ -28,6 +37,7 @@ mod tests {
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(seconds(0.4211), "0.42 s");
         assert_eq!([nats(0.05139), nats(0.00001834)], ["0.0514", "1.8e-5"]);
+        assert_eq!([brief(0.000_049), brief(0.0404), brief(1.2)], ["0.05 ms", "40 ms", "1.20 s"]);
         assert_eq!(seconds(12.34), "12.3 s");
         assert_eq!(seconds(245.0), "4 min 05 s");
         assert_eq!(seconds(7380.0), "2 h 03 min");

@@ -3,7 +3,12 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use axum::http::StatusCode;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde_json::Value;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::refusal::Refusal;
 use super::worker::{KeepAlive, Worker};
@@ -22,8 +27,8 @@ pub(super) struct Asked {
 pub(super) enum Work {
     /// Load it and no more.
     Load,
-    /// Let it go if it is resident.
-    Unload,
+    /// Let go of the experts of these names that are resident.
+    Unload(Vec<String>),
     /// Generate.
     Generate { prompt: Prompt, sampling: Sampling, stop: Vec<String>, form: Form },
 }
@@ -46,16 +51,18 @@ pub(super) struct Done {
     pub total_ns: u64,
     /// Of that, loading.
     pub load_ns: u64,
+    /// The run that gave it, where a pipeline did.
+    pub run: Option<Value>,
 }
 
-/// Queues it and gives its answers: any number of texts, then the end or a failure.
+/// Any number of texts, then the end or a failure.
+pub(super) type Answers = BoxStream<'static, Answer>;
+
+/// Queues it and gives its answers.
 ///
 /// The channel has no bound: an answer is as long as its context at most, and a slow listener must not hold up the
 /// engine.
-pub(super) fn start(
-    worker: &Worker,
-    asked: Asked,
-) -> std::result::Result<UnboundedReceiver<Answer>, Refusal> {
+pub(super) fn start(worker: &Worker, asked: Asked) -> std::result::Result<Answers, Refusal> {
     let (sender, receiver) = unbounded_channel();
     let begun = Instant::now();
     let name = asked.card.name.clone();
@@ -67,10 +74,10 @@ pub(super) fn start(
             return;
         }
         let mut load_ns = 0;
-        let keeps = !matches!(work, Work::Unload);
+        let keeps = !matches!(work, Work::Unload(_));
         let generated: Result<Option<Generated>> = match work {
-            Work::Unload => {
-                desk.unload_if(&card);
+            Work::Unload(names) => {
+                desk.unload_named(&names);
                 Ok(None)
             }
             Work::Load => desk.expert(&card, &gone).map(|(_, took)| {
@@ -102,14 +109,42 @@ pub(super) fn start(
         }
         let answer = match generated {
             Ok(generated) => {
-                Answer::Done(Box::new(Done { generated, total_ns: nanoseconds(begun.elapsed()), load_ns }))
+                let total_ns = nanoseconds(begun.elapsed());
+                Answer::Done(Box::new(Done { generated, total_ns, load_ns, run: None }))
             }
             Err(error) => Answer::Failed(error.into()),
         };
         // A listener that left in the meantime misses nothing it wants.
         let _ = sender.send(answer);
     })?;
-    Ok(receiver)
+    Ok(UnboundedReceiverStream::new(receiver).boxed())
+}
+
+/// Collects an answer to its end.
+pub(super) async fn whole(mut answers: Answers) -> std::result::Result<(String, Done), Refusal> {
+    let mut text = String::new();
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Answer::Text(more) => text.push_str(&more),
+            Answer::Done(done) => return Ok((text, *done)),
+            Answer::Failed(refusal) => return Err(refusal),
+        }
+    }
+    Err(gone())
+}
+
+/// An answer as a stream, once its first part is there: that decides the status; what fails later is told in the stream.
+pub(super) async fn begun(mut answers: Answers) -> std::result::Result<Answers, Refusal> {
+    match answers.next().await {
+        Some(Answer::Failed(refusal)) => Err(refusal),
+        Some(first) => Ok(futures::stream::once(async { first }).chain(answers).boxed()),
+        None => Err(gone()),
+    }
+}
+
+/// The engine's thread gave no end to an answer.
+pub(super) fn gone() -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the engine gave up on this request")
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {

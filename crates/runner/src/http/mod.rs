@@ -1,16 +1,18 @@
 //! The server: Ollama's API and the OpenAI API over all experts, runs as server-sent events, and one web page.
 
 mod accept;
-mod experts;
 mod generation;
 mod guard;
 mod log;
 mod models;
+mod offers;
 mod ollama;
 mod openai;
 mod page;
 mod pipelines;
 mod refusal;
+mod reply;
+mod runs;
 mod worker;
 
 use std::future::Future;
@@ -28,14 +30,14 @@ use axum::routing::{get, post};
 use formats::Observer;
 use tokio::net::TcpListener;
 
-use self::experts::Experts;
 use self::guard::Guard;
 use self::log::Log;
+use self::offers::Offers;
 use self::refusal::Refusal;
 use self::worker::{KeepAlive, Worker};
 use crate::pipeline::{Pipeline, Programs};
 use crate::residency::ResidencyEvent;
-use crate::{Error, ExpertCard, Registry, Residency, Result};
+use crate::{Error, ExpertCard, Registry, Residency, Result, clock};
 
 /// What is served, and to whom.
 pub struct ServeConfig {
@@ -86,13 +88,14 @@ pub enum ServeEvent {
 #[derive(Clone)]
 struct Server {
     worker: Worker,
-    experts: Experts,
-    pipelines: Arc<[Arc<Pipeline>]>,
+    offers: Offers,
     runs: Arc<Path>,
     programs: Programs,
     engine_name: Arc<str>,
     guard: Guard,
     log: Log,
+    /// When it was started, since 1970.
+    since: Duration,
 }
 
 /// Serves until `shutdown` is done.
@@ -115,20 +118,20 @@ pub async fn serve(
     let listener = TcpListener::bind(config.address).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let log = Log::new(observer);
-    let experts = Experts::new(config.registry, &config.pipelines)?;
+    let offers = Offers::new(config.registry, config.pipelines)?;
     let engine_name = Arc::from(config.residency.engine().name());
     let keep_alive = KeepAlive::For(config.keep_alive);
     let (worker, thread) = Worker::start(config.residency, keep_alive, config.max_queue, log.clone())
         .map_err(|error| wrong(&format!("the engine's thread can't be started: {error}")))?;
     let server = Server {
         worker,
-        experts,
-        pipelines: config.pipelines.into_iter().map(Arc::new).collect(),
+        offers,
         runs: Arc::from(config.runs),
         programs: config.programs,
         engine_name,
         guard: Guard::new(address, config.api_key.as_deref().map(str::trim)),
         log: log.clone(),
+        since: clock::now(),
     };
     log.write(ServeEvent::Listening { address });
     if let Some(card) = config.preload {
@@ -174,6 +177,9 @@ async fn admit(State(server): State<Server>, request: Request, next: Next) -> Re
         && matches!(request.uri().path(), "/" | "/page.css" | "/page.js" | "/icon.svg");
     let response = match server.guard.check(request.headers(), !is_page) {
         Ok(()) => next.run(request).await,
+        Err(refusal) if request.uri().path().starts_with("/v1/") => {
+            openai::Wrong::from(refusal).into_response()
+        }
         Err(refusal) => refusal.into_response(),
     };
     let (status, ms) = (response.status().as_u16(), begun.elapsed().as_secs_f64() * 1e3);

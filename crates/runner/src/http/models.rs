@@ -1,4 +1,6 @@
-//! What experts there are: `/api/tags`, `/api/ps`, `/api/show`, `/api/version`.
+//! What there is to ask, experts and pipelines: `/api/tags`, `/api/ps`, `/api/show`, `/api/version`.
+
+use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -7,17 +9,54 @@ use serde_json::{Map, Value, json};
 
 use super::Server;
 use super::accept::body;
+use super::offers::Offer;
+use super::pipelines::describe;
 use super::refusal::Refusal;
 use crate::card::{ExpertCard, Model, ModelFile};
 use crate::clock;
+use crate::pipeline::Pipeline;
+
+/// What a pipeline is called where a model has its format.
+const PIPELINE: &str = "pipeline";
 
 pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
 pub(super) async fn tags(State(server): State<Server>) -> Result<Json<Value>, Refusal> {
-    let models: Vec<Value> = server.experts.cards()?.iter().map(tag).collect();
+    let mut models: Vec<Value> = server.offers.cards()?.iter().map(tag).collect();
+    models.extend(server.offers.answering().map(|pipeline| tag_of_pipeline(&server, pipeline)));
     Ok(Json(json!({"models": models})))
+}
+
+/// A pipeline among the models: what it is stands where a model has its format and its family.
+fn tag_of_pipeline(server: &Server, pipeline: &Pipeline) -> Value {
+    let name = format!("{}:latest", pipeline.name());
+    let files: BTreeMap<_, u64> = pipeline
+        .experts()
+        .values()
+        .filter_map(ExpertCard::file)
+        .map(|file| (&file.file, file.file_bytes))
+        .collect();
+    json!({
+        "name": name,
+        "model": name,
+        "modified_at": clock::rfc3339(server.since),
+        "size": files.values().sum::<u64>(),
+        "digest": pipeline.hash(),
+        "details": pipeline_details(),
+    })
+}
+
+fn pipeline_details() -> Value {
+    json!({
+        "parent_model": "",
+        "format": PIPELINE,
+        "family": PIPELINE,
+        "families": [PIPELINE],
+        "parameter_size": "",
+        "quantization_level": "",
+    })
 }
 
 fn tag(card: &ExpertCard) -> Value {
@@ -96,18 +135,45 @@ struct ShowBody {
 
 pub(super) async fn show(State(server): State<Server>, request: Request) -> Result<Json<Value>, Refusal> {
     let asked: ShowBody = body(request).await?;
-    let card = server.experts.find(if asked.model.is_empty() { &asked.name } else { &asked.model })?;
+    match server.offers.find(if asked.model.is_empty() { &asked.name } else { &asked.model })? {
+        Offer::Expert(card) => show_expert(&card),
+        Offer::Pipeline(pipeline) => Ok(Json(show_pipeline(&server, &pipeline))),
+    }
+}
+
+fn show_pipeline(server: &Server, pipeline: &Pipeline) -> Value {
+    let steps: Vec<String> = pipeline
+        .steps()
+        .map(|(name, experts)| match experts.is_empty() {
+            true => name.to_owned(),
+            false => format!("{name} ({})", experts.join(", ")),
+        })
+        .collect();
+    let capabilities = if pipeline.answering().is_some() { &["completion"][..] } else { &[] };
+    json!({
+        "modelfile": format!("# a pipeline of tune: {}", steps.join(" → ")),
+        "parameters": "",
+        "template": "",
+        "details": pipeline_details(),
+        "model_info": {"general.architecture": PIPELINE},
+        "capabilities": capabilities,
+        "modified_at": clock::rfc3339(server.since),
+        "pipeline": describe(pipeline),
+    })
+}
+
+fn show_expert(card: &ExpertCard) -> Result<Json<Value>, Refusal> {
     let Facts { from, template, model_info } = match &card.model {
         Model::File(file) => Facts::of_file(file)?,
         Model::Ollama(model) => Facts::elsewhere(format!("{} on {}", model.name, model.url)),
         Model::OpenAi(model) => Facts::elsewhere(format!("{} on {}", model.model, model.url)),
     };
     Ok(Json(json!({
-        "modelfile": format!("FROM {from}\n{}", parameters(&card, "PARAMETER ")),
-        "parameters": parameters(&card, ""),
+        "modelfile": format!("FROM {from}\n{}", parameters(card, "PARAMETER ")),
+        "parameters": parameters(card, ""),
         "template": template,
         "system": card.system,
-        "details": details(&card),
+        "details": details(card),
         "model_info": model_info,
         "capabilities": ["completion"],
         "modified_at": clock::rfc3339(card.modified()),

@@ -3,28 +3,30 @@
 //! Everything that would force a reload is fixed in an expert's card, so a request that asks for another value is
 //! refused rather than obeyed or ignored; a prompt longer than the context is refused rather than cut.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use text::Message;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::Server;
 use super::accept::body;
-use super::generation::{self, Answer, Asked, Done, Work};
+use super::generation::{self, Answer, Answers, Asked, Done, Work};
+use super::offers::Offer;
 use super::refusal::Refusal;
 use super::worker::KeepAlive;
+use super::{reply, runs};
 use crate::card::{ExpertCard, LoadOptions, Sampling};
 use crate::clock;
 use crate::engine::{Finish, Form, Prompt};
+use crate::pipeline::Pipeline;
 
 /// `POST /api/generate`.
 #[derive(Deserialize)]
@@ -79,15 +81,23 @@ enum Shape {
 
 pub(super) async fn generate(State(server): State<Server>, request: Request) -> Result<Response, Refusal> {
     let asked: GenerateBody = body(request).await?;
-    let card = server.experts.find(&asked.model)?;
-    for (key, given) in [
+    let beside = [
         ("suffix", !asked.suffix.is_empty()),
         ("template", !asked.template.is_empty()),
         ("images", !asked.images.is_empty()),
-    ] {
-        if given {
-            return Err(Refusal::bad(format!("\"{}\" does not support `{key}`", card.name)));
+    ];
+    let card = match server.offers.find(&asked.model)? {
+        Offer::Expert(card) => card,
+        Offer::Pipeline(pipeline) => {
+            let system = asked.system.is_some_and(|system| !system.is_empty());
+            reply::refuse(&pipeline, &beside)?;
+            reply::refuse(&pipeline, &[("system", system), ("raw", asked.raw)])?;
+            let input = (!asked.prompt.is_empty()).then_some(asked.prompt);
+            return of_pipeline(&server, pipeline, input, &asked.rest, Shape::Generate).await;
         }
+    };
+    if let Some((key, _)) = beside.iter().find(|(_, given)| *given) {
+        return Err(Refusal::bad(format!("\"{}\" does not support `{key}`", card.name)));
     }
     let prompt = if asked.prompt.is_empty() {
         None
@@ -99,54 +109,111 @@ pub(super) async fn generate(State(server): State<Server>, request: Request) -> 
         let system = asked.system.map(|text| Message::new("system", text));
         Some(Prompt::Chat(system.into_iter().chain([Message::new("user", asked.prompt)]).collect()))
     };
-    answer(&server, card, prompt, &asked.rest, Shape::Generate).await
+    of_expert(&server, *card, prompt, &asked.rest, Shape::Generate).await
 }
 
 pub(super) async fn chat(State(server): State<Server>, request: Request) -> Result<Response, Refusal> {
     let asked: ChatBody = body(request).await?;
-    let card = server.experts.find(&asked.model)?;
-    if asked.tools.is_some_and(|tools| !tools.is_empty()) {
+    let has_tools = asked.tools.is_some_and(|tools| !tools.is_empty());
+    let is_empty = asked.messages.is_empty();
+    let card = match server.offers.find(&asked.model)? {
+        Offer::Expert(card) => card,
+        Offer::Pipeline(pipeline) => {
+            reply::refuse(&pipeline, &[("tools", has_tools)])?;
+            let input = if is_empty { None } else { Some(reply::input(&pipeline, &asked.messages)?) };
+            return of_pipeline(&server, pipeline, input, &asked.rest, Shape::Chat).await;
+        }
+    };
+    if has_tools {
         return Err(Refusal::bad(format!("\"{}\" does not support tools", card.name)));
     }
-    let prompt = (!asked.messages.is_empty()).then_some(Prompt::Chat(asked.messages));
-    answer(&server, card, prompt, &asked.rest, Shape::Chat).await
+    let prompt = (!is_empty).then_some(Prompt::Chat(asked.messages));
+    of_expert(&server, *card, prompt, &asked.rest, Shape::Chat).await
 }
 
-async fn answer(
+impl Rest {
+    fn thinks(&self) -> bool {
+        self.think.as_ref().is_some_and(|think| !matches!(think, Value::Bool(false) | Value::Null))
+    }
+
+    fn keep_alive(&self) -> Result<Option<KeepAlive>, Refusal> {
+        Ok(self.keep_alive.as_ref().map(keep_alive).transpose()?.flatten())
+    }
+}
+
+async fn of_expert(
     server: &Server,
     card: ExpertCard,
     prompt: Option<Prompt>,
     rest: &Rest,
     shape: Shape,
 ) -> Result<Response, Refusal> {
-    if rest.think.as_ref().is_some_and(|think| !matches!(think, Value::Bool(false) | Value::Null)) {
+    if rest.thinks() {
         return Err(Refusal::bad(format!("\"{}\" does not support thinking", card.name)));
     }
-    let keep_alive = rest.keep_alive.as_ref().map(keep_alive).transpose()?.flatten();
+    let keep_alive = rest.keep_alive()?;
     let (sampling, stop) = options(&card, rest.options.as_ref())?;
     let work = match prompt {
         Some(prompt) => Work::Generate { prompt, sampling, stop, form: form(rest.format.as_ref())? },
-        None if keep_alive == Some(KeepAlive::For(Duration::ZERO)) => Work::Unload,
-        None => Work::Load,
+        None => idle(keep_alive, vec![card.name.clone()]),
     };
-    let name = card.name.clone();
-    let idle = match work {
-        Work::Unload => "unload",
-        _ => "load",
+    let heading = Heading { name: card.name.clone(), idle: idle_reason(&work), shape };
+    let answers = generation::start(&server.worker, Asked { card, work, keep_alive })?;
+    answer(answers, heading, rest.stream).await
+}
+
+/// A pipeline's run; without an input its first expert is loaded, or all of them let go, as a model is.
+async fn of_pipeline(
+    server: &Server,
+    pipeline: Arc<Pipeline>,
+    input: Option<String>,
+    rest: &Rest,
+    shape: Shape,
+) -> Result<Response, Refusal> {
+    let format = rest.format.as_ref().is_some_and(reply::is_given);
+    reply::refuse(&pipeline, &[("think", rest.thinks()), ("format", format)])?;
+    if let Some((key, _)) = rest.options.iter().flatten().next() {
+        reply::refuse(&pipeline, &[(&format!("options.{key}"), true)])?;
+    }
+    let keep_alive = rest.keep_alive()?;
+    let name = pipeline.name().to_owned();
+    let Some(input) = input else {
+        let first = pipeline.first_expert().and_then(|name| pipeline.experts().get(name)).cloned();
+        let card = first.ok_or_else(|| Refusal::bad(format!("'{name}' has no expert to load")))?;
+        let work = idle(keep_alive, pipeline.experts().keys().cloned().collect());
+        let heading = Heading { name, idle: idle_reason(&work), shape };
+        let answers = generation::start(&server.worker, Asked { card, work, keep_alive })?;
+        return answer(answers, heading, rest.stream).await;
     };
-    let mut answers = generation::start(&server.worker, Asked { card, work, keep_alive })?;
-    if rest.stream == Some(false) {
-        let (text, done) = whole(&mut answers).await?;
+    let asked = runs::Asked { input, keep_alive, ..runs::Asked::default() };
+    let answers = reply::start(server, pipeline, asked)?;
+    answer(answers, Heading { name, idle: "", shape }, rest.stream).await
+}
+
+/// What a request without a prompt asks for: that an expert is loaded, or that experts are let go.
+fn idle(keep_alive: Option<KeepAlive>, names: Vec<String>) -> Work {
+    if keep_alive == Some(KeepAlive::For(Duration::ZERO)) { Work::Unload(names) } else { Work::Load }
+}
+
+fn idle_reason(work: &Work) -> &'static str {
+    if matches!(work, Work::Unload(_)) { "unload" } else { "load" }
+}
+
+/// What every line of an answer says.
+struct Heading {
+    name: String,
+    /// Why it is done where nothing was generated.
+    idle: &'static str,
+    shape: Shape,
+}
+
+async fn answer(answers: Answers, heading: Heading, stream: Option<bool>) -> Result<Response, Refusal> {
+    let Heading { name, idle, shape } = heading;
+    if stream == Some(false) {
+        let (text, done) = generation::whole(answers).await?;
         return Ok(Json(last(shape, &name, idle, text, &done)).into_response());
     }
-    // The first answer decides the status; what fails later is a line of the stream.
-    let first = match answers.recv().await {
-        Some(Answer::Failed(refusal)) => return Err(refusal),
-        Some(first) => first,
-        None => return Err(gone()),
-    };
-    let rest = UnboundedReceiverStream::new(answers);
-    let lines = futures::stream::once(async { first }).chain(rest).map(move |answer| {
+    let lines = generation::begun(answers).await?.map(move |answer| {
         let value = match answer {
             Answer::Text(text) => part(shape, &name, &text),
             Answer::Done(done) => last(shape, &name, idle, String::new(), &done),
@@ -155,24 +222,6 @@ async fn answer(
         Ok::<_, std::convert::Infallible>(format!("{value}\n"))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
-}
-
-/// Collects an answer to its end.
-pub(super) async fn whole(answers: &mut UnboundedReceiver<Answer>) -> Result<(String, Done), Refusal> {
-    let mut text = String::new();
-    while let Some(answer) = answers.recv().await {
-        match answer {
-            Answer::Text(more) => text.push_str(&more),
-            Answer::Done(done) => return Ok((text, *done)),
-            Answer::Failed(refusal) => return Err(refusal),
-        }
-    }
-    Err(gone())
-}
-
-/// The engine's thread gave no end to an answer.
-pub(super) fn gone() -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the engine gave up on this request")
 }
 
 fn part(shape: Shape, name: &str, text: &str) -> Value {
@@ -199,6 +248,9 @@ fn last(shape: Shape, name: &str, idle: &str, text: String, done: &Done) -> Valu
     value["prompt_eval_duration"] = generated.prompt_ns.into();
     value["eval_count"] = generated.output_tokens.into();
     value["eval_duration"] = generated.decode_ns.into();
+    if let Some(run) = &done.run {
+        value["pipeline"] = run.clone();
+    }
     value
 }
 

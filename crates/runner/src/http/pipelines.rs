@@ -11,14 +11,14 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::Server;
 use super::accept::body;
 use super::refusal::Refusal;
+use super::runs::{self, Asked, Told};
 use crate::card::Model;
-use crate::pipeline::{self, Afterwards, Event, Pipeline, RunOptions};
+use crate::pipeline::{self, Pipeline};
 
 /// Runs the history shows.
 const HISTORY: usize = 50;
@@ -46,11 +46,12 @@ pub(super) async fn status(State(server): State<Server>) -> Json<Value> {
 }
 
 pub(super) async fn list(State(server): State<Server>) -> Json<Value> {
-    let pipelines: Vec<Value> = server.pipelines.iter().map(|pipeline| describe(pipeline)).collect();
+    let pipelines: Vec<Value> = server.offers.pipelines().iter().map(|pipeline| describe(pipeline)).collect();
     Json(json!({"pipelines": pipelines}))
 }
 
-fn describe(pipeline: &Pipeline) -> Value {
+/// A pipeline, for a person to see what it does.
+pub(super) fn describe(pipeline: &Pipeline) -> Value {
     let spec = pipeline.spec();
     let steps: Vec<Value> = spec
         .steps
@@ -114,41 +115,21 @@ pub(super) async fn run(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let pipeline = server.pipelines.iter().find(|pipeline| pipeline.name() == name);
-    let pipeline: Arc<Pipeline> = Arc::clone(
-        pipeline
-            .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("pipeline '{name}' not found")))?,
-    );
+    let pipeline = server.offers.pipelines().iter().find(|pipeline| pipeline.name() == name);
+    let pipeline = pipeline
+        .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("pipeline '{name}' not found")))?;
     let RunBody { input, params, resume } = body(request).await?;
-    if input.trim().is_empty() {
-        return Err(Refusal::bad("the input is empty"));
-    }
-    let runs = server.runs.to_path_buf();
-    let programs = server.programs.clone();
-    let options = RunOptions { runs, resume, params, afterwards: Afterwards::Keep, programs };
-    let (sender, receiver) = unbounded_channel::<Value>();
-    let first = pipeline.steps().find_map(|(_, experts)| experts.first().copied()).map(str::to_owned);
-    server.worker.submit(first.as_deref(), move |desk| {
-        let gone = || sender.is_closed();
-        if gone() {
-            return;
-        }
-        let note = desk.noter();
-        let ended =
-            pipeline::run(&pipeline, &input, &options, desk.residency(), &gone, &mut |event: Event| {
-                if let Event::Residency(event) = &event {
-                    note(event);
-                }
-                // A listener that left is noticed by `gone`.
-                let _ = sender.send(json!(event));
-            });
-        desk.keep(None);
-        if let Err(error) = ended {
-            let _ = sender.send(json!({"event": "failed", "error": error.to_string()}));
-        }
-    })?;
-    let events = UnboundedReceiverStream::new(receiver)
-        .map(|event| Ok::<_, Infallible>(sse::Event::default().data(event.to_string())));
+    let asked = Asked { input, params, resume, keep_alive: None };
+    let told = runs::start(&server, Arc::clone(pipeline), asked)?;
+    let events = UnboundedReceiverStream::new(told).filter_map(async |told| {
+        let event = match told {
+            Told::Event(event) => json!(event),
+            Told::Ended(ended) => {
+                json!({"event": "failed", "error": Refusal::from(ended.err()?).message})
+            }
+        };
+        Some(Ok::<_, Infallible>(sse::Event::default().data(event.to_string())))
+    });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 

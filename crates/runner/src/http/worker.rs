@@ -167,9 +167,9 @@ impl Desk {
         self.unload_where(&|_| true);
     }
 
-    /// Unloads this expert if it is loaded.
-    pub(super) fn unload_if(&mut self, card: &ExpertCard) {
-        self.unload_where(&|held| held.name == card.name);
+    /// Unloads those of some experts that are loaded.
+    pub(super) fn unload_named(&mut self, names: &[String]) {
+        self.unload_where(&|held| names.contains(&held.name));
     }
 
     fn unload_where(&mut self, is_meant: &dyn Fn(&ExpertCard) -> bool) {
@@ -192,7 +192,7 @@ impl Desk {
                 ResidencyEvent::Loading { expert, memory, .. } => {
                     (state.loading, state.memory) = (Some(expert.clone()), memory.clone());
                 }
-                ResidencyEvent::LoadProgress { .. } => {}
+                ResidencyEvent::LoadProgress { .. } | ResidencyEvent::Switched { .. } => {}
                 ResidencyEvent::Loaded { memory, .. } => {
                     (state.loading, state.memory) = (None, memory.clone());
                 }

@@ -31,6 +31,9 @@ function duration(ms) {
   return `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s`;
 }
 
+/** Times that are often far below a millisecond. */
+const brief = (ms) => (ms < 10 ? `${ms.toPrecision(2)} ms` : duration(ms));
+
 function many(n, one) {
   return `${n} ${one}${n === 1 ? "" : "s"}`;
 }
@@ -247,6 +250,13 @@ const handlers = {
   loaded(event) {
     swapLine(`loaded ${event.expert} in ${duration(event.load_ms)} · takes ${bytes(total(event.takes))} · ${bytes(event.memory.free_bytes)} free`, event.expert);
     if (status) { status.memory = event.memory; status.loading = null; status.residents.push({ expert: event.expert, memory: event.takes }); showStatus(); }
+  },
+  switched(event) {
+    swapLine(`${event.from} → ${event.expert}: another adapter over the same base, in ${brief(event.switch_ms)}`, null);
+    if (status) {
+      for (const resident of status.residents) if (resident.expert === event.from) resident.expert = event.expert;
+      showStatus();
+    }
   },
   unloaded(event) {
     swapLine(`unloaded ${event.expert} in ${duration(event.unload_ms)} · ${bytes(event.memory.free_bytes)} free`, null);
@@ -469,7 +479,7 @@ async function run() {
 async function start() {
   await refresh();
   const [tags, served] = await Promise.all([askJson("/api/tags"), askJson("/api/pipelines")]);
-  experts = tags.models;
+  experts = tags.models.filter((model) => model.details.format !== "pipeline");
   pipelines = served.pipelines;
   byId("pipeline").replaceChildren(...pipelines.map((pipeline) => make("option", "", pipeline.name)));
   showPipeline();

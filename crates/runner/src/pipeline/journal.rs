@@ -28,6 +28,8 @@ enum Line {
     Begun(Begun),
     /// An expert was loaded.
     Loaded(Load),
+    /// What is loaded became another expert over the same base.
+    Switched(Switch),
     /// A step on the way to an item's result.
     Piece(Piece),
     /// An item is done.
@@ -77,6 +79,17 @@ pub struct Load {
     pub takes: ExpertMemory,
     /// What was free after.
     pub free_bytes: u64,
+}
+
+/// A loaded base that took on another expert's adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Switch {
+    /// The expert it is now.
+    pub expert: String,
+    /// The expert it was.
+    pub from: String,
+    /// How long it took.
+    pub switch_ms: f64,
 }
 
 /// What kind of piece.
@@ -178,7 +191,7 @@ impl Record {
                     pieces.insert((piece.step.clone(), piece.item, piece.round, piece.what), piece);
                 }
                 Line::Begun(_) => return Err(refuse("its journal begins twice")),
-                Line::Loaded(_) | Line::Ended(_) => {}
+                Line::Loaded(_) | Line::Switched(_) | Line::Ended(_) => {}
             }
         }
         Ok(Self { run: run.to_owned(), directory, journal, committed, pieces })
@@ -218,6 +231,11 @@ impl Record {
         Ok(self.journal.append(&Line::Loaded(load))?)
     }
 
+    /// Notes a switch.
+    pub(super) fn switched(&mut self, switch: Switch) -> Result<()> {
+        Ok(self.journal.append(&Line::Switched(switch))?)
+    }
+
     /// Writes the last line.
     pub(super) fn end(&mut self, ended: Ended) -> Result<()> {
         Ok(self.journal.append(&Line::Ended(ended))?)
@@ -249,6 +267,8 @@ pub struct RunRecord {
     pub input: String,
     /// Loads of experts, in order, of every process that worked at it.
     pub loads: Vec<Load>,
+    /// Switches of adapters, the same.
+    pub switches: Vec<Switch>,
     /// Items in the order they were done.
     pub results: Vec<ItemResult>,
 }
@@ -266,7 +286,11 @@ pub fn history(runs: &Path, most: usize) -> Result<Vec<RunSummary>> {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| is_id(name)).collect();
     names.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(names.iter().filter_map(|name| read_lines(runs, name).ok().map(|read| read.0)).take(most).collect())
+    Ok(names
+        .iter()
+        .filter_map(|name| read_lines(runs, name).ok().map(|read| read.summary))
+        .take(most)
+        .collect())
 }
 
 /// One run with its outputs.
@@ -274,16 +298,17 @@ pub fn history(runs: &Path, most: usize) -> Result<Vec<RunSummary>> {
 /// # Errors
 /// There is no such run, or a file of it is damaged.
 pub fn read_run(runs: &Path, run: &str) -> Result<RunRecord> {
-    let (summary, mut results, loads) = read_lines(runs, run)?;
+    let mut record = read_lines(runs, run)?;
     let directory = runs.join(run);
-    for result in &mut results {
+    for result in &mut record.results {
         read_texts(&directory, result)?;
     }
-    let input = read_artefact(&directory, &summary.begun.input)?;
-    Ok(RunRecord { summary, input, loads, results })
+    record.input = read_artefact(&directory, &record.summary.begun.input)?;
+    Ok(record)
 }
 
-fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>, Vec<Load>)> {
+/// What the journal says, without the texts that the artefacts hold.
+fn read_lines(runs: &Path, run: &str) -> Result<RunRecord> {
     let directory = runs.join(run);
     let refuse = |reason: &str| Error::Resume { path: directory.clone(), reason: reason.to_owned() };
     if !is_id(run) || !directory.is_dir() {
@@ -293,18 +318,20 @@ fn read_lines(runs: &Path, run: &str) -> Result<(RunSummary, Vec<ItemResult>, Ve
     let lines: Vec<Line> = journal::read(&path)?;
     let mut lines = lines.into_iter();
     let Some(Line::Begun(begun)) = lines.next() else { return Err(refuse("its journal has no beginning")) };
-    let (mut results, mut loads, mut ended) = (Vec::new(), Vec::new(), None);
+    let (mut results, mut loads, mut switches, mut ended) = (Vec::new(), Vec::new(), Vec::new(), None);
     for line in lines {
         match line {
             Line::Item(item) => results.push(item.result),
             Line::Loaded(load) => loads.push(load),
+            Line::Switched(switch) => switches.push(switch),
             Line::Piece(_) => {}
             Line::Ended(end) => ended = Some(end),
             Line::Begun(_) => return Err(refuse("its journal begins twice")),
         }
     }
     let (run, n_items, is_running) = (run.to_owned(), results.len(), is_open(&path));
-    Ok((RunSummary { run, begun, ended, is_running, n_items }, results, loads))
+    let summary = RunSummary { run, begun, ended, is_running, n_items };
+    Ok(RunRecord { summary, input: String::new(), loads, switches, results })
 }
 
 /// Whether a process has a journal open: it holds a lock on it.

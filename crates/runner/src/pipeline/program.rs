@@ -64,7 +64,7 @@ enum Ended {
 }
 
 impl Program {
-    /// A program that runs in `directory`.
+    /// A program that runs in `directory`; its own path, where it has a slash, is relative to that too.
     pub(super) fn new(
         command: Vec<String>,
         directory: &Path,
@@ -78,13 +78,9 @@ impl Program {
         if command.iter().any(|part| part.contains('\0')) {
             return Err("an argument holds a zero byte".to_owned());
         }
-        Ok(Self {
-            command,
-            directory: directory.to_owned(),
-            of,
-            timeout: timeout.unwrap_or(TIMEOUT),
-            on_fail,
-        })
+        // Whole, since whether a relative one is meant before or after the change of folder is up to the system.
+        let directory = std::path::absolute(directory).map_err(|error| error.to_string())?;
+        Ok(Self { command, directory, of, timeout: timeout.unwrap_or(TIMEOUT), on_fail })
     }
 
     /// What it objects to in a text; `None` once `cancelled` says so. The error is why there is no judgement.
@@ -121,7 +117,10 @@ impl Program {
 
     fn start(&self, path: &OsString) -> std::io::Result<Child> {
         use std::os::unix::process::CommandExt;
-        Command::new(&self.command[0])
+        // With a slash it is a file, without one it is looked for in the path.
+        let name = &self.command[0];
+        let program = if name.contains('/') { self.directory.join(name) } else { PathBuf::from(name) };
+        Command::new(program)
             .args(&self.command[1..])
             .current_dir(&self.directory)
             .env_clear()

@@ -39,10 +39,10 @@ pub struct PipelineSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertSpec {
-    /// A GGUF file, relative to the pipeline file.
+    /// A GGUF file; like every path here relative to the folder that [`PipelineSpec::check`] is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// LoRA adapter (GGUF) to set over `file`, relative to the pipeline file: experts of one file share what is loaded.
+    /// LoRA adapter (GGUF) to set over `file`: experts of one file share what is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
     /// What the adapter's update is multiplied with; absent: 1, as it was trained.

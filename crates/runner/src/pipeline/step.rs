@@ -82,7 +82,7 @@ pub enum By {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SchemaSpec {
-    /// A JSON file, relative to the pipeline file.
+    /// A JSON file.
     Path(PathBuf),
     /// The schema itself.
     Inline(serde_json::Map<String, serde_json::Value>),

@@ -8,6 +8,7 @@ use text::{Chat, ChatTemplate, Conversation, GenerationPrompt, Message, Tokenize
 
 use crate::budget::{Available, Place, Planned};
 use crate::card::{ExpertCard, ModelFile};
+use crate::engine::llama::language::Language;
 use crate::engine::llama::{LlamaEngine, Session, SessionOptions};
 use crate::engine::{Engine, ExpertMemory};
 use crate::{Error, Result};
@@ -72,6 +73,44 @@ pub fn check(card: &ExpertCard, probe: &Probe<'_>, cancelled: &dyn Fn() -> bool)
     Ok(checked)
 }
 
+/// Holds what an expert makes of conversations against what training made of them, without loading it; gives how many
+/// prompts were compared.
+///
+/// # Errors
+/// [`Error::Unfit`] with what it does otherwise than training; its file can't be read.
+pub fn compare(card: &ExpertCard, probe: &Probe<'_>) -> Result<usize> {
+    let Some(file) = card.file().filter(|file| file.template_blake3.is_some()) else { return Ok(0) };
+    let reader = formats::gguf::Reader::open(&file.file)?;
+    let language = Language::of(&card.name, reader.metadata())?;
+    let Some(template) = &language.template else { return Ok(0) };
+    let mut n_compared = 0;
+    for conversation in plain().iter().chain(&probe.conversations) {
+        let chat = prompt_of(conversation);
+        let found = text::encode_prompt(&language.tokenizer, template, chat);
+        let found = found.map_err(|source| Error::Text { expert: card.name.clone(), source });
+        let is_compared = held(&card.name, found, chat, probe)?.is_some() && probe.training.is_some();
+        n_compared += usize::from(is_compared);
+    }
+    Ok(n_compared)
+}
+
+/// The ids of a prompt, if they are training's; nothing where both refuse the chat.
+fn held(name: &str, found: Result<Vec<u32>>, chat: Chat<'_>, probe: &Probe<'_>) -> Result<Option<Vec<u32>>> {
+    let unfit = |reason: String| Error::Unfit { expert: name.to_owned(), reason };
+    let expected = probe.training.map(|(tokenizer, template)| text::encode_prompt(tokenizer, template, chat));
+    match (found, expected) {
+        (Ok(found), Some(Ok(expected))) if found != expected => Err(unfit(difference(&found, &expected))),
+        (Ok(found), None | Some(Ok(_))) => Ok(Some(found)),
+        (Err(_), None | Some(Err(_))) => Ok(None),
+        (Ok(_), Some(Err(error))) => {
+            Err(unfit(format!("it renders a chat that training's template refuses: {error}")))
+        }
+        (Err(error), Some(Ok(_))) => {
+            Err(unfit(format!("it refuses a chat that training's template renders: {error}")))
+        }
+    }
+}
+
 /// Conversations that show where templates and tokenizers differ: a system message, several turns, text that looks like
 /// control tokens, several scripts.
 fn plain() -> Vec<Conversation> {
@@ -99,37 +138,14 @@ impl<'a> Expert<'a> {
         Ok(Self { card, session })
     }
 
-    fn unfit(&self, reason: String) -> Error {
-        Error::Unfit { expert: self.card.name.clone(), reason }
-    }
-
     /// A prompt as serving renders and tokenises it, held against training's.
     fn read(&self, conversation: &Conversation, probe: &Probe<'_>, checked: &mut Checked) -> Result<()> {
         let chat = prompt_of(conversation);
-        let expected =
-            probe.training.map(|(tokenizer, template)| text::encode_prompt(tokenizer, template, chat));
-        let found = match (self.session.chat_ids(chat), expected) {
-            (Ok(found), Some(Ok(expected))) => {
-                if found != expected {
-                    return Err(self.unfit(difference(&found, &expected)));
-                }
-                checked.n_compared += 1;
-                found
-            }
-            (Ok(found), None) => found,
-            // Some templates know no system message: both must say so.
-            (Err(_), None | Some(Err(_))) => return Ok(()),
-            (Ok(_), Some(Err(error))) => {
-                return Err(
-                    self.unfit(format!("it renders a chat that training's template refuses: {error}"))
-                );
-            }
-            (Err(error), Some(Ok(_))) => {
-                return Err(
-                    self.unfit(format!("it refuses a chat that training's template renders: {error}"))
-                );
-            }
+        // Some templates know no system message.
+        let Some(found) = held(&self.card.name, self.session.chat_ids(chat), chat, probe)? else {
+            return Ok(());
         };
+        checked.n_compared += usize::from(probe.training.is_some());
         // Control tokens' text inside a message is text here and control to llama.cpp, with every template.
         let tokenizer = self.session.tokenizer();
         let is_plain = |text: &str| tokenizer.encode_template(text) == tokenizer.encode(text);

@@ -10,7 +10,7 @@ use formats::atomic;
 use crate::card::{CardOptions, Digests, ExpertCard, check_name};
 use crate::{Error, Result};
 
-pub use check::{Checked, Probe, SMOKE_TOKENS, Smoke, check};
+pub use check::{Checked, Probe, SMOKE_TOKENS, Smoke, check, compare};
 pub use disk::{DiskUse, ExpertDisk, files};
 
 /// The file that names the default expert; a card's ends in `.json`.

@@ -55,6 +55,15 @@ pub enum ResidencyEvent {
         /// Memory after.
         memory: MemoryState,
     },
+    /// What is loaded took on another adapter, for another expert over the same base.
+    Switched {
+        /// The expert it is now.
+        expert: String,
+        /// The expert it was.
+        from: String,
+        /// How long it took.
+        switch_ms: f64,
+    },
     /// It is gone.
     Unloaded {
         /// The expert.
@@ -187,7 +196,7 @@ impl Residency {
         let took = match self.residents.iter().position(|resident| serves(resident.card(), card)) {
             Some(index) => {
                 let mut resident = self.residents.remove(index);
-                let switched = resident.switch_to(card);
+                let switched = switch(resident.as_mut(), card, observer);
                 self.residents.push(resident);
                 switched?;
                 Duration::ZERO
@@ -349,6 +358,23 @@ impl Residency {
         observer.observe(ResidencyEvent::Unloaded { expert, unload_ms, memory: self.engine.memory() });
         Ok(())
     }
+}
+
+/// Makes what is loaded another expert, and tells where that meant another adapter: another role alone takes nothing.
+fn switch(
+    resident: &mut dyn Loaded,
+    card: &ExpertCard,
+    observer: &mut dyn Observer<ResidencyEvent>,
+) -> Result<()> {
+    let adapters = |card: &ExpertCard| card.file().map(|file| file.adapters.clone());
+    let (from, before) = (resident.card().name.clone(), adapters(resident.card()));
+    let begun = Instant::now();
+    resident.switch_to(card)?;
+    if before != adapters(card) {
+        let switch_ms = milliseconds(begun.elapsed());
+        observer.observe(ResidencyEvent::Switched { expert: card.name.clone(), from, switch_ms });
+    }
+    Ok(())
 }
 
 /// Whether what is loaded for one expert answers for another without a load.

@@ -1,7 +1,10 @@
-//! An Ollama server of any generation, in this process: its routes and shapes as the published API has them, its rules
+//! An Ollama server of any generation, in this process: its routes and shapes as the published API has them, those of
+//! OpenAI's API among them, its rules
 //! as `server/routes.go`, `create.go` and `sched.go` of the generation have them, and faults at will.
 //!
 //! It answers with the last message in braces, so that what came of which prompt can be told.
+
+mod completions;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -60,6 +63,12 @@ pub enum Wrong {
     ShortContext,
     /// The runner ran out of memory while it loaded.
     NoMemory,
+    /// 429, as a cloud says it.
+    TooMany,
+    /// 401, as a server says it that wants another key.
+    NoKey,
+    /// A stream that ends as if all were well after so many pieces, without a last one.
+    EndsAfter(usize),
     /// The runner takes no adapter, as 0.24.0 says it of the architectures of its own engine.
     NoAdapter,
 }
@@ -82,6 +91,10 @@ pub enum Asked {
     HasBlob,
     PushBlob,
     Embed,
+    /// `/v1/models`
+    Models,
+    /// `/v1/chat/completions`
+    Complete,
     Other,
 }
 
@@ -230,9 +243,10 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         Asked::Tags => tags(&lock(&shared), wrong),
         Asked::Ps => ps(&mut lock(&shared), wrong),
         Asked::Show => show(&lock(&shared), &body),
-        Asked::Load | Asked::Unload | Asked::Chat | Asked::Generate | Asked::Render => {
+        Asked::Load | Asked::Unload | Asked::Chat | Asked::Generate | Asked::Render | Asked::Complete => {
             run(&shared, asked, &body, wrong)
         }
+        Asked::Models => completions::models(&lock(&shared), wrong),
         Asked::Create => create(&mut lock(&shared), &body),
         Asked::Copy => copy(&mut lock(&shared), &body),
         Asked::Delete => delete(&mut lock(&shared), &body),
@@ -268,6 +282,8 @@ fn kind(method: &Method, path: &str, body: &Value) -> Asked {
         ("HEAD", path) if path.starts_with("/api/blobs/sha256:") => Asked::HasBlob,
         ("POST", path) if path.starts_with("/api/blobs/sha256:") => Asked::PushBlob,
         ("POST", "/api/embed") => Asked::Embed,
+        ("GET", "/v1/models") => Asked::Models,
+        ("POST", "/v1/chat/completions") => Asked::Complete,
         _ => Asked::Other,
     }
 }
@@ -303,13 +319,19 @@ async fn instead(wrong: Option<Wrong>) -> Option<Response> {
             StatusCode::INTERNAL_SERVER_ERROR,
             "failed to initialize model: loras are not yet implemented",
         ),
+        Wrong::TooMany => {
+            let limited =
+                completions::error(StatusCode::TOO_MANY_REQUESTS, "Rate limit reached for requests");
+            ([("retry-after", "0")], limited).into_response()
+        }
+        Wrong::NoKey => completions::error(StatusCode::UNAUTHORIZED, "Incorrect API key provided"),
         Wrong::Hangs => futures::future::pending().await,
         Wrong::Reset => broken(vec![r#"{"mod"#.to_owned()]),
         _ => return None,
     })
 }
 
-fn error(status: StatusCode, words: &str) -> Response {
+pub fn error(status: StatusCode, words: &str) -> Response {
     (status, axum::Json(json!({"error": words}))).into_response()
 }
 
@@ -447,7 +469,11 @@ fn run(shared: &Shared, asked: Asked, body: &Value, wrong: Option<Wrong>) -> Res
     let (stored, file) = {
         let inside = lock(shared);
         let Some(stored) = inside.models.get(&name).filter(|_| wrong != Some(Wrong::Vanished)) else {
-            return error(StatusCode::NOT_FOUND, &format!("model '{asked_for}' not found"));
+            let words = format!("model '{asked_for}' not found");
+            return match asked {
+                Asked::Complete => completions::error(StatusCode::NOT_FOUND, &words),
+                _ => error(StatusCode::NOT_FOUND, &words),
+            };
         };
         let file = inside.blobs.get(&stored.file).cloned();
         (stored.clone(), file)
@@ -504,7 +530,17 @@ fn last(name: &str, reason: &str) -> Response {
         .into_response()
 }
 
-fn stream(shared: &Shared, name: &str, asked: Asked, text: &str, wrong: Option<Wrong>) -> Response {
+/// An answer in pieces, its last one, and how an error stands among them.
+struct Pieces {
+    lines: Vec<String>,
+    last: String,
+    error: String,
+}
+
+/// What is said of a runner that died.
+const KILLED: &str = "llama runner process has terminated: signal: killed";
+
+fn in_lines(name: &str, asked: Asked, text: &str, wrong: Option<Wrong>) -> Pieces {
     let piece = |text: &str| match asked {
         Asked::Chat => {
             json!({"model": name, "created_at": "", "message": {"role": "assistant", "content": text},
@@ -512,19 +548,34 @@ fn stream(shared: &Shared, name: &str, asked: Asked, text: &str, wrong: Option<W
         }
         _ => json!({"model": name, "created_at": "", "response": text, "done": false}),
     };
-    let characters: Vec<char> = text.chars().collect();
-    let mut lines: Vec<String> =
-        characters.chunks(4).map(|chunk| format!("{}\n", piece(&chunk.iter().collect::<String>()))).collect();
-    let n = lines.len();
+    let lines: Vec<String> = fours(text).map(|text| format!("{}\n", piece(&text))).collect();
     let mut end = piece("");
     end["done"] = true.into();
     end["done_reason"] = if wrong == Some(Wrong::OtherReason) { "load" } else { "stop" }.into();
-    for (key, value) in
-        [("prompt_eval_count", 7), ("prompt_eval_duration", 1000), ("eval_count", n), ("eval_duration", 2000)]
-    {
+    for (key, value) in [
+        ("prompt_eval_count", 7),
+        ("prompt_eval_duration", 1000),
+        ("eval_count", lines.len()),
+        ("eval_duration", 2000),
+    ] {
         end[key] = value.into();
     }
-    lines.push(format!("{end}\n"));
+    Pieces { lines, last: format!("{end}\n"), error: format!("{}\n", json!({"error": KILLED})) }
+}
+
+/// Four characters at a time.
+fn fours(text: &str) -> impl Iterator<Item = String> {
+    let characters: Vec<char> = text.chars().collect();
+    (0..characters.len()).step_by(4).map(move |i| characters[i..].iter().take(4).collect())
+}
+
+fn stream(shared: &Shared, name: &str, asked: Asked, text: &str, wrong: Option<Wrong>) -> Response {
+    let Pieces { mut lines, last, error } = match asked {
+        Asked::Complete => completions::pieces(name, text, wrong),
+        _ => in_lines(name, asked, text, wrong),
+    };
+    let n = lines.len();
+    lines.push(last);
     match wrong {
         Some(Wrong::DiesAfter(k)) => {
             lines.truncate(k.min(n));
@@ -532,11 +583,9 @@ fn stream(shared: &Shared, name: &str, asked: Asked, text: &str, wrong: Option<W
         }
         Some(Wrong::ErrorLineAfter(k)) => {
             lines.truncate(k.min(n));
-            lines.push(format!(
-                "{}\n",
-                json!({"error": "llama runner process has terminated: signal: killed"})
-            ));
+            lines.push(error);
         }
+        Some(Wrong::EndsAfter(k)) => lines.truncate(k.min(n)),
         Some(Wrong::CutLineAfter(k)) => {
             lines.truncate(k.min(n) + 1);
             let cut = lines.pop().unwrap();

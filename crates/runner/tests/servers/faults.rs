@@ -1,4 +1,4 @@
-//! Everything that a server can do wrong, a hundred times each at other places: at most three tries in a row, a clear
+//! Everything that a server can do wrong, in Ollama's API and in OpenAI's, a hundred times each at other places: at most three tries in a row, a clear
 //! end, what was committed stays as it was, and a resumed run comes to the same result without asking for it again.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use runner::engine::remote::Patience;
 use runner::pipeline::{Event, Pipeline, RunOptions, run};
 use runner::{Error, Residency};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::double::{Asked, Double, Logged, Plan, Wrong};
 use crate::engine::{VERSIONS, engine_with, hasty, patience};
@@ -35,12 +35,32 @@ fn directory() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-fn pipeline(double: &Double, directory: &Path) -> Pipeline {
+/// The API that experts are asked by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Api {
+    Ollama,
+    OpenAi,
+}
+
+impl Api {
+    fn cases(self) -> &'static [Case] {
+        match self {
+            Self::Ollama => OLLAMA,
+            Self::OpenAi => OPENAI,
+        }
+    }
+
+    fn expert(self, double: &Double, model: &str) -> Value {
+        match self {
+            Self::Ollama => json!({"ollama": model, "host": double.url}),
+            Self::OpenAi => json!({"openai": format!("{model}:latest"), "url": format!("{}/v1", double.url)}),
+        }
+    }
+}
+
+fn pipeline(api: Api, double: &Double, directory: &Path) -> Pipeline {
     let spec = json!({
-        "experts": {
-            "first": {"ollama": "tidy", "host": double.url},
-            "second": {"ollama": "poet", "host": double.url},
-        },
+        "experts": {"first": api.expert(double, "tidy"), "second": api.expert(double, "poet")},
         "steps": [
             {"name": "clean", "expert": "first", "map": "lines", "prompt": "tidy up: {{ item }}"},
             {"name": "sing", "expert": "second", "prompt": "sing of it: {{ steps.clean.output }}"},
@@ -108,7 +128,7 @@ const ANY: &[Asked] =
 const CHAT: &[Asked] = &[Asked::Chat];
 const LOAD: &[Asked] = &[Asked::Load];
 
-const CASES: &[Case] = &[
+const OLLAMA: &[Case] = &[
     Case {
         name: "dies mid-stream",
         at: CHAT,
@@ -213,17 +233,102 @@ const CASES: &[Case] = &[
     },
 ];
 
+const COMPLETE: &[Asked] = &[Asked::Complete];
+const BOTH: &[Asked] = &[Asked::Complete, Asked::Models];
+
+const OPENAI: &[Case] = &[
+    Case {
+        name: "dies mid-stream",
+        at: COMPLETE,
+        wrong: |draw| Wrong::DiesAfter(draw.below(4)),
+        passes: true,
+        words: &["broke off", "can't answer"],
+    },
+    Case {
+        name: "ends too soon",
+        at: COMPLETE,
+        wrong: |draw| Wrong::EndsAfter(draw.below(4)),
+        passes: true,
+        words: &["before its last event"],
+    },
+    Case { name: "busy", at: BOTH, wrong: |_| Wrong::Busy, passes: true, words: &["server busy"] },
+    Case { name: "too many", at: BOTH, wrong: |_| Wrong::TooMany, passes: true, words: &["Rate limit"] },
+    Case { name: "slow", at: BOTH, wrong: |_| Wrong::Slow, passes: true, words: &[] },
+    Case {
+        name: "error event under 200",
+        at: COMPLETE,
+        wrong: |draw| Wrong::ErrorLineAfter(draw.below(4)),
+        passes: true,
+        words: &["signal: killed"],
+    },
+    Case {
+        name: "model vanishes",
+        at: BOTH,
+        wrong: |_| Wrong::Vanished,
+        passes: false,
+        words: &["not found", "no model of that name"],
+    },
+    Case { name: "no key", at: BOTH, wrong: |_| Wrong::NoKey, passes: false, words: &["Incorrect API key"] },
+    Case {
+        name: "cut event",
+        at: COMPLETE,
+        wrong: |draw| Wrong::CutLineAfter(draw.below(4)),
+        passes: true,
+        words: &["no JSON"],
+    },
+    Case {
+        name: "endless line",
+        at: COMPLETE,
+        wrong: |_| Wrong::EndlessLine,
+        passes: false,
+        words: &["longer than 4194304 bytes"],
+    },
+    Case {
+        name: "500 with HTML",
+        at: BOTH,
+        wrong: |_| Wrong::Html,
+        passes: true,
+        words: &["500 internal server error: <html>"],
+    },
+    Case { name: "hangs", at: COMPLETE, wrong: |_| Wrong::Hangs, passes: true, words: &["nothing came for"] },
+    Case {
+        name: "silent mid-stream",
+        at: COMPLETE,
+        wrong: |draw| Wrong::SilentAfter(draw.below(4)),
+        passes: true,
+        words: &["nothing came for"],
+    },
+    Case {
+        name: "other reason",
+        at: COMPLETE,
+        wrong: |_| Wrong::OtherReason,
+        passes: false,
+        words: &["it ended the answer with `content_filter`"],
+    },
+    Case {
+        name: "no JSON",
+        at: BOTH,
+        wrong: |_| Wrong::Garbage,
+        passes: true,
+        words: &["no JSON", "before its last event"],
+    },
+    Case { name: "reset", at: BOTH, wrong: |_| Wrong::Reset, passes: true, words: &["can't"] },
+];
+
 /// Workers that share the seeds of a case: most of a run is waiting.
 const WORKERS: u64 = 10;
 
-fn check(case: &Case) {
+fn check(api: Api, case: &Case) {
     let ends: Vec<(u64, u64)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..WORKERS).map(|first| scope.spawn(move || work(case, first))).collect();
+        let workers: Vec<_> = (0..WORKERS).map(|first| scope.spawn(move || work(api, case, first))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).collect()
     });
     let went_well: u64 = ends.iter().map(|(well, _)| well).sum();
     let failed: u64 = ends.iter().map(|(_, failed)| failed).sum();
-    println!("{}: {went_well} runs went well, {failed} ended with an error and were resumed", case.name);
+    println!(
+        "{api:?}, {}: {went_well} runs went well, {failed} ended with an error and were resumed",
+        case.name
+    );
     assert_eq!(went_well + failed, SEEDS);
     // Of what is not tried again one is enough, and it comes in every run.
     assert!(went_well > 0 || !case.passes, "{}: not one run went well", case.name);
@@ -231,13 +336,13 @@ fn check(case: &Case) {
 }
 
 /// How many of a worker's runs went well, and how many did not.
-fn work(case: &Case, first: u64) -> (u64, u64) {
+fn work(api: Api, case: &Case, first: u64) -> (u64, u64) {
     let double = Double::start(VERSIONS[0]);
     for name in ["tidy:latest", "poet:latest"] {
         double.hold(name);
     }
     let directory = directory();
-    let pipeline = pipeline(&double, directory.path());
+    let pipeline = pipeline(api, &double, directory.path());
     let runs = directory.path().join("runs");
     let golden = go(&pipeline, &runs, None, patience()).1.unwrap();
     let (mut went_well, mut failed) = (0, 0);
@@ -245,12 +350,13 @@ fn work(case: &Case, first: u64) -> (u64, u64) {
         let draw = &mut Draw(seed);
         let at = case.at[draw.below(case.at.len())];
         // These are asked twice in a run, the others six times or more often.
-        let is_rare = matches!(at, Asked::Load | Asked::Unload | Asked::Show | Asked::Version);
+        let is_rare =
+            matches!(at, Asked::Load | Asked::Unload | Asked::Show | Asked::Version | Asked::Models);
         let after = draw.below(if is_rare { 2 } else { 6 });
         let times = [1, 2, 3, usize::MAX / 2][draw.below(4)];
         let plan = Plan { wrong: (case.wrong)(draw), at, after, times };
         double.reset(VERSIONS[draw.below(VERSIONS.len())], Some(plan));
-        let seen = format!("{}, seed {seed}: {plan:?}", case.name);
+        let seen = format!("{api:?}, {}, seed {seed}: {plan:?}", case.name);
         let waits = matches!(plan.wrong, Wrong::Hangs | Wrong::SilentAfter(_) | Wrong::NeverLeaves);
         let (id, went) = go(&pipeline, &runs, None, if waits { hasty() } else { patience() });
         let log = double.inside().log.clone();
@@ -287,6 +393,7 @@ fn delivers(wrong: Wrong) -> bool {
     matches!(
         wrong,
         Wrong::DiesAfter(1..)
+            | Wrong::EndsAfter(1..)
             | Wrong::ErrorLineAfter(1..)
             | Wrong::CutLineAfter(1..)
             | Wrong::SilentAfter(1..)
@@ -296,8 +403,9 @@ fn delivers(wrong: Wrong) -> bool {
 /// What a run had committed is there after it is resumed, byte for byte, and was not asked for again.
 fn resumed(double: &Double, pipeline: &Pipeline, runs: &Path, id: &str, golden: &[String], seen: &str) {
     let before = files(&runs.join(id));
+    let is_answer = |logged: &&Logged| matches!(logged.asked, Asked::Chat | Asked::Complete);
     let answered = |log: &[Logged]| -> Vec<String> {
-        log.iter().filter(|l| l.asked == Asked::Chat).map(|l| l.body["messages"].to_string()).collect()
+        log.iter().filter(is_answer).map(|logged| logged.body["messages"].to_string()).collect()
     };
     double.reset(VERSIONS[0], None);
     let (_, outputs) = go(pipeline, runs, Some(id.to_owned()), patience());
@@ -316,22 +424,26 @@ fn resumed(double: &Double, pipeline: &Pipeline, runs: &Path, id: &str, golden: 
 }
 
 macro_rules! cases {
-    ($($test:ident: $name:literal),* $(,)?) => {
-        $(#[test]
-        fn $test() {
-            check(CASES.iter().find(|case| case.name == $name).unwrap());
-        })*
+    ($module:ident, $api:expr; $($test:ident: $name:literal),* $(,)?) => {
+        mod $module {
+            use super::{Api, check};
 
-        #[test]
-        fn every_case_is_tried() {
-            let tried = [$($name),*];
-            assert_eq!(CASES.iter().map(|case| case.name).collect::<Vec<_>>(), tried);
-            assert!(tried.len() >= 12);
+            $(#[test]
+            fn $test() {
+                check($api, $api.cases().iter().find(|case| case.name == $name).unwrap());
+            })*
+
+            #[test]
+            fn every_case_is_tried() {
+                let tried = [$($name),*];
+                assert_eq!($api.cases().iter().map(|case| case.name).collect::<Vec<_>>(), tried);
+                assert!(tried.len() >= 12);
+            }
         }
     };
 }
 
-cases! {
+cases! { ollama, Api::Ollama;
     dies_mid_stream: "dies mid-stream",
     busy: "busy",
     slow_load: "slow load",
@@ -350,4 +462,23 @@ cases! {
     reset: "reset",
     short_context: "short context",
     no_memory: "no memory",
+}
+
+cases! { openai, Api::OpenAi;
+    dies_mid_stream: "dies mid-stream",
+    ends_too_soon: "ends too soon",
+    busy: "busy",
+    too_many: "too many",
+    slow: "slow",
+    error_event: "error event under 200",
+    model_vanishes: "model vanishes",
+    no_key: "no key",
+    cut_event: "cut event",
+    endless_line: "endless line",
+    html: "500 with HTML",
+    hangs: "hangs",
+    silent: "silent mid-stream",
+    other_reason: "other reason",
+    garbage: "no JSON",
+    reset: "reset",
 }

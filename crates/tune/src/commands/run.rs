@@ -10,7 +10,9 @@ use crate::show;
 use crate::terminal::Terminal;
 use runner::Residency;
 use runner::engine::ExpertMemory;
-use runner::pipeline::{Cut, Event, ItemResult, Outcome, Programs, Round, RunOptions, State, StepKind};
+use runner::pipeline::{
+    Cut, Event, ItemResult, Outcome, Programs, Round, RunOptions, State, StepKind, replies,
+};
 use runner::residency::{Keeping, ResidencyEvent};
 use std::io::Read;
 use std::path::Path;
@@ -230,23 +232,6 @@ pub fn gist(result: &ItemResult) -> String {
     }
 }
 
-/// For each item of the last step that writes, the last answer that was written for it, in whichever branch; nothing
-/// where there is none, so that lines of input and output stay side by side.
-fn last_answers(results: &[ItemResult]) -> Vec<&str> {
-    let is_answer = |result: &&ItemResult| result.kind == StepKind::Generate;
-    let Some(last) = results.iter().rfind(is_answer) else { return Vec::new() };
-    let n_items = |step: &str| results.iter().filter(|result| result.step == step).count();
-    let n = n_items(&last.step);
-    let answers = results.iter().filter(is_answer).filter(|result| result.state == State::Done);
-    let mut outputs = vec![""; n];
-    for answer in answers.filter(|answer| n_items(&answer.step) == n) {
-        if let Some(output) = outputs.get_mut(answer.item) {
-            *output = &answer.output;
-        }
-    }
-    outputs
-}
-
 fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
     match event {
         ResidencyEvent::Loaded { expert, load_ms, takes, memory } => terminal.row(
@@ -266,6 +251,8 @@ fn residency_row(terminal: &mut Terminal, event: &ResidencyEvent) {
                 bytes::show(memory.free_bytes)
             ),
         ),
+        ResidencyEvent::Switched { expert, from, switch_ms } => terminal
+            .row("switched", format!("{from} → {expert} in {} · same base", show::brief(switch_ms / 1e3))),
         ResidencyEvent::Loading { .. } | ResidencyEvent::LoadProgress { .. } => {}
     }
 }
@@ -287,7 +274,7 @@ fn takes_in_words(takes: &ExpertMemory) -> String {
 
 fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
     if !terminal.is_json() {
-        for output in last_answers(&outcome.results) {
+        for output in replies(&outcome.results) {
             terminal.result(output.trim_end());
         }
     }
@@ -305,29 +292,4 @@ fn finished(terminal: &mut Terminal, outcome: &Outcome) -> Result<(), Failure> {
     terminal.row("done", done);
     terminal.row("wrote", outcome.directory.display().to_string());
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn result(step: &str, item: usize, state: State, output: &str) -> ItemResult {
-        ItemResult { step: step.to_owned(), item, state, output: output.to_owned(), ..ItemResult::default() }
-    }
-
-    #[test]
-    fn what_is_printed_is_the_last_answer_of_each_item_in_whichever_branch() {
-        let results = [
-            result("draft", 0, State::Done, "a"),
-            result("draft", 1, State::Done, "b"),
-            result("draft", 2, State::Failed, ""),
-            result("fix", 0, State::Skipped, ""),
-            result("fix", 1, State::Done, "b, fixed"),
-            result("fix", 2, State::Skipped, ""),
-        ];
-        assert_eq!(last_answers(&results), ["a", "b, fixed", ""]);
-        let summed: Vec<_> = results.into_iter().chain([result("sum", 0, State::Done, "all")]).collect();
-        assert_eq!(last_answers(&summed), ["all"]);
-        assert!(last_answers(&[]).is_empty());
-    }
 }

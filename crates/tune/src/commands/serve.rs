@@ -79,10 +79,8 @@ fn first_expert(
     if let Some(name) = registry.default_expert()?.or(offered) {
         return Ok(Some(registry.card(&name)?));
     }
-    let first = pipelines.iter().find_map(|pipeline| {
-        let expert = pipeline.steps().find_map(|(_, experts)| experts.first().copied())?;
-        pipeline.experts().get(expert).cloned()
-    });
+    let first =
+        pipelines.iter().find_map(|pipeline| pipeline.experts().get(pipeline.first_expert()?).cloned());
     Ok(first)
 }
 
@@ -115,13 +113,16 @@ fn show_event(terminal: &mut Terminal, event: &ServeEvent) {
     match event {
         ServeEvent::Listening { address } => {
             terminal.row("serving", format!("http://{address}"));
-            terminal.more("Ollama's API under /api, runs under /api/pipelines; Ctrl-C ends it");
+            terminal.more("Ollama's API under /api, OpenAI's under /v1: experts and pipelines are its models; Ctrl-C ends it");
         }
         ServeEvent::Request { line, status, ms } => {
             terminal.row("request", format!("{line} {status} {}", show::seconds(ms / 1e3)));
         }
         ServeEvent::Residency(ResidencyEvent::Loaded { expert, load_ms, .. }) => {
             terminal.row("loaded", format!("{expert} in {}", show::seconds(load_ms / 1e3)));
+        }
+        ServeEvent::Residency(ResidencyEvent::Switched { expert, from, switch_ms }) => {
+            terminal.row("switched", format!("{from} → {expert} in {}", show::brief(switch_ms / 1e3)));
         }
         ServeEvent::Residency(ResidencyEvent::Unloaded { expert, .. }) => terminal.row("unloaded", expert),
         ServeEvent::Residency(_) => {}

@@ -238,6 +238,20 @@ impl Pipeline {
         self.steps.iter().map(|step| (step.name.as_str(), step.work.experts()))
     }
 
+    /// The expert that it asks first, if it asks any.
+    pub fn first_expert(&self) -> Option<&str> {
+        self.steps().find_map(|(_, experts)| experts.first().copied())
+    }
+
+    /// The last step that writes, if one does, and whether what it writes is sure as it comes: neither a verifier nor its
+    /// schema can have it written anew.
+    pub fn answering(&self) -> Option<(&str, bool)> {
+        self.steps.iter().rev().find_map(|step| match &step.work {
+            Work::Generate(work) => Some((step.name.as_str(), work.verify.is_none() && work.repairs == 0)),
+            _ => None,
+        })
+    }
+
     /// The step that runs a program of this machine, if one does.
     pub fn program(&self) -> Option<(&str, &[String])> {
         self.steps.iter().find_map(|step| match &step.work {

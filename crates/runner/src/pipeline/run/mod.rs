@@ -17,7 +17,7 @@ use serde_json::json;
 use self::branch::Given;
 use super::check::{Check, Chooser, Items, Pipeline, Source, Step, Work, root};
 use super::event::{Event, ItemResult, State};
-use super::journal::{Begun, Ended, Load, Record};
+use super::journal::{Begun, Ended, Load, Record, Switch};
 use super::program::{Program, Programs};
 use super::route;
 use super::step::{OnError, OnFail};
@@ -358,17 +358,27 @@ impl Run<'_> {
     fn load<'r>(&mut self, name: &str, residency: &'r mut Residency) -> Result<&'r mut dyn Loaded> {
         let card = &self.pipeline.experts[name];
         let fallback = self.pipeline.fallback(name);
-        let mut loads = Vec::new();
+        let (mut loads, mut switches) = (Vec::new(), Vec::new());
         let observer = &mut *self.observer;
         let (expert, _) = residency.get_or_name(card, fallback, self.cancelled, &mut |event| {
-            if let ResidencyEvent::Loaded { expert, load_ms, takes, memory } = &event {
-                let (expert, free_bytes) = (expert.clone(), memory.free_bytes);
-                loads.push(Load { expert, load_ms: *load_ms, takes: *takes, free_bytes });
+            match &event {
+                ResidencyEvent::Loaded { expert, load_ms, takes, memory } => {
+                    let (expert, free_bytes) = (expert.clone(), memory.free_bytes);
+                    loads.push(Load { expert, load_ms: *load_ms, takes: *takes, free_bytes });
+                }
+                ResidencyEvent::Switched { expert, from, switch_ms } => {
+                    let (expert, from) = (expert.clone(), from.clone());
+                    switches.push(Switch { expert, from, switch_ms: *switch_ms });
+                }
+                _ => {}
             }
             observer.observe(Event::Residency(event));
         })?;
         for load in loads {
             self.record.loaded(load)?;
+        }
+        for switch in switches {
+            self.record.switched(switch)?;
         }
         Ok(expert)
     }

@@ -119,6 +119,19 @@ fn lines(folder: &Path, record: &RunRecord) -> Vec<String> {
             ),
         );
     }
+    if !record.switches.is_empty() {
+        let ms: f64 = record.switches.iter().map(|switch| switch.switch_ms).sum();
+        let slowest = record.switches.iter().map(|switch| switch.switch_ms).fold(0.0, f64::max);
+        row(
+            "switches",
+            format!(
+                "{} of adapters over one base in {} · {} the slowest",
+                record.switches.len(),
+                show::brief(ms / 1e3),
+                show::brief(slowest / 1e3)
+            ),
+        );
+    }
     if let Some(most) = record.loads.iter().map(|load| load.takes.total_bytes()).max() {
         row("memory", format!("{} at most, of one expert", bytes::show(most)));
     }
