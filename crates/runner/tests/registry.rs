@@ -214,7 +214,7 @@ fn drawing_is_repeatable_by_its_seed_and_forms_are_kept() {
 #[test]
 fn prompts_are_held_against_training_without_a_load() {
     let directory = tempfile::tempdir().unwrap();
-    let other = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}";
+    let other = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}";
     let strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}";
     let file = |name: &str, template: &Template<'_>| {
         let file = directory.path().join(name);

@@ -37,7 +37,7 @@ pub(super) fn start(server: &Server, pipeline: Arc<Pipeline>, asked: Asked) -> R
 async fn next(told: &mut UnboundedReceiver<Told>, mut relay: Relay) -> (Vec<Answer>, Option<Relay>) {
     match told.recv().await {
         Some(Told::Event(event)) => {
-            let text = relay.take(event);
+            let text = relay.take(*event);
             let answers = if text.is_empty() { Vec::new() } else { vec![Answer::Text(text)] };
             (answers, Some(relay))
         }

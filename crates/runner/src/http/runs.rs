@@ -22,7 +22,7 @@ pub(super) struct Asked {
 /// What a run tells.
 pub(super) enum Told {
     /// On its way.
-    Event(Event),
+    Event(Box<Event>),
     /// Its end.
     Ended(Box<crate::Result<Outcome>>),
 }
@@ -55,7 +55,7 @@ pub(super) fn start(
                 note(event);
             }
             // A listener that left is noticed by `gone`.
-            let _ = sender.send(Told::Event(event));
+            let _ = sender.send(Told::Event(Box::new(event)));
         };
         let ended = pipeline::run(&pipeline, &input, &options, desk.residency(), &gone, &mut tell);
         desk.keep(keep_alive);

@@ -16,13 +16,19 @@ function make(tag, className, text, ...children) {
 
 // ---- words for numbers
 
-function bytes(n) {
-  if (!(n > 0)) return "0";
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  while (n >= 1024 && unit < units.length - 1) { n /= 1024; unit += 1; }
-  return `${n.toFixed(n < 10 && unit > 0 ? 1 : 0)} ${units[unit]}`;
+const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+const power = (n) => Math.min(units.length - 1, Math.max(0, Math.floor(Math.log2(n) / 10)));
+
+const unitOf = (n) => units[power(n)];
+
+/** A number of bytes in the unit that another has. */
+function inUnitOf(other, n) {
+  const part = n / 1024 ** power(other);
+  return part.toFixed(part < 10 && power(other) > 0 ? 1 : 0);
 }
+
+const bytes = (n) => (n > 0 ? `${inUnitOf(n, n)} ${unitOf(n)}` : "0");
 
 function duration(ms) {
   if (ms < 1) return "<1 ms";
@@ -90,11 +96,16 @@ function showStatus() {
   otherBar.style.width = part(total - free - own);
   const facts = [["tune", bytes(own)], ["free", `${bytes(free)} of ${bytes(total)}`]];
   for (const device of devices) facts.push([device.name, `${bytes(device.free_bytes)} free of ${bytes(device.total_bytes)}`]);
+  const rows = facts.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]);
   for (const { expert, memory } of status.residents) {
     const { weights_bytes: weights, context_bytes: context, compute_bytes: compute } = memory;
-    facts.push([`${expert}: weights`, bytes(weights)], ["context", bytes(context)], ["compute", bytes(compute)]);
+    // A model on a server: what it takes there is the server's to know.
+    const sum = weights + context + compute;
+    const parts = context + compute > 0 ? `weights ${inUnitOf(sum, weights)} · context ${inUnitOf(sum, context)} · compute ${inUnitOf(sum, compute)}` : "";
+    rows.push(make("dt", "expert", expert), make("dd", "expert", sum > 0 ? bytes(sum) : "on its server"));
+    if (parts) rows.push(make("dd", "parts", parts));
   }
-  byId("memory").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
+  byId("memory").replaceChildren(...rows);
   showExperts();
 }
 
@@ -249,7 +260,7 @@ const handlers = {
   load_progress(event) { swapLine(`loading ${event.expert} · ${Math.round(100 * event.part)} %`, event.expert); },
   loaded(event) {
     swapLine(`loaded ${event.expert} in ${duration(event.load_ms)} · takes ${bytes(total(event.takes))} · ${bytes(event.memory.free_bytes)} free`, event.expert);
-    if (status) { status.memory = event.memory; status.loading = null; status.residents.push({ expert: event.expert, memory: event.takes }); showStatus(); }
+    if (status) { status.memory = event.memory; status.loading = null; status.residents = status.residents.filter((resident) => resident.expert !== event.expert).concat({ expert: event.expert, memory: event.takes }); showStatus(); }
   },
   switched(event) {
     swapLine(`${event.from} → ${event.expert}: another adapter over the same base, in ${brief(event.switch_ms)}`, null);

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use runner::card::{CardOptions, ExpertCard, Model};
 use runner::engine::ollama::{Generation, OllamaServer, Version, start};
 use runner::engine::remote::Patience;
-use runner::engine::{Engine, EngineByModel, Finish, Form, Loaded, Progress, Prompt, Request, Servers};
+use runner::engine::{
+    Engine, EngineByModel, Finish, Form, Generated, Loaded, Progress, Prompt, Request, Servers,
+};
 use runner::{Error, Result};
 use serde_json::json;
 use text::Message;
@@ -53,6 +55,32 @@ pub fn ask(expert: &mut dyn Loaded, text: &str) -> Result<String> {
     expert.generate(&request, &mut |_| ControlFlow::Continue(())).map(|generated| generated.text)
 }
 
+/// An answer, and the pieces in which it came.
+pub fn heard(expert: &mut dyn Loaded, request: &Request) -> (Generated, Vec<String>) {
+    let mut pieces = Vec::new();
+    let generated = expert.generate(request, &mut |progress| {
+        if let Progress::Text(text) = progress
+            && !text.is_empty()
+        {
+            pieces.push(text.to_owned());
+        }
+        ControlFlow::Continue(())
+    });
+    (generated.unwrap(), pieces)
+}
+
+/// A server that does not answer is left alone soon after its listener has gone.
+pub fn is_left_alone(expert: &mut dyn Loaded) {
+    let request = Request::new(expert.card(), Prompt::Chat(vec![Message::new("user", "x")]));
+    let begun = Instant::now();
+    let generated = expert.generate(&request, &mut |_| match begun.elapsed() > Duration::from_millis(40) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+    assert_eq!(generated.unwrap().finish, Finish::Cancelled);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
 #[test]
 fn each_generation_is_told_by_its_version() {
     let double = Double::start("");
@@ -78,20 +106,10 @@ fn an_expert_is_loaded_asked_and_unloaded() {
         let mut expert = load(&card).unwrap();
         assert_eq!(expert.context_tokens(), 512);
         assert_eq!(expert.memory().total_bytes(), 3_000_000);
-        let mut pieces = Vec::new();
         let mut request = Request::new(&card, Prompt::Chat(vec![Message::new("user", "a rose")]));
         request.stop = vec!["\n".to_owned()];
         request.form = Form::Schema(json!({"type": "string"}));
-        let generated = expert
-            .generate(&request, &mut |progress| {
-                if let Progress::Text(text) = progress
-                    && !text.is_empty()
-                {
-                    pieces.push(text.to_owned());
-                }
-                ControlFlow::Continue(())
-            })
-            .unwrap();
+        let (generated, pieces) = heard(expert.as_mut(), &request);
         assert_eq!((generated.text.as_str(), generated.finish), ("(a rose)", Finish::Stop));
         assert_eq!((generated.prompt_tokens, generated.output_tokens), (7, 2));
         assert_eq!(pieces, ["(a r", "ose)"]);
@@ -198,18 +216,7 @@ fn a_listener_that_leaves_ends_the_answer() {
     // Before the first piece too.
     let hangs = Plan { wrong: Wrong::Hangs, at: Asked::Chat, after: 0, times: 1 };
     double.reset("0.34.1", Some(hangs));
-    let begun = Instant::now();
-    let mut patient = engine().load(&card, &mut |_| ControlFlow::Continue(())).unwrap();
-    let request = Request::new(&card, Prompt::Chat(vec![Message::new("user", "x")]));
-    let generated = patient.generate(&request, &mut |_| {
-        if begun.elapsed() > Duration::from_millis(40) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    assert_eq!(generated.unwrap().finish, Finish::Cancelled);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    is_left_alone(load(&card).unwrap().as_mut());
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,12 +11,12 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use runner::card::{CardOptions, ExpertCard, Model, OpenAiModel};
 use runner::engine::remote::Patience;
-use runner::engine::{Engine, EngineByModel, Finish, Form, Loaded, Progress, Prompt, Request, Servers};
+use runner::engine::{Engine, EngineByModel, Finish, Form, Loaded, Prompt, Request, Servers};
 use runner::{Error, Result};
 use serde_json::{Value, json};
 use text::Message;
 
-use crate::engine::{ask, hasty, patience};
+use crate::engine::{ask, hasty, heard, is_left_alone, patience};
 
 /// What the server does with the next requests, each once; then it answers as it should.
 #[derive(Debug, Clone)]
@@ -150,17 +149,7 @@ fn an_answer_comes_as_a_stream_with_its_figures() {
     request.form = Form::Schema(json!({"type": "string"}));
     request.stop = vec!["END".to_owned()];
     request.sampling.max_tokens = Some(9);
-    let mut pieces = Vec::new();
-    let generated = expert
-        .generate(&request, &mut |progress| {
-            if let Progress::Text(text) = progress
-                && !text.is_empty()
-            {
-                pieces.push(text.to_owned());
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+    let (generated, pieces) = heard(expert.as_mut(), &request);
     assert_eq!((generated.text.as_str(), generated.finish), ("so: a house", Finish::Stop));
     assert_eq!((generated.prompt_tokens, generated.output_tokens), (5, 2));
     assert_eq!(pieces, ["so: ", "a house"]);
@@ -265,16 +254,7 @@ fn a_listener_that_leaves_ends_the_answer() {
     let card = card(&played.url, None);
     let mut expert = load(&card).unwrap();
     played.inside.lock().unwrap().does = vec![Does::Hang];
-    let request = Request::new(&card, Prompt::Chat(vec![Message::new("user", "x")]));
-    let begun = std::time::Instant::now();
-    let generated = expert.generate(&request, &mut |_| {
-        if begun.elapsed() > Duration::from_millis(30) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    assert_eq!(generated.unwrap().finish, Finish::Cancelled);
+    is_left_alone(expert.as_mut());
     let raw = Request::new(&card, Prompt::Raw("x".to_owned()));
     assert!(
         expert
