@@ -222,7 +222,7 @@ fn rows(draft: &mut Draft) -> Option<u64> {
 }
 
 /// A data set as `dataset_info.json` describes it: its file, and its columns where they have other names than here.
-fn data_file(folder: &Path, name: &str, entry: &serde_json::Value) -> DataFile {
+pub(super) fn data_file(folder: &Path, name: &str, entry: &serde_json::Value) -> DataFile {
     let text = |table: &str, key: &str| entry.get(table)?.get(key)?.as_str().map(str::to_owned);
     let is_sharegpt = entry.get("formatting").and_then(|kind| kind.as_str()) == Some("sharegpt");
     let columns: &[(&'static str, &str)] = match is_sharegpt {
