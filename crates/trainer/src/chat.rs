@@ -384,7 +384,7 @@ mod tests {
         ask(&mut conversation, "a \"quoted\"\nline").unwrap();
         conversation.append_to(&path).unwrap();
         conversation.append_to(&path).unwrap();
-        let rows = crate::data::conversations(&crate::options::Source::new(&path), 9).unwrap();
+        let rows = crate::data::conversations(&[crate::options::Source::new(&path)], 9).unwrap();
         assert_eq!(rows.len(), 3);
         assert_eq!(rows[2].messages, conversation.messages());
     }
