@@ -345,6 +345,49 @@ fn what_prompts_begin_with_is_read_once_and_answers_stay_the_same() {
 }
 
 #[test]
+fn a_conversation_reads_only_what_is_new_and_leaves_nothing_to_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    noise::write(&path("base.gguf"), 1);
+    noise::write_adapter(&path("a.gguf"), 2, 4);
+    let load = LoadOptions { num_batch: 32, num_ctx: 512, ..load() };
+    let base = card("base", &path("base.gguf"), &[], load.clone()).unwrap();
+    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load).unwrap();
+    let residency = || Residency::new(Box::new(LlamaEngine::new().unwrap()));
+    let request = |messages: &[Message], loaded: &dyn runner::Loaded| {
+        let mut request = Request::new(loaded.card(), Prompt::Chat(messages.to_vec()));
+        request.sampling.max_tokens = Some(8);
+        request
+    };
+    let turn = |loaded: &mut dyn runner::Loaded, messages: &[Message]| {
+        let request = request(messages, loaded);
+        let (answer, kept) = loaded.converse(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+        (answer.text, answer.prompt_tokens, kept)
+    };
+    let anew = |loaded: &mut dyn runner::Loaded, messages: &[Message]| {
+        let request = request(messages, loaded);
+        loaded.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().text
+    };
+    let silent = &mut formats::observe::Silent;
+    let (mut one, mut other) = (residency(), residency());
+    let fresh = other.get(&base, &|| false, silent).unwrap().0;
+    let first = vec![Message::new("user", "a question that is not the shortest of all questions")];
+    let expected = anew(fresh, &first);
+    let (text, first_tokens, kept) = turn(one.get(&base, &|| false, silent).unwrap().0, &first);
+    assert_eq!((text.as_str(), kept), (expected.as_str(), 0));
+    let mut second = first.clone();
+    second.extend([Message::new("assistant", text.as_str()), Message::new("user", "and another")]);
+    let (_, tokens, kept) = turn(one.get(&base, &|| false, silent).unwrap().0, &second);
+    assert!((first_tokens - 4..tokens).contains(&kept), "{kept} of {tokens} after {first_tokens}");
+    // The same once more is read but for its last token.
+    assert_eq!(turn(one.get(&base, &|| false, silent).unwrap().0, &second).2, tokens - 1);
+    // What is asked alone sees none of it, and another adapter's numbers are its own.
+    assert_eq!(anew(one.get(&base, &|| false, silent).unwrap().0, &first), expected);
+    assert_eq!(turn(one.get(&adapted, &|| false, silent).unwrap().0, &first).2, 0);
+    assert_eq!(turn(one.get(&base, &|| false, silent).unwrap().0, &first), (expected, first_tokens, 0));
+}
+
+#[test]
 fn vectors_of_texts_are_those_of_the_adapter_that_is_set() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);

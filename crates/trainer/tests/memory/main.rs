@@ -109,8 +109,8 @@ fn weights_that_pass_take_what_was_planned_and_change_nothing() {
     if train_if_told() {
         return;
     }
-    // Eight layers of 100 MB each.
-    let place = Workplace::with_base(Widths { hidden: 1024, intermediate: 8192, n_layers: 8 });
+    // Six layers of 50 MB each.
+    let place = Workplace::with_base(Widths { hidden: 1024, intermediate: 4096, n_layers: 6 });
     let run = |run: &str, offload: Offload, memory_bytes: Option<u64>| {
         let mut options = place.options(run);
         options.model.quant = Some("f32".into());
@@ -137,6 +137,6 @@ fn weights_that_pass_take_what_was_planned_and_change_nothing() {
     let budget = (planned + all) / 2;
     let (some, planned, adapter) = run("some", Offload::Auto, Some(budget));
     assert!(are_close(some.unwrap(), planned) && planned <= budget, "{some:?}, {planned} planned, {budget}");
-    assert!(planned > budget - (120 << 20), "as many layers stay as fit: {planned} of {budget}");
+    assert!(planned > budget - (60 << 20), "as many layers stay as fit: {planned} of {budget}");
     assert!(adapter == expected);
 }

@@ -100,20 +100,11 @@ impl Device for Cpu {
         &self,
         what: &str,
         ty: BlockType,
-        (rows, cols): (usize, usize),
-        (map, range): (&Arc<Map>, Range<usize>),
+        shape: (usize, usize),
+        blocks: (&Arc<Map>, Range<usize>),
         hold: Hold,
     ) -> Result<Self::Weights> {
-        check("map_weights", [("blocks", range.len(), rows * ty.row_bytes(cols)?)])?;
-        check("map_weights", [("end of the blocks", range.end, range.end.min(map.bytes().len()))])?;
-        if cols > TILE_FLOATS {
-            return Err(shape("map_weights", "row", cols, TILE_FLOATS));
-        }
-        let drawn = match hold {
-            Hold::Staying => Some(self.host().arena.draw(what, range.len() as u64)?),
-            Hold::Passing => None,
-        };
-        HostBlocks::mapped(ty, (rows, cols), (map.clone(), range), drawn)
+        passing::map(&self.host().arena, what, ty, shape, blocks, hold)
     }
 
     fn read_ahead(&self, weights: &[&HostBlocks]) {

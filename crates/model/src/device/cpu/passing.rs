@@ -4,12 +4,38 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use formats::BlockType;
 use formats::map::Map;
 
-use super::memory::HostBlocks;
+use super::checks::{check, shape};
+use super::memory::{HostBlocks, TILE_FLOATS};
+use crate::Result;
+use crate::arena::Arena;
+use crate::device::Hold;
 
 /// Stretches of mapped files.
 type Stretches = Vec<(Arc<Map>, Range<usize>)>;
+
+/// A frozen matrix of mapped blocks; those that stay are drawn from the arena.
+pub(super) fn map(
+    arena: &Arena,
+    what: &str,
+    ty: BlockType,
+    (rows, cols): (usize, usize),
+    (map, range): (&Arc<Map>, Range<usize>),
+    hold: Hold,
+) -> Result<HostBlocks> {
+    check("map_weights", [("blocks", range.len(), rows * ty.row_bytes(cols)?)])?;
+    check("map_weights", [("end of the blocks", range.end, range.end.min(map.bytes().len()))])?;
+    if cols > TILE_FLOATS {
+        return Err(shape("map_weights", "row", cols, TILE_FLOATS));
+    }
+    let drawn = match hold {
+        Hold::Staying => Some(arena.draw(what, range.len() as u64)?),
+        Hold::Passing => None,
+    };
+    HostBlocks::mapped(ty, (rows, cols), (map.clone(), range), drawn)
+}
 
 /// What lies between neighbours: padding, and the vectors of a layer.
 const NEIGHBOURS_BYTES: usize = 1 << 20;

@@ -267,3 +267,36 @@ fn train(draft: &mut Draft) {
         draft.note(Fate::Left, &setting, "no noise is added to embeddings");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_factory_columns_are_named_where_they_differ() {
+        let info = serde_json::json!({
+            "file_name": "f.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "talk", "chosen": "better", "rejected": "rejected", "system": "rules"},
+            "tags": {"role_tag": "speaker", "content_tag": "words", "user_tag": "user"}
+        });
+        let fields = |info: &serde_json::Value| data_file(Path::new("data"), "n", info);
+        let text = |file: &crate::recipe_text::DataFile| {
+            let fields: Vec<_> =
+                file.fields.iter().map(|(ours, theirs)| format!("{ours}={theirs}")).collect();
+            format!("{} {}", file.path, fields.join(" "))
+        };
+        assert_eq!(
+            text(&fields(&info)),
+            "data/f.json conversations=talk system=rules chosen=better role=speaker content=words"
+        );
+        let alpaca = serde_json::json!({"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}});
+        assert_eq!(text(&fields(&alpaca)), "data/a.json instruction=q output=a");
+        let plain = serde_json::json!({"file_name": "t.jsonl", "columns": {"prompt": "text"}});
+        assert_eq!(text(&fields(&plain)), "data/t.jsonl ");
+        let usual = serde_json::json!({"file_name": "u.json", "formatting": "sharegpt",
+            "columns": {"messages": "messages"}, "tags": {"role_tag": "role", "content_tag": "content"}});
+        assert_eq!(text(&fields(&usual)), "data/u.json ");
+        assert_eq!(text(&fields(&serde_json::json!({"hf_hub_url": "a/b"}))), "n ");
+    }
+}

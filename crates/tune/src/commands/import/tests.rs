@@ -93,7 +93,7 @@ fn axolotl_qlora() {
             targets = ['layers\.(0|1)\.(.*\.)?(q_proj|v_proj)']  # peft_layers_to_transform: [0, 1]
 
             [data]
-            train = ["datasets/instructions.jsonl", "more.jsonl"]  # datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, …
+            train = ["datasets/instructions.jsonl", { path = "more.jsonl", fields = { messages = "turns" } }]  # datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, …
             max_seq_len = 4096                # sequence_len: 4096
             on_too_long = "drop"              # excess_length_strategy is not set: axolotl's default
             packing = true                    # sample_packing: true
@@ -115,11 +115,10 @@ fn axolotl_qlora() {
 
             Changed: load_in_4bit: true (line 3) · the blocks that the export will have, instead of bitsandbytes' nf4 ("nf4" for those)
             Changed: lora_target_modules: [q_proj, v_proj, lm_head] (line 21) · embedding and head stay as they are
-            Left: datasets.field_messages: turns (line 10) · rows are told apart by their own keys: rename them, or map them in `data.train`, if they are not recognised
-            Left: datasets.roles_to_train: [user, assistant] (line 11) · what is learnt is set for all rows alike, by `data.train_on`
-            ToDo: datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, … (line 5) · org/instructions is no file: save its training rows as JSON, one a line, in datasets/instructions.jsonl
+            ToDo: datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, … (line 5) · org/instructions is no file: save its rows as JSON, one a line, in datasets/instructions.jsonl
             ToDo: datasets: [{path: org/instructions, type: alpaca}, {path: more.jsonl, … (line 5) · more.jsonl is not here: put it there
             Changed: num_epochs: 1.5 (line 26) · an epoch is passed whole here: 2 instead; set `max_steps` for a part of one
+            Left: datasets.roles_to_train: [user, assistant] (line 11) · what is learnt is set for all rows alike, by `data.train_on`, and the data sets differ
             Left: warmup_ratio: 0.1 (line 38) · `warmup_steps` counts where both are given
             Left: loss_watchdog_threshold: 5.0 (line 36) · a step that stands out is skipped by `train.max_spike`, which is a factor of the usual loss
             Left: evals_per_epoch: 4 (line 39) · how many steps an epoch has is not known before the rows are encoded: `train.eval_every` has its default
@@ -403,8 +402,8 @@ eval_steps: 500
 
             Changed: quantization_bit · the base is held in 16 bits, as there; "q4_k_m" takes a quarter of the memory
             Idle: stage: sft (line 4) · learnt from the rows as they are
-            ToDo: dataset: identity,alpaca_demo (line 11) · identity is no file: save its training rows as JSON, one a line, in datasets/identity.jsonl
-            ToDo: dataset: identity,alpaca_demo (line 11) · alpaca_demo is no file: save its training rows as JSON, one a line, in datasets/alpaca_demo.jsonl
+            ToDo: dataset: identity,alpaca_demo (line 11) · identity is no file: save its rows as JSON, one a line, in datasets/identity.jsonl
+            ToDo: dataset: identity,alpaca_demo (line 11) · alpaca_demo is no file: save its rows as JSON, one a line, in datasets/alpaca_demo.jsonl
             Left: template: llama3 (line 12) · the base's own chat template is used, in training and in the export
             Left: max_samples: 1000 (line 14) · all rows are trained on: shorten the file, or set `train.max_steps`
             Changed: val_size: 100 (line 26) · a number of rows, and how many there are is not known: a share, the default, instead
@@ -492,7 +491,7 @@ logging:
             Changed: model: unsloth/Some-7B-unsloth-bnb-4bit (line 1) · bitsandbytes' weights are not read here: the model that they were made from
             Changed: training.load_in_4bit: true (line 8) · the blocks that the export will have, instead of bitsandbytes' nf4 ("nf4" for those)
             Idle: lora.finetune_mlp_modules: true (line 28) · `adapter.targets` says it
-            ToDo: data.dataset: org/alpaca (line 3) · org/alpaca is no file: save its training rows as JSON, one a line, in datasets/alpaca.jsonl
+            ToDo: data.dataset: org/alpaca (line 3) · org/alpaca is no file: save its rows as JSON, one a line, in datasets/alpaca.jsonl
             Idle: data.format_type: auto (line 4) · rows are told apart by their own keys
             Changed: training.train_on_completions: false (line 20) · questions are learnt with the answers, as there; "assistant" learns the answers alone
             Idle: training.training_type: lora (line 6) · so it is here in any case
@@ -581,7 +580,7 @@ metric_logger:
 
             Changed: model._component_: torchtune.models.llama3_1.qlora_llama3_1_8b (line 3) · the blocks that the export will have, instead of torchao's nf4 ("nf4" for such)
             Idle: model.apply_lora_to_mlp: true (line 5) · in `adapter.targets` as gate_proj, up_proj and down_proj
-            ToDo: dataset._component_: torchtune.datasets.alpaca_cleaned_dataset (line 19) · alpaca_cleaned_dataset is no file: save its training rows as JSON, one a line, in datasets/alpaca_cleaned_dataset.jsonl
+            ToDo: dataset._component_: torchtune.datasets.alpaca_cleaned_dataset (line 19) · alpaca_cleaned_dataset is no file: save its rows as JSON, one a line, in datasets/alpaca_cleaned_dataset.jsonl
             Idle: dataset._component_: torchtune.datasets.alpaca_cleaned_dataset (line 19) · rows are told apart by their own keys
             Idle: model.apply_lora_to_output: false (line 6) · so it is here in any case
             Idle: resume_from_checkpoint: false (line 17) · so it is here in any case
@@ -716,4 +715,78 @@ fn changed_files_never_break_it() {
         }
     }
     assert!(n_read > 100 && n_refused > 100, "{n_read} {n_refused}");
+}
+
+#[test]
+fn axolotl_keys_of_rows_and_roles_that_agree_are_carried() {
+    check(
+        "\
+base_model: models/base
+datasets:
+  - path: talks.jsonl
+    type: chat_template
+    field_messages: turns
+    message_property_mappings:
+      role: speaker
+      content: words
+      tool_calls: calls
+    message_field_training: counts
+    roles_to_train: [human, gpt]
+    train_on_eos: turn
+  - path: shared.jsonl
+    type: chat_template
+    field_messages: conversations
+    message_property_mappings: {role: from, content: value}
+    roles_to_train: [user, assistant]
+    train_on_eos: last
+  - path: asked.jsonl
+    type:
+      field_instruction: question
+      field_output: answer
+      format: 'Q: {instruction}'
+    roles_to_train: [user, assistant]
+test_datasets:
+  - path: held.jsonl
+  - path: out.jsonl
+    type: completion
+    field: body
+use_tensorboard: true
+report_to: wandb
+adapter: qlora
+",
+        expect![[r#"
+            axolotl · 7 carried
+            # From config.yml, a configuration of axolotl, by `tune import`.
+            # Each comment names the key that a line comes from.
+
+            [model]
+            base = "models/base"              # base_model: models/base
+
+            [data]
+            train = [{ path = "talks.jsonl", fields = { messages = "turns", role = "speaker", content = "words", weight = "counts" } }, "shared.jsonl", { path = "asked.jsonl", fields = { instruction = "question", output = "answer" } }]  # datasets: [{path: talks.jsonl, type: chat_template, field_messages: tu…
+            max_seq_len = 512                 # sequence_len is not set: axolotl's default
+            on_too_long = "drop"              # excess_length_strategy is not set: axolotl's default
+            val_split = 0.0                   # val_set_size is not set: axolotl's default
+            validation = ["held.jsonl", { path = "out.jsonl", fields = { text = "body" } }]  # test_datasets: [{path: held.jsonl}, {path: out.jsonl, type: completion, fie…
+            train_on = ["user", "assistant"]  # datasets.roles_to_train: [user, assistant]
+
+            [train]
+            batch_size = 1                    # micro_batch_size is not set: axolotl's default
+            epochs = 1                        # num_epochs is not set: axolotl's default
+            scheduler = "cosine"              # lr_scheduler is not set: axolotl's default
+            warmup = 0.03                     # warmup_ratio is not set: axolotl's default
+            tensorboard = true                # use_tensorboard: true
+
+            Left: datasets.message_property_mappings.tool_calls: calls (line 9) · not the name of a key that is read here
+            Left: datasets.train_on_eos: last (line 18) · the end of each turn that is learnt is learnt with it, and no other
+            Left: datasets.type.format: Q: {instruction} (line 23) · the base's chat template puts a row into words, in training and wherever the result is run
+            ToDo: datasets: [{path: talks.jsonl, type: chat_template, field_messages: tu… (line 2) · talks.jsonl is not here: put it there
+            ToDo: datasets: [{path: talks.jsonl, type: chat_template, field_messages: tu… (line 2) · shared.jsonl is not here: put it there
+            ToDo: datasets: [{path: talks.jsonl, type: chat_template, field_messages: tu… (line 2) · asked.jsonl is not here: put it there
+            ToDo: test_datasets: [{path: held.jsonl}, {path: out.jsonl, type: completion, fie… (line 25) · held.jsonl is not here: put it there
+            ToDo: test_datasets: [{path: held.jsonl}, {path: out.jsonl, type: completion, fie… (line 25) · out.jsonl is not here: put it there
+            Idle: report_to: wandb (line 31) · every step is in the run's metrics.jsonl; nothing is sent anywhere
+            Idle: adapter: qlora (line 32) · so it is here in any case
+        "#]],
+    );
 }
