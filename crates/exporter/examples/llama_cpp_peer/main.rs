@@ -57,7 +57,8 @@ const ANYWHERE: [&str; 3] =
 
 const YARN_BETA: &str = "the converter's: it is what llama.cpp assumes anyway";
 
-const EXP: &str = "-exp of the checkpoint's number: torch's exp is MKL's, of which one in eighty is not the nearest";
+const EXP: &str =
+    "-exp of the checkpoint's number: torch's exp is MKL's, of which one in eighty is not the nearest";
 
 const HEAD_WIDTH: &str = "transformers, through which the converter reads config.json, fills in the width that llama.cpp assumes anyway";
 
@@ -139,8 +140,9 @@ fn differing_tensors(ours: &Reader, theirs: &Reader) -> usize {
     for tensor in theirs.tensors() {
         let found = ours.tensor(&tensor.name);
         let is_equal = found.is_some_and(|found| found == tensor && ours.data(found) == theirs.data(tensor));
-        let is_known =
-            found.is_some_and(|found| found == tensor && is_known_rounding(tensor, [(ours, found), (theirs, tensor)]));
+        let is_known = found.is_some_and(|found| {
+            found == tensor && is_known_rounding(tensor, [(ours, found), (theirs, tensor)])
+        });
         if is_known && !is_equal {
             println!("  known: {}: last bits of some numbers ({EXP})", tensor.name);
         } else if !is_equal {
