@@ -108,8 +108,8 @@ impl<'a> Shapes<'a> {
         Ok(if stays { Residence::All } else { self.least() })
     }
 
-    /// As many tokens as fit, from one row to a whole micro-batch. Where not one row fits, layer inputs are kept in 16 bits,
-    /// and where that is not enough, weights pass.
+    /// As many tokens as fit, from one row to a whole micro-batch. Where not one row fits, layer inputs are kept in 16 bits;
+    /// where that is not enough, weights pass, and layer inputs are whole again if there is room for them then.
     pub(super) fn largest_that_fits(
         &self,
         smallest: usize,
@@ -287,8 +287,8 @@ mod tests {
             (shapes.fits(&step, residence, Some(limit)).unwrap(), step.layer_inputs, residence)
         };
         assert_eq!(chosen(&of, need(&of, half, 512, Residence::All)), (true, half, Residence::All));
-        assert!(need(&of, half, 512, Residence::All) > need(&of, half, 512, window(20)));
-        assert_eq!(chosen(&of, need(&of, half, 512, window(20))), (true, half, window(20)));
+        assert!(need(&of, half, 512, Residence::All) > need(&of, full, 512, window(4)));
+        assert_eq!(chosen(&of, need(&of, full, 512, window(4))), (true, full, window(4)));
         assert_eq!(chosen(&of, need(&of, half, 512, window(0))), (true, half, window(0)));
         assert!(!chosen(&of, need(&of, half, 512, window(0)) - 1).0);
 

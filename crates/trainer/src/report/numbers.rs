@@ -95,7 +95,7 @@ mod tests {
         assert_eq!([bytes(12), bytes(4096), bytes(19_818_086)], ["12 B", "4.0 KiB", "18.9 MiB"]);
         assert_eq!(
             [duration(0.42), duration(245.0), duration(7380.0)],
-            ["0.4 s", "4 min 05 s", "2 h 03 min"]
+            ["0.42 s", "4 min 05 s", "2 h 03 min"]
         );
         assert_eq!([duration(f64::NAN), figure(f64::NAN)], ["?", "not a number"]);
         assert_eq!([figure(6.70884), figure(0.000312), figure(1.85e-5)], ["6.7088", "0.000312", "1.85e-5"]);

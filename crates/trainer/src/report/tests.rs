@@ -128,7 +128,11 @@ fn preferences_and_early_stops_show() {
     let outcome = &mut record.outcome;
     (outcome.is_finished, outcome.end, outcome.result_step) = (true, Some(End::EarlyStopping), Some(30));
     let page = page("pairs", &record, &course);
-    assert_eq!(page.matches("<figure").count(), 7);
+    for title in ["Better answer preferred", "Margin of the rewards", "Rewards", "Loss of the better answers"]
+    {
+        assert!(page.contains(&format!("<figcaption><b>{title}</b>")), "{title}");
+    }
+    assert_eq!(page.matches("<figure").count(), 9);
     let text = text(&page);
     for shown in [
         "finished, stopped early after step 62",
