@@ -114,6 +114,15 @@ impl Header {
         Tensor { name, dtype, shape, bytes }
     }
 
+    /// Where a tensor lies, without what else its record says.
+    pub fn bytes(&self, index: usize) -> Range<u64> {
+        let mut record = self.records.at(self.tensors[index]);
+        record.skip_text();
+        record.skip_text();
+        (0..record.number()).for_each(|_| _ = record.number());
+        record.number()..record.number()
+    }
+
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor<'_>> {
         (0..self.n_tensors()).map(|index| self.tensor(index))
     }
@@ -202,10 +211,14 @@ impl<'a> Record<'a> {
     }
 
     fn text(&mut self) -> &'a str {
+        std::str::from_utf8(self.skip_text()).expect("a text was put")
+    }
+
+    fn skip_text(&mut self) -> &'a [u8] {
         let length = self.number() as usize;
         let (text, rest) = self.0.split_at(length);
         self.0 = rest;
-        std::str::from_utf8(text).expect("a text was put")
+        text
     }
 }
 

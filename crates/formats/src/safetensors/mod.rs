@@ -176,18 +176,20 @@ fn check_tensor(path: &Path, tensor: &Tensor<'_>, data_bytes: usize) -> Result<(
 /// Tensors cover the data without overlap and, as the specification asks, without holes.
 fn check_placement(path: &Path, header: &Header, data_bytes: usize) -> Result<()> {
     let mut in_order: Vec<u32> = (0..).take(header.n_tensors()).collect();
-    let place = |&index: &u32| header.tensor(index as usize).bytes;
-    in_order.sort_by_key(|index| (place(index).start, place(index).end));
+    in_order.sort_by_key(|&index| {
+        let bytes = header.bytes(index as usize);
+        (bytes.start, bytes.end)
+    });
     let mut end = 0;
     let mut before = "";
     for index in in_order {
-        let tensor = header.tensor(index as usize);
-        if tensor.bytes.start < end {
-            let (first, second) = (before.to_owned(), tensor.name.to_owned());
-            return Err(Error::Overlap { path: path.to_owned(), first, second, at: tensor.bytes.start });
+        let (name, bytes) = (header.name(index as usize), header.bytes(index as usize));
+        if bytes.start < end {
+            let (first, second) = (before.to_owned(), name.to_owned());
+            return Err(Error::Overlap { path: path.to_owned(), first, second, at: bytes.start });
         }
-        check_no_hole(path, end, tensor.bytes.start)?;
-        (end, before) = (tensor.bytes.end, tensor.name);
+        check_no_hole(path, end, bytes.start)?;
+        (end, before) = (bytes.end, name);
     }
     check_no_hole(path, end, data_bytes as u64)
 }

@@ -49,24 +49,24 @@ impl<const D: usize, const BITS: u32> Grid<D, BITS> {
         let of_points: Vec<[u8; D]> = points.iter().map(|&point| Self::coordinates(point)).collect();
         let mut neighbours = Vec::new();
         for (index, place) in places.iter_mut().enumerate() {
-            let place_of = Self::coordinates(index as u16);
-            if matches!(place, Place::Point(_)) || place_of.iter().any(|&l| l >= levels) {
+            let here = Self::coordinates(index as u16);
+            if matches!(place, Place::Point(_)) || here.iter().any(|&l| l >= levels) {
                 continue;
             }
             let distance = |point: &[u8; D]| -> u32 {
-                point.iter().zip(&place_of).map(|(a, b)| u32::from(a.abs_diff(*b)).pow(2)).sum()
+                point.iter().zip(&here).map(|(a, b)| u32::from(a.abs_diff(*b)).pow(2)).sum()
             };
-            let mut here = Vec::new();
+            let mut nearest = Vec::new();
             let mut beyond = None;
             for _ in 0..distances {
                 let next =
                     of_points.iter().map(distance).filter(|&d| beyond.is_none_or(|beyond| d > beyond)).min();
                 let Some(next) = next else { break };
-                here.extend(of_points.iter().filter(|point| distance(point) == next));
+                nearest.extend(of_points.iter().filter(|point| distance(point) == next));
                 beyond = Some(next);
             }
             let first = neighbours.len();
-            neighbours.extend(here.chunks(TOGETHER).map(Self::bunch));
+            neighbours.extend(nearest.chunks(TOGETHER).map(Self::bunch));
             *place = Place::Between { first: first as u32, n: (neighbours.len() - first) as u16 };
         }
         Self { points, places, neighbours }
