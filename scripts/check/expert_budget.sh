@@ -12,10 +12,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
+. scripts/check/binary.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
 
 bases=()
 if [ $# -eq 0 ]; then

@@ -9,8 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 sizes=${1:-50}
 source=${2:-recipes/pocket}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
+. scripts/check/binary.sh
 disk=$(mktemp -d)
 mount -t tmpfs -o size=64k tmpfs "$disk" 2>/dev/null || { rmdir "$disk"; echo "skipped  a tmpfs cannot be mounted here"; exit 0; }
 trap 'umount "$disk"; rmdir "$disk"' EXIT

@@ -10,9 +10,8 @@ cd "$(dirname "$0")/../.."
 
 times=${1:-10}
 recipe=${2:-recipes/quickstart.toml}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
+. scripts/check/binary.sh
 RANDOM=${SEED:-$$}
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
 work=$(mktemp -d)
 disk=$work/disk
 mkdir "$disk"

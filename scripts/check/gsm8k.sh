@@ -14,8 +14,7 @@ rows=${1:-200}
 layers=${2:-}
 shared=${SHARED:-../shared}
 python=${PYTHON:-python3}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
+. scripts/check/binary.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

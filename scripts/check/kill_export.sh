@@ -10,11 +10,10 @@ cd "$(dirname "$0")/../.."
 
 kills=${1:-20}
 source=${2:-runs/quickstart}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
+. scripts/check/binary.sh
 RANDOM=${SEED:-$$}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
 
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 export_it() { "$tune" export "$source" --quant q4_k_m --out "$work/out" --force; }

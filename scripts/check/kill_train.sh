@@ -11,11 +11,10 @@ cd "$(dirname "$0")/../.."
 
 kills=${1:-20}
 recipe=${2:-recipes/quickstart.toml}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
+. scripts/check/binary.sh
 RANDOM=${SEED:-$$}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
 
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 steps_done() { ls "$work/killed/checkpoints" 2>/dev/null | sed -n 's/^step-//p' | grep -v damaged | sort -n | tail -1; }

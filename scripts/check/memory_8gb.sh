@@ -13,8 +13,7 @@ base=${1:?usage: scripts/check/memory_8gb.sh CHECKPOINT_DIR [TOKENS [STEPS]]}
 tokens=${2:-512}
 steps=${3:-2}
 limit=7200000000
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
+. scripts/check/binary.sh
 work=$(mktemp -d)
 . scripts/check/memory_limit.sh
 trap 'unlimit_memory; rm -rf "$work"' EXIT

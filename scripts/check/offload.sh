@@ -15,8 +15,7 @@ quant=${2:?}
 limit_mb=${3:?}
 tokens=${4:-512}
 steps=${5:-3}
-tune=${TUNE:-${CARGO_TARGET_DIR:-target}/release/tune}
-[ -x "$tune" ] || { echo "no binary at $tune; build it with: cargo build --release -p tune" >&2; exit 2; }
+. scripts/check/binary.sh
 work=$(mktemp -d)
 . scripts/check/memory_limit.sh
 trap 'unlimit_memory; rm -rf "$work"' EXIT
