@@ -59,6 +59,17 @@ fn card(name: &str, file: &Path, adapters: &[(&Path, f32)], load: LoadOptions) -
     ExpertCard::from_file(name, file, &options, Digests::Blake3)
 }
 
+/// A base of noise and the same with an adapter, whose files are in the folder.
+fn noisy_pair(load: LoadOptions) -> (tempfile::TempDir, ExpertCard, ExpertCard) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    noise::write(&path("base.gguf"), 1);
+    noise::write_adapter(&path("a.gguf"), 2, 4);
+    let base = card("base", &path("base.gguf"), &[], load.clone()).unwrap();
+    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load).unwrap();
+    (directory, base, adapted)
+}
+
 fn adapters(card: &ExpertCard) -> &[Adapter] {
     &card.file().unwrap().adapters
 }
@@ -307,13 +318,8 @@ fn under(loaded: &mut dyn runner::Loaded, system: &str, user: &str) -> (String, 
 
 #[test]
 fn what_prompts_begin_with_is_read_once_and_answers_stay_the_same() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name);
-    noise::write(&path("base.gguf"), 1);
-    noise::write_adapter(&path("a.gguf"), 2, 4);
     let load = LoadOptions { num_batch: 32, num_ctx: 512, ..load() };
-    let base = card("base", &path("base.gguf"), &[], load.clone()).unwrap();
-    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load).unwrap();
+    let (_directory, base, adapted) = noisy_pair(load);
     let residency = || Residency::new(Box::new(LlamaEngine::new().unwrap()));
     let long =
         "You answer in the fewest words that say it, and never say what you were not asked for. ".repeat(2);
@@ -346,13 +352,8 @@ fn what_prompts_begin_with_is_read_once_and_answers_stay_the_same() {
 
 #[test]
 fn a_conversation_reads_only_what_is_new_and_leaves_nothing_to_others() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name);
-    noise::write(&path("base.gguf"), 1);
-    noise::write_adapter(&path("a.gguf"), 2, 4);
     let load = LoadOptions { num_batch: 32, num_ctx: 512, ..load() };
-    let base = card("base", &path("base.gguf"), &[], load.clone()).unwrap();
-    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load).unwrap();
+    let (_directory, base, adapted) = noisy_pair(load);
     let residency = || Residency::new(Box::new(LlamaEngine::new().unwrap()));
     let request = |messages: &[Message], loaded: &dyn runner::Loaded| {
         let mut request = Request::new(loaded.card(), Prompt::Chat(messages.to_vec()));
@@ -389,12 +390,7 @@ fn a_conversation_reads_only_what_is_new_and_leaves_nothing_to_others() {
 
 #[test]
 fn vectors_of_texts_are_those_of_the_adapter_that_is_set() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name);
-    noise::write(&path("base.gguf"), 1);
-    noise::write_adapter(&path("a.gguf"), 2, 4);
-    let base = card("base", &path("base.gguf"), &[], load()).unwrap();
-    let adapted = card("adapted", &path("base.gguf"), &[(&path("a.gguf"), 1.0)], load()).unwrap();
+    let (_directory, base, adapted) = noisy_pair(load());
     let embed = |residency: &mut Residency, card: &ExpertCard| {
         let (loaded, _) = residency.get(card, &|| false, &mut formats::observe::Silent).unwrap();
         loaded.embed(&["a text".to_owned()], &mut |_| ControlFlow::Continue(())).unwrap()

@@ -128,6 +128,44 @@ const ANY: &[Asked] =
 const CHAT: &[Asked] = &[Asked::Chat];
 const LOAD: &[Asked] = &[Asked::Load];
 
+// What can go wrong at servers of both kinds, and where at Ollama.
+const VANISHES: Case = Case {
+    name: "model vanishes",
+    at: &[Asked::Tags, Asked::Load, Asked::Chat],
+    wrong: |_| Wrong::Vanished,
+    passes: false,
+    words: &["not found", "no model of that name"],
+};
+const ENDLESS: Case = Case {
+    name: "endless line",
+    at: CHAT,
+    wrong: |_| Wrong::EndlessLine,
+    passes: false,
+    words: &["longer than 4194304 bytes"],
+};
+const HTML: Case = Case {
+    name: "500 with HTML",
+    at: ANY,
+    wrong: |_| Wrong::Html,
+    passes: true,
+    words: &["500 internal server error: <html>"],
+};
+const HANGS: Case = Case {
+    name: "hangs",
+    at: &[Asked::Chat],
+    wrong: |_| Wrong::Hangs,
+    passes: true,
+    words: &["nothing came for"],
+};
+const SILENT: Case = Case {
+    name: "silent mid-stream",
+    at: CHAT,
+    wrong: |draw| Wrong::SilentAfter(draw.below(4)),
+    passes: true,
+    words: &["nothing came for"],
+};
+const RESET: Case = Case { name: "reset", at: ANY, wrong: |_| Wrong::Reset, passes: true, words: &["can't"] };
+
 const OLLAMA: &[Case] = &[
     Case {
         name: "dies mid-stream",
@@ -152,13 +190,7 @@ const OLLAMA: &[Case] = &[
         passes: true,
         words: &["signal: killed"],
     },
-    Case {
-        name: "model vanishes",
-        at: &[Asked::Tags, Asked::Load, Asked::Chat],
-        wrong: |_| Wrong::Vanished,
-        passes: false,
-        words: &["not found", "no model of that name"],
-    },
+    VANISHES,
     Case {
         name: "partial offload",
         at: &[Asked::Ps],
@@ -180,34 +212,10 @@ const OLLAMA: &[Case] = &[
         passes: true,
         words: &["within a line", "no JSON"],
     },
-    Case {
-        name: "endless line",
-        at: CHAT,
-        wrong: |_| Wrong::EndlessLine,
-        passes: false,
-        words: &["longer than 4194304 bytes"],
-    },
-    Case {
-        name: "500 with HTML",
-        at: ANY,
-        wrong: |_| Wrong::Html,
-        passes: true,
-        words: &["500 internal server error: <html>"],
-    },
-    Case {
-        name: "hangs",
-        at: &[Asked::Chat],
-        wrong: |_| Wrong::Hangs,
-        passes: true,
-        words: &["nothing came for"],
-    },
-    Case {
-        name: "silent mid-stream",
-        at: CHAT,
-        wrong: |draw| Wrong::SilentAfter(draw.below(4)),
-        passes: true,
-        words: &["nothing came for"],
-    },
+    ENDLESS,
+    HTML,
+    HANGS,
+    SILENT,
     Case {
         name: "other reason",
         at: &[Asked::Chat, Asked::Load],
@@ -216,7 +224,7 @@ const OLLAMA: &[Case] = &[
         words: &["this one ended with"],
     },
     Case { name: "no JSON", at: ANY, wrong: |_| Wrong::Garbage, passes: true, words: &["no JSON"] },
-    Case { name: "reset", at: ANY, wrong: |_| Wrong::Reset, passes: true, words: &["can't"] },
+    RESET,
     Case {
         name: "short context",
         at: &[Asked::Ps],
@@ -261,13 +269,7 @@ const OPENAI: &[Case] = &[
         passes: true,
         words: &["signal: killed"],
     },
-    Case {
-        name: "model vanishes",
-        at: BOTH,
-        wrong: |_| Wrong::Vanished,
-        passes: false,
-        words: &["not found", "no model of that name"],
-    },
+    Case { at: BOTH, ..VANISHES },
     Case { name: "no key", at: BOTH, wrong: |_| Wrong::NoKey, passes: false, words: &["Incorrect API key"] },
     Case {
         name: "cut event",
@@ -276,28 +278,10 @@ const OPENAI: &[Case] = &[
         passes: true,
         words: &["no JSON"],
     },
-    Case {
-        name: "endless line",
-        at: COMPLETE,
-        wrong: |_| Wrong::EndlessLine,
-        passes: false,
-        words: &["longer than 4194304 bytes"],
-    },
-    Case {
-        name: "500 with HTML",
-        at: BOTH,
-        wrong: |_| Wrong::Html,
-        passes: true,
-        words: &["500 internal server error: <html>"],
-    },
-    Case { name: "hangs", at: COMPLETE, wrong: |_| Wrong::Hangs, passes: true, words: &["nothing came for"] },
-    Case {
-        name: "silent mid-stream",
-        at: COMPLETE,
-        wrong: |draw| Wrong::SilentAfter(draw.below(4)),
-        passes: true,
-        words: &["nothing came for"],
-    },
+    Case { at: COMPLETE, ..ENDLESS },
+    Case { at: BOTH, ..HTML },
+    Case { at: COMPLETE, ..HANGS },
+    Case { at: COMPLETE, ..SILENT },
     Case {
         name: "other reason",
         at: COMPLETE,
@@ -312,7 +296,7 @@ const OPENAI: &[Case] = &[
         passes: true,
         words: &["no JSON", "before its last event"],
     },
-    Case { name: "reset", at: BOTH, wrong: |_| Wrong::Reset, passes: true, words: &["can't"] },
+    Case { at: BOTH, ..RESET },
 ];
 
 /// Workers that share the seeds of a case: most of a run is waiting.

@@ -231,10 +231,12 @@ impl LoadedLlama {
         let chooser = Chooser::new(self.session.model(), &request.sampling, &request.form)?;
         let begun = Instant::now();
         let total = prompt.len();
-        let shared = self.shared_tokens(&request.prompt, &prompt);
         let after_piece = &mut |done| sink(Progress::Prompt { done, total });
         let read = match beginning {
-            Beginning::Shared => self.session.read_prompt(&prompt, shared, after_piece).map(|row| (row, 0)),
+            Beginning::Shared => {
+                let shared = self.shared_tokens(&request.prompt, &prompt);
+                self.session.read_prompt(&prompt, shared, after_piece).map(|row| (row, 0))
+            }
             Beginning::Held => self.session.continue_prompt(&prompt, after_piece),
         };
         let (read, kept) = read.inspect_err(|_| self.session.wipe())?;
