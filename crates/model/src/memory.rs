@@ -11,7 +11,7 @@ use crate::base::Residence;
 use crate::config::ModelConfig;
 use crate::device::Precision;
 use crate::device::cpu::fixed_bytes;
-use crate::family::{self, Role};
+use crate::family::{self, Role, TensorSpec};
 use crate::generate::{Capacity, generator_bytes};
 use crate::lora::{Layout, LoraOptions, row_norms_bytes};
 use crate::optimizer::{MomentForm, moments_bytes};
@@ -175,9 +175,16 @@ impl WeightSizes {
 /// # Errors
 /// As [`plan_bytes`].
 pub fn weight_sizes(config: &ModelConfig, quant: Quant) -> Result<WeightSizes> {
+    sizes_of(config, |spec| Ok(policy::block_type(quant, config, spec)))
+}
+
+fn sizes_of(
+    config: &ModelConfig,
+    block_type: impl Fn(&TensorSpec) -> Result<BlockType>,
+) -> Result<WeightSizes> {
     let mut sizes = WeightSizes { vectors: 0, embedding: 0, head: 0, layers: vec![0; config.n_layers] };
     for spec in family::tensors(config) {
-        let ty = policy::block_type(quant, config, &spec);
+        let ty = block_type(&spec)?;
         let place = match (spec.layer, spec.role) {
             (_, role) if role.is_vector() => &mut sizes.vectors,
             (Some(layer), _) => &mut sizes.layers[layer],
@@ -223,16 +230,10 @@ pub fn streamed_bytes(
 /// # Errors
 /// A tensor that the file lacks.
 pub fn gguf_weights_bytes(config: &ModelConfig, gguf: &Reader) -> Result<u64> {
-    let mut bytes = 0;
-    for spec in family::tensors(config) {
-        let ty = match gguf.tensor(&spec.gguf) {
-            _ if spec.role.is_vector() => BlockType::F32,
-            Some(tensor) => tensor.ty,
-            None => {
-                return Err(Error::MissingTensor { name: spec.gguf.clone(), n_missing: 1, n_expected: 1 });
-            }
-        };
-        bytes += spec.rows as u64 * ty.row_bytes(spec.cols)? as u64;
-    }
-    Ok(bytes)
+    let sizes = sizes_of(config, |spec| match gguf.tensor(&spec.gguf) {
+        _ if spec.role.is_vector() => Ok(BlockType::F32),
+        Some(tensor) => Ok(tensor.ty),
+        None => Err(Error::MissingTensor { name: spec.gguf.clone(), n_missing: 1, n_expected: 1 }),
+    })?;
+    Ok(sizes.total_bytes())
 }

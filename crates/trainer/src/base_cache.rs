@@ -85,10 +85,16 @@ impl<'a> BaseCache<'a> {
             Err(_) => {}
         }
         if residence != Residence::All {
-            keep((checkpoint, config, quant), (&path, &key), observer)?;
+            // Without room for more than a few rows of it.
+            keep((config, quant), (&path, &key), observer, |keep, observer| {
+                encode(config, checkpoint, quant, keep, &mut loading(observer))
+            })?;
             return mapped(device, (config, quant), (&path, &key), residence, growth, observer);
         }
-        match self.quantise_and_keep(device, (checkpoint, config, quant), (&path, &key), observer) {
+        let kept = keep((config, quant), (&path, &key), observer, |keep, observer| {
+            Base::load_and_keep(device, config, checkpoint, quant, keep, &mut loading(observer))
+        });
+        match kept {
             Err(Error::Formats(error)) => {
                 let message = format!("the base is not kept for the next start: {error}");
                 observer.observe(Event::Warning { message });
@@ -97,53 +103,31 @@ impl<'a> BaseCache<'a> {
             other => other,
         }
     }
-
-    fn quantise_and_keep<D: Device>(
-        &self,
-        device: &D,
-        (checkpoint, config, quant): (&Checkpoint, &ModelConfig, Quant),
-        (path, key): (&Path, &str),
-        observer: &mut dyn Observer<Event>,
-    ) -> Result<Base<D>> {
-        let dir = make_folder_of(path)?;
-        let base = atomic::write_file(path, |out| {
-            let mut writer = BlockWriter::begin(out, key, &kept_tensors(config, quant))?;
-            let mut keep = |bytes: &[u8]| writer.write(bytes);
-            let base =
-                Base::load_and_keep(device, config, checkpoint, quant, &mut keep, &mut loading(observer))?;
-            writer.finish()?;
-            Ok::<_, Error>(base)
-        })?;
-        observer.observe(Event::BaseKept { path: path.to_owned(), bytes: base.bytes() });
-        remove_oldest(dir);
-        Ok(base)
-    }
 }
 
-/// Quantises a base into the cache, without room for more than a few rows of it.
-fn keep(
-    (checkpoint, config, quant): (&Checkpoint, &ModelConfig, Quant),
+/// Writes a base's blocks to the cache while `quantise` hands them out, and gives what it gives.
+fn keep<T>(
+    (config, quant): (&ModelConfig, Quant),
     (path, key): (&Path, &str),
     observer: &mut dyn Observer<Event>,
-) -> Result<()> {
-    let dir = make_folder_of(path)?;
-    atomic::write_file(path, |out| {
-        let mut writer = BlockWriter::begin(out, key, &kept_tensors(config, quant))?;
-        let mut keep = |bytes: &[u8]| writer.write(bytes);
-        encode(config, checkpoint, quant, &mut keep, &mut loading(observer))?;
-        Ok::<_, Error>(writer.finish()?)
-    })?;
-    observer.observe(Event::BaseKept { path: path.to_owned(), bytes: weights_bytes(config, quant)? });
-    remove_oldest(dir);
-    Ok(())
-}
-
-fn make_folder_of(path: &Path) -> Result<&Path> {
+    quantise: impl FnOnce(&mut Keep<'_>, &mut dyn Observer<Event>) -> model::Result<T>,
+) -> Result<T> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let failed = |source| formats::Error::Io { path: dir.to_owned(), action: "make", source };
     std::fs::create_dir_all(dir).map_err(failed)?;
-    Ok(dir)
+    let made = atomic::write_file(path, |out| {
+        let mut writer = BlockWriter::begin(out, key, &kept_tensors(config, quant))?;
+        let made = quantise(&mut |bytes: &[u8]| writer.write(bytes), observer)?;
+        writer.finish()?;
+        Ok::<_, Error>(made)
+    })?;
+    observer.observe(Event::BaseKept { path: path.to_owned(), bytes: weights_bytes(config, quant)? });
+    remove_oldest(dir);
+    Ok(made)
 }
+
+/// What takes blocks as they are made.
+type Keep<'a> = dyn FnMut(&[u8]) -> formats::Result<()> + 'a;
 
 /// A kept base.
 fn mapped<D: Device>(

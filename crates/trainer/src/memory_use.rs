@@ -12,12 +12,16 @@ use model::base::AtTurn;
 
 /// Anonymous resident memory of this process in bytes; `None` where the system does not tell.
 fn anonymous_bytes() -> Option<u64> {
-    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+    of_status("RssAnon:")
 }
 
 /// Resident memory of this process in bytes, of whatever kind.
 fn process_bytes() -> Option<u64> {
-    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+    of_status("VmRSS:")
+}
+
+fn of_status(field: &str) -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, field)
 }
 
 /// Bytes of these maps that are resident in this process.

@@ -97,6 +97,14 @@ impl HostBlocks {
         }
     }
 
+    /// Where blocks lie in a mapped file, for those that do.
+    pub(super) fn place(&self) -> Option<(&Arc<Map>, Range<usize>)> {
+        match &self.blocks {
+            Blocks::Mapped(map, range) => Some((map, range.clone())),
+            Blocks::Owned(_) => None,
+        }
+    }
+
     pub(super) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
@@ -128,16 +136,6 @@ impl HostBlocks {
     ) -> Result<()> {
         let rows = &self.blocks.bytes()[rows.start * self.row_bytes..rows.end * self.row_bytes];
         Ok(block::decode_rows_to_bf16(self.block_type, rows, self.cols, columns, out)?)
-    }
-}
-
-impl HostBlocks {
-    /// Where blocks lie in a mapped file, for those that do.
-    pub(super) fn place(&self) -> Option<(&Arc<Map>, Range<usize>)> {
-        match &self.blocks {
-            Blocks::Mapped(map, range) => Some((map, range.clone())),
-            Blocks::Owned(_) => None,
-        }
     }
 }
 
