@@ -60,6 +60,18 @@ impl Reader {
         &self.path
     }
 
+    /// [`TensorSource::content_hash`] with another way to hash a file: one that remembers, say.
+    ///
+    /// # Errors
+    /// What hashing meets.
+    pub fn content_hash_by(&self, hash_file: &mut dyn FnMut(&Path) -> Result<String>) -> Result<String> {
+        if let Some(known) = self.content_hash.get() {
+            return Ok(known.clone());
+        }
+        let hash = hash_file(&self.path)?;
+        Ok(self.content_hash.get_or_init(|| hash).clone())
+    }
+
     /// Its keys and values.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
@@ -111,11 +123,7 @@ impl TensorSource for Reader {
     }
 
     fn content_hash(&self) -> Result<String> {
-        if let Some(known) = self.content_hash.get() {
-            return Ok(known.clone());
-        }
-        let hash = hash::blake3_file(&self.path)?;
-        Ok(self.content_hash.get_or_init(|| hash).clone())
+        self.content_hash_by(&mut |path| hash::blake3_file(path))
     }
 
     fn naming(&self) -> Naming {

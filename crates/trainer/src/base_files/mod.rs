@@ -94,7 +94,7 @@ impl BaseFiles {
         let inputs = Inputs { template: template.unwrap_or_default(), ..Inputs::default() };
         match &self.weights {
             BaseWeights::Folder { checkpoint, .. } => folder::hashes(&self.path, checkpoint, index, inputs),
-            BaseWeights::Gguf(reader) => gguf::hashes(reader, inputs),
+            BaseWeights::Gguf(reader) => gguf::hashes(reader, index, inputs),
         }
     }
 
