@@ -4,8 +4,7 @@ use std::path::Path;
 
 use formats::checkpoint::Checkpoint;
 use formats::config::{GenerationConfig, HfConfig};
-use formats::hash_index::HashIndex;
-use formats::{TensorSource, hash};
+use formats::hash;
 use model::family;
 use model::{ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
@@ -34,17 +33,9 @@ pub(super) fn open(dir: &Path, options: &ModelOptions) -> Result<BaseFiles> {
     BaseFiles::assemble(dir, (config, weights), (tokenizer, template), stop)
 }
 
-pub(super) fn hashes(
-    dir: &Path,
-    checkpoint: &Checkpoint,
-    index: Option<&mut HashIndex>,
-    inputs: Inputs,
-) -> Result<Inputs> {
+pub(super) fn hashes(dir: &Path, base: String, inputs: Inputs) -> Result<Inputs> {
     Ok(Inputs {
-        base: match index {
-            Some(index) => checkpoint.content_hash_by(&mut |path| index.blake3_file(path))?,
-            None => checkpoint.content_hash()?,
-        },
+        base,
         base_config: hash::blake3_file(&dir.join("config.json"))?,
         tokenizer: text::files_blake3(dir)?,
         ..inputs

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use formats::TensorSource;
 use formats::gguf::Reader;
-use formats::hash_index::HashIndex;
 use model::family;
 use model::{ModelConfig, Quant};
 use text::{ChatTemplate, Tokenizer};
@@ -40,10 +38,6 @@ fn check_quant(path: &Path, reader: &Reader, quant: Option<&str>) -> Result<()> 
 }
 
 /// The file holds everything: its hash stands for the weights, the configuration and the tokenizer.
-pub(super) fn hashes(reader: &Reader, index: Option<&mut HashIndex>, inputs: Inputs) -> Result<Inputs> {
-    let file = match index {
-        Some(index) => reader.content_hash_by(&mut |path| index.blake3_file(path))?,
-        None => reader.content_hash()?,
-    };
-    Ok(Inputs { base: file.clone(), base_config: file.clone(), tokenizer: file, ..inputs })
+pub(super) fn hashes(file: String, inputs: Inputs) -> Inputs {
+    Inputs { base: file.clone(), base_config: file.clone(), tokenizer: file, ..inputs }
 }

@@ -88,13 +88,20 @@ impl BaseFiles {
     ///
     /// # Errors
     /// What reading meets.
-    pub fn hashes(&self, index: Option<&mut HashIndex>) -> Result<Inputs> {
+    pub fn hashes(&self, mut index: Option<&mut HashIndex>) -> Result<Inputs> {
         let template =
             self.template.as_ref().map(|template| formats::hash::blake3_bytes(template.source().as_bytes()));
         let inputs = Inputs { template: template.unwrap_or_default(), ..Inputs::default() };
+        let mut hash_file = |path: &Path| match &mut index {
+            Some(index) => index.blake3_file(path),
+            None => formats::hash::blake3_file(path),
+        };
         match &self.weights {
-            BaseWeights::Folder { checkpoint, .. } => folder::hashes(&self.path, checkpoint, index, inputs),
-            BaseWeights::Gguf(reader) => gguf::hashes(reader, index, inputs),
+            BaseWeights::Folder { checkpoint, .. } => {
+                let base = checkpoint.content_hash_by(&mut hash_file)?;
+                folder::hashes(&self.path, base, inputs)
+            }
+            BaseWeights::Gguf(reader) => Ok(gguf::hashes(reader.content_hash_by(&mut hash_file)?, inputs)),
         }
     }
 
