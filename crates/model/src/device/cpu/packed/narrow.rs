@@ -1,5 +1,6 @@
 //! Products of a wide matrix and a narrow one, a few times sixteen numbers, as an adapter's ranks are, in f32 with AVX-512
-//! or AVX2: the wide one is read where it lies, once, and never packed.
+//! or AVX2: the wide one is read once, and parts of it are copied beside each other. Where its rows lie, often a power of two
+//! apart, few of them would stay in a first-level cache together.
 
 use std::ops::Range;
 
@@ -18,18 +19,21 @@ const MOST: usize = 64;
 const LEAST: usize = 8;
 /// Columns of the wide matrix that a task takes: sums of all ranks beside them stay in a first-level cache.
 const STRIP: usize = 192;
-/// Rows of both that are summed before the next columns: with a strip they stay in a second-level cache.
-const DEPTH: usize = 64;
+/// Rows of both that are summed before the next columns: a strip of them stays in a first-level cache.
+const DEPTH: usize = 32;
+/// Terms of rows that are copied together, for sums along them.
+const TERMS: usize = 256;
 
 /// Whether a side of so many rows or columns is narrow.
 fn is_narrow(size: usize) -> bool {
     (LEAST..=MOST).contains(&size)
 }
 
-/// c (=|+=) alpha · a · b where one side is narrow and the processor multiplies floats so; whether it was made.
+/// c (=|+=) alpha · a · b where one side is narrow and the processor multiplies floats so; whether it was made. Where vectors
+/// multiply bf16 too, f32 that need no packing are as fast.
 pub(super) fn matmul(panels: &Panels, alpha: f32, a: Side<'_>, b: Side<'_>, target: Target) -> bool {
     match panels.dense {
-        Dense::Avx512F32 => matmul_with::<Avx512>(panels, alpha, a, b, target),
+        Dense::Avx512F32 | Dense::Avx512Bf16 => matmul_with::<Avx512>(panels, alpha, a, b, target),
         Dense::Avx2F32 => matmul_with::<Avx2>(panels, alpha, a, b, target),
         _ => false,
     }
@@ -70,8 +74,13 @@ trait Instructions: Vectors {
     /// Rows of the wide matrix, as many as [`Instructions::ROWS`] says or fewer, and `cols` columns of lines (terms, width).
     unsafe fn along_rows(wide: Rows<'_, f32>, lines: &[f32], width: usize, cols: usize, out: Out);
 
-    /// sums += narrowᵀ · wide      sums (columns of narrow, STRIP)
-    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]);
+    /// sums += narrowᵀ · wide      wide (rows of narrow, STRIP), of which `cols` count, sums (columns of narrow, STRIP)
+    unsafe fn add_down(
+        wide: &[f32; DEPTH * STRIP],
+        narrow: Rows<'_, f32>,
+        cols: usize,
+        sums: &mut [f32; MOST * STRIP],
+    );
 }
 
 impl Instructions for Avx512 {
@@ -92,9 +101,14 @@ impl Instructions for Avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]) {
+    unsafe fn add_down(
+        wide: &[f32; DEPTH * STRIP],
+        narrow: Rows<'_, f32>,
+        cols: usize,
+        sums: &mut [f32; MOST * STRIP],
+    ) {
         // SAFETY: as above.
-        unsafe { add_down::<Self, 8>(wide, narrow, sums) };
+        unsafe { add_down::<Self, 8>(wide, narrow, cols, sums) };
     }
 }
 
@@ -114,9 +128,14 @@ impl Instructions for Avx2 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn add_down(wide: Rows<'_, f32>, narrow: Rows<'_, f32>, sums: &mut [f32; MOST * STRIP]) {
+    unsafe fn add_down(
+        wide: &[f32; DEPTH * STRIP],
+        narrow: Rows<'_, f32>,
+        cols: usize,
+        sums: &mut [f32; MOST * STRIP],
+    ) {
         // SAFETY: as above.
-        unsafe { add_down::<Self, 4>(wide, narrow, sums) };
+        unsafe { add_down::<Self, 4>(wide, narrow, cols, sums) };
     }
 }
 
@@ -174,20 +193,26 @@ unsafe fn along_rows<I: Vectors, const N: usize, const V: usize>(
     out: Out,
 ) {
     assert!(wide.cols == 0 || lines.len() >= (wide.cols - 1) * width + V * I::LANES, "a line for each term");
-    // Rows past the last are the last again, and their sums are left out.
-    let rows: [*const f32; N] = std::array::from_fn(|i| wide.row(i.min(wide.rows - 1)).as_ptr());
-    // SAFETY: p is below the rows' length; a line has V vectors.
+    // Rows past the last are zeros, and their sums are left out.
+    let mut copied = [[0.0f32; TERMS]; N];
+    // SAFETY: p is below the terms of a part; a line has V vectors.
     unsafe {
         let mut sums = [[I::set_float(0.0); V]; N];
-        for p in 0..wide.cols {
-            let mut line = [I::set_float(0.0); V];
-            for (v, line) in line.iter_mut().enumerate() {
-                *line = I::load_floats(lines.as_ptr().add(p * width + v * I::LANES));
+        for terms in parts(0..wide.cols, TERMS) {
+            for (i, to) in copied.iter_mut().enumerate().take(wide.rows) {
+                to[..terms.len()].copy_from_slice(&wide.row(i)[terms.clone()]);
             }
-            for (row, sums) in rows.iter().zip(&mut sums) {
-                let x = I::set_float(*row.add(p));
-                for (sum, line) in sums.iter_mut().zip(line) {
-                    *sum = I::multiply_add(x, line, *sum);
+            let lines = lines.as_ptr().add(terms.start * width);
+            for p in 0..terms.len() {
+                let mut line = [I::set_float(0.0); V];
+                for (v, line) in line.iter_mut().enumerate() {
+                    *line = I::load_floats(lines.add(p * width + v * I::LANES));
+                }
+                for (row, sums) in copied.iter().zip(&mut sums) {
+                    let x = I::set_float(*row.as_ptr().add(p));
+                    for (sum, line) in sums.iter_mut().zip(line) {
+                        *sum = I::multiply_add(x, line, *sum);
+                    }
                 }
             }
         }
@@ -216,12 +241,14 @@ fn down<I: Instructions>(
 ) {
     (0..wide.cols.div_ceil(STRIP)).into_par_iter().for_each(|task| {
         let columns = task * STRIP..((task + 1) * STRIP).min(wide.cols);
-        let mut sums = [0.0f32; MOST * STRIP];
+        let (mut sums, mut strip) = ([0.0f32; MOST * STRIP], [0.0f32; DEPTH * STRIP]);
         for rows in parts(0..wide.rows, DEPTH) {
-            let (wide, narrow) =
-                (wide.part(rows.clone(), columns.clone()), narrow.part(rows, 0..narrow.cols));
+            for (row, strip) in rows.clone().zip(strip.chunks_exact_mut(STRIP)) {
+                strip[..columns.len()].copy_from_slice(&wide.row(row)[columns.clone()]);
+            }
+            let narrow = narrow.part(rows, 0..narrow.cols);
             // SAFETY: as in `along`.
-            unsafe { I::add_down(wide, narrow, &mut sums) };
+            unsafe { I::add_down(&strip, narrow, columns.len(), &mut sums) };
         }
         write_down(alpha, &sums, columns, narrow.cols, target, order);
     });
@@ -231,22 +258,25 @@ fn down<I: Instructions>(
 /// registers.
 #[inline(always)]
 unsafe fn add_down<I: Vectors, const N: usize>(
-    wide: Rows<'_, f32>,
+    wide: &[f32; DEPTH * STRIP],
     narrow: Rows<'_, f32>,
+    cols: usize,
     sums: &mut [f32; MOST * STRIP],
 ) {
-    for chunk in parts(0..wide.cols, 3 * I::LANES) {
-        let wide = wide.part(0..wide.rows, chunk.clone());
+    for column in (0..cols).step_by(3 * I::LANES) {
         for few in parts(0..narrow.cols, N) {
-            let sums = &mut sums[few.start * STRIP + chunk.start..];
-            // SAFETY: the columns are there.
+            // SAFETY: a strip is a multiple of three vectors; the rest is the caller's promise.
             unsafe {
                 if few.len() == N {
-                    add_chunk::<I, N>(wide, narrow.part(0..narrow.rows, few), sums);
+                    add_chunk::<I, N>(
+                        &wide[column..],
+                        narrow,
+                        few.start,
+                        &mut sums[few.start * STRIP + column..],
+                    );
                 } else {
-                    for (i, one) in few.enumerate() {
-                        let one = narrow.part(0..narrow.rows, one..one + 1);
-                        add_chunk::<I, 1>(wide, one, &mut sums[i * STRIP..]);
+                    for one in few {
+                        add_chunk::<I, 1>(&wide[column..], narrow, one, &mut sums[one * STRIP + column..]);
                     }
                 }
             }
@@ -254,22 +284,26 @@ unsafe fn add_down<I: Vectors, const N: usize>(
     }
 }
 
-/// N columns of the narrow matrix and up to three vectors of the wide one.
+/// N columns of the narrow matrix from `first` on and three vectors of the wide one.
 #[inline(always)]
 unsafe fn add_chunk<I: Vectors, const N: usize>(
-    wide: Rows<'_, f32>,
+    wide: &[f32],
     narrow: Rows<'_, f32>,
+    first: usize,
     sums: &mut [f32],
 ) {
-    let part = |v: usize| (v * I::LANES).min(wide.cols);
+    let last_row = narrow.rows.saturating_sub(1) * STRIP;
+    assert!(narrow.rows == 0 || wide.len() >= last_row + 3 * I::LANES, "three vectors of each row");
     assert!(sums.len() >= (N - 1) * STRIP + 3 * I::LANES, "three vectors for each column");
-    // SAFETY: a chunk's sums have three vectors, as asserted; the rest is the caller's promise.
+    // SAFETY: rows and sums have three vectors, as asserted; the rest is the caller's promise.
     unsafe {
         let mut totals = [[I::set_float(0.0); 3]; N];
-        for row in 0..wide.rows {
-            let (x, of_narrow) = (wide.row(row), narrow.row(row));
-            let x = [I::floats(&x[part(0)..]), I::floats(&x[part(1)..]), I::floats(&x[part(2)..])];
-            for (total, factor) in totals.iter_mut().zip(of_narrow) {
+        for row in 0..narrow.rows {
+            let x = |v: usize| I::load_floats(wide.as_ptr().add(row * STRIP + v * I::LANES));
+            let x = [x(0), x(1), x(2)];
+            // An array, and no slice: the sums stay in registers only where the loop over them has a known end.
+            let factors: &[f32; N] = narrow.row(row)[first..].first_chunk().expect("as many columns");
+            for (total, factor) in totals.iter_mut().zip(factors) {
                 let factor = I::set_float(*factor);
                 for (total, x) in total.iter_mut().zip(x) {
                     *total = I::multiply_add(x, factor, *total);
