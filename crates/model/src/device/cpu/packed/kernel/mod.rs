@@ -156,14 +156,30 @@ fn blocks(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
 /// # Safety
 /// The processor has the vectors; `out` has N rows and the columns, of which those past the second vector are left alone.
 #[inline(always)]
-unsafe fn write<V: Vectors, const N: usize>(sums: [[V::Floats; 2]; N], cols: usize, out: Out) {
+unsafe fn write<V: Vectors, const N: usize>(mut sums: [[V::Floats; 2]; N], cols: usize, out: Out) {
     // SAFETY: only lanes inside of the block's columns are named.
     unsafe {
-        let lanes = [V::lanes(cols), V::lanes(cols.saturating_sub(V::LANES))];
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (half, sum) in sums.into_iter().enumerate() {
-                V::put(sum, lanes[half], out, i, V::LANES * half);
+        if cols < 2 * V::LANES {
+            let lanes = [V::lanes(cols), V::lanes(cols.saturating_sub(V::LANES))];
+            for (i, sums) in sums.into_iter().enumerate() {
+                V::put(sums[0], lanes[0], out, i, 0);
+                V::put(sums[1], lanes[1], out, i, V::LANES);
             }
+            return;
+        }
+        // All is read before anything is written: in rows a power of two apart each read would seem to be of what the
+        // one before has just written, and wait for it.
+        if out.adds {
+            for (i, [left, right]) in sums.iter_mut().enumerate() {
+                let row = out.start.add(i * out.stride);
+                *left = V::add_floats(*left, V::load_floats(row));
+                *right = V::add_floats(*right, V::load_floats(row.add(V::LANES)));
+            }
+        }
+        for (i, [left, right]) in sums.into_iter().enumerate() {
+            let row = out.start.add(i * out.stride);
+            V::store_floats(left, row);
+            V::store_floats(right, row.add(V::LANES));
         }
     }
 }
