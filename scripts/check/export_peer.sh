@@ -136,8 +136,7 @@ exit $failed
 
 # Last run: converter of llama-cpp-python 0.3.36, quantiser of llama-cpp-sys-2 0.1.160. stories260K whole, and two layers of
 # Qwen3-0.6B, Llama-3.2-1B, Qwen2.5-1.5B, Phi-4-mini, Gemma-3-1B, Mistral-7B-v0.3, StarCoder2-3B, DeepSeek-V2-Lite and
-# Mamba-Codestral, each as q4_k_m q5_k_m q6_k q8_0 q4_0 iq4_xs f16 and with a matrix as q4_k_m iq3_s iq2_xxs:
-# no quantised tensor differs. Mamba's ssm_a, -exp of the checkpoint's number in f32,
-# differs by what exp is in torch and here, and one key of DeepSeek stands elsewhere, since transformers writes a head_dim
-# into config.json that the published one has not: the check counts both as failures. Other keys that differ are printed
-# with why.
+# Mamba-Codestral, each as q4_k_m q5_k_m q6_k q8_0 q4_0 iq4_xs f16 and with a matrix as q4_k_m iq3_s iq2_xxs: no quantised
+# tensor differs. Mamba's ssm_a, -exp of the checkpoint's number in f32, differs by what exp is in torch and here, and one
+# key of DeepSeek stands elsewhere, since transformers writes a head_dim into config.json that the published one has not: the
+# check counts both as failures. Other keys that differ are printed with why.

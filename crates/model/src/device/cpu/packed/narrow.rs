@@ -24,6 +24,11 @@ const DEPTH: usize = 32;
 /// Terms of rows that are copied together, for sums along them.
 const TERMS: usize = 256;
 
+/// Some rows of a strip of the wide matrix, beside each other.
+type Strip = [f32; DEPTH * STRIP];
+/// Sums of a strip: (columns of the narrow matrix, STRIP).
+type Sums = [f32; MOST * STRIP];
+
 /// Whether a side of so many rows or columns is narrow.
 fn is_narrow(size: usize) -> bool {
     (LEAST..=MOST).contains(&size)
@@ -74,13 +79,8 @@ trait Instructions: Vectors {
     /// Rows of the wide matrix, as many as [`Instructions::ROWS`] says or fewer, and `cols` columns of lines (terms, width).
     unsafe fn along_rows(wide: Rows<'_, f32>, lines: &[f32], width: usize, cols: usize, out: Out);
 
-    /// sums += narrowᵀ · wide      wide (rows of narrow, STRIP), of which `cols` count, sums (columns of narrow, STRIP)
-    unsafe fn add_down(
-        wide: &[f32; DEPTH * STRIP],
-        narrow: Rows<'_, f32>,
-        cols: usize,
-        sums: &mut [f32; MOST * STRIP],
-    );
+    /// sums += narrowᵀ · wide      wide (rows of narrow, STRIP), of which `cols` count
+    unsafe fn add_down(wide: &Strip, narrow: Rows<'_, f32>, cols: usize, sums: &mut Sums);
 }
 
 impl Instructions for Avx512 {
@@ -101,12 +101,7 @@ impl Instructions for Avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn add_down(
-        wide: &[f32; DEPTH * STRIP],
-        narrow: Rows<'_, f32>,
-        cols: usize,
-        sums: &mut [f32; MOST * STRIP],
-    ) {
+    unsafe fn add_down(wide: &Strip, narrow: Rows<'_, f32>, cols: usize, sums: &mut Sums) {
         // SAFETY: as above.
         unsafe { add_down::<Self, 8>(wide, narrow, cols, sums) };
     }
@@ -128,12 +123,7 @@ impl Instructions for Avx2 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn add_down(
-        wide: &[f32; DEPTH * STRIP],
-        narrow: Rows<'_, f32>,
-        cols: usize,
-        sums: &mut [f32; MOST * STRIP],
-    ) {
+    unsafe fn add_down(wide: &Strip, narrow: Rows<'_, f32>, cols: usize, sums: &mut Sums) {
         // SAFETY: as above.
         unsafe { add_down::<Self, 4>(wide, narrow, cols, sums) };
     }
@@ -241,7 +231,7 @@ fn down<I: Instructions>(
 ) {
     (0..wide.cols.div_ceil(STRIP)).into_par_iter().for_each(|task| {
         let columns = task * STRIP..((task + 1) * STRIP).min(wide.cols);
-        let (mut sums, mut strip) = ([0.0f32; MOST * STRIP], [0.0f32; DEPTH * STRIP]);
+        let (mut sums, mut strip): (Sums, Strip) = ([0.0; MOST * STRIP], [0.0; DEPTH * STRIP]);
         for rows in parts(0..wide.rows, DEPTH) {
             for (row, strip) in rows.clone().zip(strip.chunks_exact_mut(STRIP)) {
                 strip[..columns.len()].copy_from_slice(&wide.row(row)[columns.clone()]);
@@ -258,10 +248,10 @@ fn down<I: Instructions>(
 /// registers.
 #[inline(always)]
 unsafe fn add_down<I: Vectors, const N: usize>(
-    wide: &[f32; DEPTH * STRIP],
+    wide: &Strip,
     narrow: Rows<'_, f32>,
     cols: usize,
-    sums: &mut [f32; MOST * STRIP],
+    sums: &mut Sums,
 ) {
     for column in (0..cols).step_by(3 * I::LANES) {
         for few in parts(0..narrow.cols, N) {
@@ -292,9 +282,9 @@ unsafe fn add_chunk<I: Vectors, const N: usize>(
     first: usize,
     sums: &mut [f32],
 ) {
-    let last_row = narrow.rows.saturating_sub(1) * STRIP;
-    assert!(narrow.rows == 0 || wide.len() >= last_row + 3 * I::LANES, "three vectors of each row");
-    assert!(sums.len() >= (N - 1) * STRIP + 3 * I::LANES, "three vectors for each column");
+    let has_room = |rows: usize, len: usize| rows == 0 || (rows - 1) * STRIP + 3 * I::LANES <= len;
+    assert!(has_room(narrow.rows, wide.len()), "three vectors of each row");
+    assert!(has_room(N, sums.len()), "three vectors for each column");
     // SAFETY: rows and sums have three vectors, as asserted; the rest is the caller's promise.
     unsafe {
         let mut totals = [[I::set_float(0.0); 3]; N];
@@ -320,14 +310,7 @@ unsafe fn add_chunk<I: Vectors, const N: usize>(
 }
 
 /// Writes the sums of some columns of the wide matrix.
-fn write_down(
-    alpha: f32,
-    sums: &[f32; MOST * STRIP],
-    columns: Range<usize>,
-    ranks: usize,
-    target: Target,
-    order: Order,
-) {
+fn write_down(alpha: f32, sums: &Sums, columns: Range<usize>, ranks: usize, target: Target, order: Order) {
     let all = 0..ranks;
     let (rows, cols) =
         if order == Order::NarrowFirst { (all, columns.clone()) } else { (columns.clone(), all) };
