@@ -52,11 +52,7 @@ impl Checkpoint {
     /// # Errors
     /// What hashing meets.
     pub fn content_hash_by(&self, hash_file: &mut dyn FnMut(&Path) -> Result<String>) -> Result<String> {
-        if let Some(known) = self.content_hash.get() {
-            return Ok(known.clone());
-        }
-        let hash = hash_files(&self.files(), hash_file)?;
-        Ok(self.content_hash.get_or_init(|| hash).clone())
+        hash::once(&self.content_hash, || hash_files(&self.files(), hash_file))
     }
 
     fn from_file(dir: &Path, path: &Path) -> Result<Self> {
@@ -157,9 +153,6 @@ impl TensorSource for Checkpoint {
 
     /// One file: its BLAKE3. Shards: the BLAKE3 of what `b3sum` prints for them, in the order of their names.
     fn content_hash(&self) -> Result<String> {
-        if let Some(known) = self.content_hash.get() {
-            return Ok(known.clone());
-        }
         self.content_hash_by(&mut |path| match self.files.iter().find(|file| file.path() == path) {
             Some(file) => Ok(hash::blake3_mapped(file.bytes())),
             None => hash::blake3_file(path),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use sha2::Digest;
 
@@ -44,6 +45,18 @@ pub fn blake3_mapped(bytes: &[u8]) -> String {
         hasher.update_rayon(window);
     }
     hasher.finalize().to_hex().to_string()
+}
+
+/// A hash that is made once, and known from then on.
+///
+/// # Errors
+/// What hashing meets.
+pub(crate) fn once(known: &OnceLock<String>, hash: impl FnOnce() -> Result<String>) -> Result<String> {
+    if let Some(known) = known.get() {
+        return Ok(known.clone());
+    }
+    let hash = hash()?;
+    Ok(known.get_or_init(|| hash).clone())
 }
 
 /// The BLAKE3 of bytes in memory.

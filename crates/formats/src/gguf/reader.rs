@@ -65,11 +65,7 @@ impl Reader {
     /// # Errors
     /// What hashing meets.
     pub fn content_hash_by(&self, hash_file: &mut dyn FnMut(&Path) -> Result<String>) -> Result<String> {
-        if let Some(known) = self.content_hash.get() {
-            return Ok(known.clone());
-        }
-        let hash = hash_file(&self.path)?;
-        Ok(self.content_hash.get_or_init(|| hash).clone())
+        hash::once(&self.content_hash, || hash_file(&self.path))
     }
 
     /// Its keys and values.
