@@ -1,7 +1,7 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{Lanes, MOST_LANES, Pair, array, codes_for_scale, totals, transpose};
+use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, totals, transpose};
 use super::rows::{BatchColumns, k_batches};
 use super::scale_search::positive;
 use super::search::{Affine, ClampThenRound, RoundThenClamp, Trial, Trials, WEIGHTED_TRIALS, affine};
@@ -11,7 +11,7 @@ use super::{K_BLOCK, float16, importance, rounding::nearest};
 pub(super) const GROUPS: usize = 8;
 
 /// Blocks in the largest batch.
-const MOST_BLOCKS: usize = MOST_LANES / GROUPS;
+const MOST_BLOCKS: usize = MOST_IN_STEP / GROUPS;
 
 /// Scales and minima of a block as found, and the codes of the search.
 #[derive(Clone, Copy)]
@@ -48,10 +48,10 @@ pub(super) fn encode<F: EightGroups<BYTES>, V: Lanes, const BYTES: usize>(
     imatrix: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, Pair::<V>::N) {
+    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::InStep::N / GROUPS) {
         let found = match columns {
-            None => find::<Pair<V>>(x, F::LEVELS, F::TRIALS),
-            Some(columns) => find_weighted::<Pair<V>>(x, columns, F::LEVELS, F::MOST_SCALE),
+            None => find::<V>(x, F::LEVELS, F::TRIALS),
+            Some(columns) => find_weighted::<V>(x, columns, F::LEVELS, F::MOST_SCALE),
         };
         for (block, found) in blocks.iter_mut().zip(&found) {
             F::store(found, block);
@@ -65,9 +65,9 @@ pub(super) type Block = [[f32; 32]; GROUPS];
 /// Finds scales and codes of up to N / 8 blocks without importance: each group's own search, then 63 levels of the largest.
 #[inline(always)]
 fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales; MOST_BLOCKS] {
-    let lanes = transpose::<V, 32>(x.as_flattened());
+    let lanes = transpose::<V::InStep, 32>(x.as_flattened());
     let counts = importance::from_weights(&lanes);
-    let affine = affine::<RoundThenClamp, V, 32>(&lanes, &counts, levels, trials);
+    let affine = affine::<RoundThenClamp, _, 32>(&lanes, &counts, levels, trials);
     let (scales, mins) = (array(affine.scale), array(affine.min));
     let mut found = [Scales::NONE; MOST_BLOCKS];
     for (i, found) in found.iter_mut().enumerate().take(x.len()) {
@@ -89,12 +89,11 @@ fn find_weighted<V: Lanes>(
     levels: u8,
     most_scale: u8,
 ) -> [Scales; MOST_BLOCKS] {
-    let lanes = transpose::<V, 32>(x.as_flattened());
-    let variances =
-        of_blocks::<V>(x, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
+    let lanes = transpose::<V::InStep, 32>(x.as_flattened());
+    let variances = of_blocks(x, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
     let counts = importance::from_matrix(&lanes, &lanes_of_columns(x.len(), columns), variances);
     let sums = array(totals(&counts));
-    let affine = affine::<ClampThenRound, V, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
+    let affine = affine::<ClampThenRound, _, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
     let (scales, mins) = (array(affine.scale), array(affine.min));
     let mut found = [Scales::NONE; MOST_BLOCKS];
     for (i, found) in found.iter_mut().enumerate().take(x.len()) {
@@ -113,10 +112,10 @@ fn find_weighted<V: Lanes>(
 
 /// The importance of the columns of `n` blocks, a group's in each lane.
 #[inline(always)]
-pub(super) fn lanes_of_columns<V: Lanes>(n: usize, columns: BatchColumns<'_>) -> [V; 32] {
-    let mut groups = [[0.0; 32]; MOST_LANES];
-    for (groups, columns) in groups.chunks_exact_mut(GROUPS).zip(columns).take(n) {
-        groups.copy_from_slice(columns);
+pub(super) fn lanes_of_columns<V: Lanes, const G: usize>(n: usize, columns: BatchColumns<'_>) -> [V; G] {
+    let mut groups = [[0.0; G]; MOST_IN_STEP];
+    for (groups, columns) in groups.as_flattened_mut().chunks_exact_mut(K_BLOCK).zip(columns).take(n) {
+        groups.copy_from_slice(columns.as_flattened());
     }
     transpose(&groups[..V::N])
 }
@@ -124,7 +123,7 @@ pub(super) fn lanes_of_columns<V: Lanes>(n: usize, columns: BatchColumns<'_>) ->
 /// A number of each block, in the lanes of its groups.
 #[inline(always)]
 pub(super) fn of_blocks<V: Lanes>(blocks: &[Block], number: impl Fn(&Block) -> f32) -> V {
-    let mut lanes = [0.0; MOST_LANES];
+    let mut lanes = [0.0; MOST_IN_STEP];
     for (lanes, x) in lanes.chunks_exact_mut(GROUPS).zip(blocks) {
         lanes.fill(number(x));
     }
@@ -133,7 +132,7 @@ pub(super) fn of_blocks<V: Lanes>(blocks: &[Block], number: impl Fn(&Block) -> f
 
 /// What belongs to a block's groups.
 #[inline(always)]
-fn of_block_of(lanes: &[f32; MOST_LANES], block: usize) -> [f32; GROUPS] {
+fn of_block_of(lanes: &[f32; MOST_IN_STEP], block: usize) -> [f32; GROUPS] {
     *lanes[GROUPS * block..].first_chunk().expect("lanes of whole blocks")
 }
 
@@ -153,8 +152,8 @@ fn to_six_bits(values: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
 #[inline(always)]
 fn final_codes<C: Trial, V: Lanes>(
     x: &[Block],
-    lanes: &[V; 32],
-    affine: &Affine<V>,
+    lanes: &[V::InStep; 32],
+    affine: &Affine<V::InStep>,
     levels: u8,
     found: &mut [Scales; MOST_BLOCKS],
 ) {
@@ -165,12 +164,12 @@ fn final_codes<C: Trial, V: Lanes>(
             let (scale, min) = unpack(&found.packed, j);
             let (scale, min) = (d * f32::from(scale), dm * f32::from(min));
             if scale != 0.0 {
-                codes_for_scale::<V>(x, (min, scale), (0, levels.into()), 0.0, &mut found.codes[j]);
+                codes_for_scale::<V>(x, (min, scale), (0, levels.into()), 0, &mut found.codes[j]);
                 continue;
             }
             let searched = searched.get_or_insert_with(|| {
-                let mut codes = [[0; 32]; MOST_LANES];
-                affine.codes::<C, 32>(lanes, levels, &mut codes[..V::N]);
+                let mut codes = [[0; 32]; MOST_IN_STEP];
+                affine.codes::<C, 32>(lanes, levels, &mut codes[..V::InStep::N]);
                 codes
             });
             found.codes[j] = searched[GROUPS * i + j];

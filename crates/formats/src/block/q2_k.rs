@@ -104,7 +104,7 @@ fn store<V: Lanes>(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
         let scale = d * f32::from(scales[j] & 15);
         let min = dm * f32::from(scales[j] >> 4);
         if scale != 0.0 {
-            codes_for_scale::<V>(x, (min, scale), (0, LEVELS.into()), 0.0, &mut codes[j]);
+            codes_for_scale::<V>(x, (min, scale), (0, LEVELS.into()), 0, &mut codes[j]);
         }
     }
     let [packed @ .., d0, d1, m0, m1] = block;

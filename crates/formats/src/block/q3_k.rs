@@ -2,7 +2,7 @@
 //!
 //! A block: third bits (32 bytes, bit r of byte i is of weight 32·r + i), low bits (64 bytes), s (12 bytes), d (f16).
 
-use super::lanes::{Lanes, array, codes_for_scale, codes_of_groups, rows, totals, transpose};
+use super::lanes::{Lanes, MOST_LANES, array, codes_for_scale, codes_of_groups, rows, totals, transpose};
 use super::rounding::nearest;
 use super::rows::{Sixteens, in_sixteens};
 use super::search::{ZERO_GROUP, largest_of_groups, largest_scale, symmetric};
@@ -114,7 +114,7 @@ fn find_weighted<V: Lanes>(x: &Sixteens, columns: &Sixteens) -> Found {
     let (scales, sums) = (transpose::<V, GROUPS>(&[scales]), transpose(&[sums]));
     let (found, mut of_scales) = (symmetric(&scales, &sums, SCALE_HALF), [[0; GROUPS]]);
     found.codes(&scales, SCALE_HALF, &mut of_scales);
-    Found { scale: array(found.scale)[0], scales: of_scales[0], codes }
+    Found { scale: array::<_, MOST_LANES>(found.scale)[0], scales: of_scales[0], codes }
 }
 
 /// Codes follow from the rounded scales; where a group's scale rounds to 0, those of the search stay.
@@ -126,7 +126,7 @@ fn store<V: Lanes>(x: &Sixteens, found: Found, block: &mut [u8; BYTES]) {
         let scale = d * (f32::from(scales[j]) - f32::from(SCALE_HALF));
         if scale != 0.0 {
             let (least, most) = (-i32::from(HALF), i32::from(HALF) - 1);
-            codes_for_scale::<V>(x, (0.0, scale), (least, most), f32::from(HALF), &mut codes[j]);
+            codes_for_scale::<V>(x, (0.0, scale), (least, most), HALF.into(), &mut codes[j]);
         }
     }
     let codes: &[u8; K_BLOCK] = codes.as_flattened().first_chunk().expect("a code for each weight");

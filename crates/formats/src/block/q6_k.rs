@@ -4,9 +4,10 @@
 //! block has its own 64 + 32 bytes, over four rows of 32 weights: the low bits of rows 0 and 2 share bytes,
 //! so do those of rows 1 and 3; the high bits of all four share one byte.
 
-use super::lanes::{Lanes, codes_for_scale, rows, transpose};
+use super::k_scales::{Block, lanes_of_columns};
+use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, rows, transpose};
 use super::rounding::nearest;
-use super::rows::{Sixteens, in_sixteens};
+use super::rows::{BatchColumns, k_batches};
 use super::search::{ZERO_GROUP, largest_scale, symmetric};
 use super::{K_BLOCK, float16};
 
@@ -19,42 +20,52 @@ pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
 pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    for (x, columns, block) in in_sixteens(weights, imatrix, out) {
-        encode_block::<V>(x, columns, block);
+    for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::InStep::N / GROUPS) {
+        encode_batch::<V>(x, columns, blocks);
     }
 }
 
 #[inline(always)]
-fn encode_block<V: Lanes>(x: &Sixteens, columns: Option<&Sixteens>, block: &mut [u8; BYTES]) {
-    let mut codes = [[0; 16]; GROUPS];
-    let mut scales = [0.0; GROUPS];
-    for first in (0..GROUPS).step_by(V::N) {
-        let lanes = transpose::<V, 16>(&x[first..first + V::N]);
-        let counts = match columns {
-            None => rows!(&lanes, |x| x * x),
-            Some(columns) => transpose(&columns[first..first + V::N]),
-        };
-        let found = symmetric(&lanes, &counts, HALF);
-        found.scale.store(&mut scales[first..]);
-        found.codes(&lanes, HALF, &mut codes[first..first + V::N]);
-    }
-    let largest = largest_scale(&scales);
-    if largest.abs() < ZERO_GROUP {
-        block.fill(0);
-        return;
-    }
-    let factor = -128.0 / largest;
-    let six_bit = scales.map(|scale| nearest(factor * scale).min(127) as u8);
-    let d = float16::rounded(1.0 / factor);
-    for j in 0..GROUPS {
-        let scale = d * f32::from(six_bit[j].cast_signed());
-        if scale != 0.0 {
-            codes_for_scale::<V>(&x[j], (0.0, scale), (-32, 31), 32.0, &mut codes[j]);
+fn encode_batch<V: Lanes>(x: &[Block], columns: Option<BatchColumns<'_>>, blocks: &mut [[u8; BYTES]]) {
+    let groups = x.as_flattened().as_flattened().as_chunks::<16>().0;
+    let lanes = transpose::<V::InStep, 16>(groups);
+    let counts = match columns {
+        None => rows!(&lanes, |x| x * x),
+        Some(columns) => lanes_of_columns(x.len(), columns),
+    };
+    let found = symmetric(&lanes, &counts, HALF);
+    let scales: [f32; MOST_IN_STEP] = array(found.scale);
+    let (scales, groups) = (scales.as_chunks::<GROUPS>().0, groups.as_chunks::<GROUPS>().0);
+    let mut searched = None;
+    for (i, (block, (scales, groups))) in blocks.iter_mut().zip(scales.iter().zip(groups)).enumerate() {
+        let largest = largest_scale(scales);
+        if largest.abs() < ZERO_GROUP {
+            block.fill(0);
+            continue;
         }
+        let factor = -128.0 / largest;
+        let (mut six_bit, mut codes) = ([0; GROUPS], [[0; 16]; GROUPS]);
+        for (six_bit, scale) in six_bit.iter_mut().zip(scales) {
+            *six_bit = nearest(factor * scale).min(127) as u8;
+        }
+        let d = float16::rounded(1.0 / factor);
+        for j in 0..GROUPS {
+            let scale = d * f32::from(six_bit[j].cast_signed());
+            if scale != 0.0 {
+                codes_for_scale::<V>(&groups[j], (0.0, scale), (-32, 31), 32, &mut codes[j]);
+                continue;
+            }
+            let searched = searched.get_or_insert_with(|| {
+                let mut codes = [[0; 16]; MOST_IN_STEP];
+                found.codes(&lanes, HALF, &mut codes[..V::InStep::N]);
+                codes
+            });
+            codes[j] = searched[GROUPS * i + j];
+        }
+        block[SCALES].copy_from_slice(&six_bit);
+        block[SCALES.end..].copy_from_slice(&float16::to_bytes(1.0 / factor));
+        store_codes(codes.as_flattened().as_chunks().0, block);
     }
-    block[SCALES].copy_from_slice(&six_bit);
-    block[SCALES.end..].copy_from_slice(&float16::to_bytes(1.0 / factor));
-    store_codes(codes.as_flattened().as_chunks().0, block);
 }
 
 /// `codes`: eight rows of 32, four for each half of the block.

@@ -6,14 +6,14 @@
 //! slower. For the same reason the encoders map arrays in loops.
 
 use super::k_scales::{Block, GROUPS};
-use super::lanes::{Lanes, MOST_LANES, transpose};
+use super::lanes::{Lanes, MOST_IN_STEP, transpose};
 use super::{K_BLOCK, importance};
 
 /// A block of 256 weights in groups of sixteen.
 pub(super) type Sixteens = [[f32; 16]; 16];
 
 /// The importance of the columns of each block of a batch.
-pub(super) type BatchColumns<'a> = [&'a Block; MOST_LANES / GROUPS];
+pub(super) type BatchColumns<'a> = [&'a Block; MOST_IN_STEP / GROUPS];
 
 /// Every block of 32 weights, and where it goes.
 #[inline(always)]
@@ -87,15 +87,15 @@ fn sixteens(x: &[f32; K_BLOCK]) -> &Sixteens {
     x.as_chunks().0.first_chunk().expect("sixteen groups")
 }
 
-/// Every batch of blocks of 256 weights, in groups of 32 for so many lanes, and where it goes.
+/// Every batch of up to `at_once` blocks of 256 weights, in groups of 32, and where it goes.
 #[inline(always)]
 pub(super) fn k_batches<'a, const BYTES: usize>(
     weights: &'a [f32],
     imatrix: Option<&'a [f32]>,
     out: &'a mut [u8],
-    n_lanes: usize,
+    at_once: usize,
 ) -> impl Iterator<Item = (&'a [Block], Option<BatchColumns<'a>>, &'a mut [[u8; BYTES]])> {
-    let (at_once, columns) = (n_lanes / GROUPS, imatrix.map(k_groups));
+    let columns = imatrix.map(k_groups);
     let batches = k_groups(weights).chunks(at_once).zip(out.as_chunks_mut().0.chunks_mut(at_once));
     batches.enumerate().map(move |(batch, (x, blocks))| {
         let of_block = |columns: &[Block], i: usize| (batch * at_once + i) % columns.len();

@@ -38,31 +38,42 @@ pub(super) struct Symmetric<V: Lanes> {
 pub(super) fn symmetric<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8) -> Symmetric<V> {
     let largest = largest_of_groups(x);
     // Scaled, the largest of a group is less than its levels and one more; but what is infinite, or no number, stays so.
+    let group = (x, importance, largest);
     if V::all(largest.abs().below(V::splat(f32::MAX))) {
-        symmetric_by(x, importance, half, largest, |scaled| small_symmetric_code(scaled, half))
+        symmetric_by::<AboveLeast, Small, V, N>(group, half)
     } else {
-        symmetric_by(x, importance, half, largest, |scaled| symmetric_code(scaled, half))
+        symmetric_by::<Any, Any, V, N>(group, half)
     }
 }
 
+/// The last trial that rounds the largest to its code, and none below it.
+const LITTLE_STRETCH: i8 = 4;
+
+/// With what is known of scaled numbers up to [`LITTLE_STRETCH`], and of all.
 #[inline(always)]
-fn symmetric_by<V: Lanes, const N: usize>(
-    x: &[V; N],
-    importance: &[V; N],
+fn symmetric_by<L: KnownSymmetric, K: KnownSymmetric, V: Lanes, const N: usize>(
+    (x, importance, largest): (&[V; N], &[V; N], V),
     half: i8,
-    largest: V,
-    code: impl Fn(V) -> V,
 ) -> Symmetric<V> {
+    let mut counted = *x;
+    for (x, w) in counted.iter_mut().zip(importance) {
+        *x = *w * *x;
+    }
     let zero = V::splat(0.0);
     let levels = f32::from(half);
     let mut factor = V::splat(-levels) / largest;
-    let (sum_xl, sum_ll) = symmetric_sums(x, importance, factor, &code);
+    let (sum_xl, sum_ll) = symmetric_sums::<L, V, N>((x, importance, &counted), factor, half);
     let mut scale = V::choose(is_zero(sum_ll), zero, sum_xl / sum_ll);
     let mut best = scale * sum_xl;
     for trial in (-9i8..=9).filter(|&trial| trial != 0) {
         let stretched = -(levels + 0.1 * f32::from(trial));
         let this_factor = V::splat(stretched) / largest;
-        let (sum_xl, sum_ll) = symmetric_sums(x, importance, this_factor, &code);
+        let group = (x, importance, &counted);
+        let (sum_xl, sum_ll) = if trial <= LITTLE_STRETCH {
+            symmetric_sums::<L, V, N>(group, this_factor, half)
+        } else {
+            symmetric_sums::<K, V, N>(group, this_factor, half)
+        };
         let better = V::both(zero.below(sum_ll), (best * sum_ll).below(sum_xl * sum_xl));
         scale = V::choose(better, sum_xl / sum_ll, scale);
         best = V::choose(better, scale * sum_xl, best);
@@ -106,25 +117,47 @@ fn symmetric_code<V: Lanes>(scaled: V, half: i8) -> V {
     scaled.nearest(-i32::from(half), i32::from(half) - 1)
 }
 
-/// The same of numbers of less than 2²².
-#[inline(always)]
-fn small_symmetric_code<V: Lanes>(scaled: V, half: i8) -> V {
-    let half = f32::from(half);
-    scaled.rounded().limited(V::splat(-half), V::splat(half - 1.0))
+/// What is known of the numbers that become codes around zero. A type and no closure, see [`super::rows`].
+trait KnownSymmetric {
+    fn code<V: Lanes>(scaled: V, half: i8) -> V;
 }
 
-/// Σwxl and Σwl² for the codes that a factor gives.
+/// Each rounds to the least level or above it.
+struct AboveLeast;
+
+impl KnownSymmetric for AboveLeast {
+    #[inline(always)]
+    fn code<V: Lanes>(scaled: V, half: i8) -> V {
+        scaled.rounded().lesser(V::splat(f32::from(half) - 1.0))
+    }
+}
+
+impl KnownSymmetric for Small {
+    #[inline(always)]
+    fn code<V: Lanes>(scaled: V, half: i8) -> V {
+        let half = f32::from(half);
+        scaled.rounded().limited(V::splat(-half), V::splat(half - 1.0))
+    }
+}
+
+impl KnownSymmetric for Any {
+    #[inline(always)]
+    fn code<V: Lanes>(scaled: V, half: i8) -> V {
+        symmetric_code(scaled, half)
+    }
+}
+
+/// Σwxl and Σwl² for the codes that a factor gives, from x, w and w·x.
 #[inline(always)]
-fn symmetric_sums<V: Lanes, const N: usize>(
-    x: &[V; N],
-    importance: &[V; N],
+fn symmetric_sums<K: KnownSymmetric, V: Lanes, const N: usize>(
+    (x, importance, counted): (&[V; N], &[V; N], &[V; N]),
     factor: V,
-    code: impl Fn(V) -> V,
+    half: i8,
 ) -> (V, V) {
     let (mut sum_xl, mut sum_ll) = (V::splat(0.0), V::splat(0.0));
-    for (x, w) in x.iter().zip(importance) {
-        let l = code(factor * *x);
-        sum_xl = sum_xl + *w * *x * l;
+    for (x, (w, wx)) in x.iter().zip(importance.iter().zip(counted)) {
+        let l = K::code(factor * *x, half);
+        sum_xl = sum_xl + *wx * l;
         sum_ll = sum_ll + *w * l * l;
     }
     (sum_xl, sum_ll)

@@ -124,7 +124,7 @@ pub(in super::super) mod nl {
         }
         let columns = columns.map(|columns| transpose(columns));
         let scale = scales(&lanes, &counts(&lanes, columns, V::load(&variances)));
-        let (scales, mut found) = (array(scale), [[0; 32]; MOST_LANES]);
+        let (scales, mut found) = (array::<_, MOST_LANES>(scale), [[0; 32]; MOST_LANES]);
         codes(&lanes, scale, &mut found[..blocks.len()]);
         for (k, block) in blocks.iter_mut().enumerate() {
             block[..2].copy_from_slice(&float16::to_bytes(scales[k]));
@@ -155,7 +155,7 @@ pub(in super::super) mod xs {
         imatrix: Option<&[f32]>,
         out: &mut [u8],
     ) {
-        for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::N) {
+        for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::N / GROUPS) {
             encode_batch::<V>(x, columns, blocks);
         }
     }
@@ -166,7 +166,7 @@ pub(in super::super) mod xs {
         let variances =
             of_blocks(x, |x| importance::sum_of_squares(x.as_flattened()) * (2.0 / K_BLOCK as f32));
         let columns = columns.map(|columns| lanes_of_columns(x.len(), columns));
-        let scales = array(scales::<V>(&lanes, &counts(&lanes, columns, variances)));
+        let scales = array::<_, MOST_LANES>(scales::<V>(&lanes, &counts(&lanes, columns, variances)));
         let (mut rounded, mut six_bit) = ([0.0; MOST_LANES], [0; MOST_LANES]);
         let mut scales_of_blocks = [0.0; MOST_LANES / GROUPS];
         for (i, of_block) in scales_of_blocks.iter_mut().enumerate().take(x.len()) {

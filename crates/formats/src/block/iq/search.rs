@@ -152,7 +152,7 @@ impl<const G: usize> Tried<G> {
                 places = places + l * V::splat((1u32 << (BITS * i as u32)) as f32);
                 l.store_bytes(&mut tried.coordinates[D * k + i]);
             }
-            let places = array(places);
+            let places = array::<_, MOST_LANES>(places);
             let x: &[f32; D] = group.x[D * k..].first_chunk().expect("a coordinate for each weight");
             let roots: &[f32; D] = group.roots[D * k..].first_chunk().expect("a root for each weight");
             for (trial, &factor) in factors.iter().enumerate() {

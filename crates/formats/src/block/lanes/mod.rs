@@ -18,18 +18,27 @@ pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
 
-/// Most groups that walk in step.
-pub(super) const MOST_LANES: usize = 32;
+/// Lanes of the widest vector.
+pub(super) const MOST_LANES: usize = 16;
+
+/// Most groups that walk in step: four of the widest vectors.
+pub(super) const MOST_IN_STEP: usize = 4 * MOST_LANES;
 
 /// One number of each of N groups.
 pub(super) trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
-    /// 8, 16 or 32.
+    /// 8 to [`MOST_IN_STEP`].
     const N: usize;
 
     /// A yes or no of each group.
     type Mask: Copy;
+
+    /// What it is made of.
+    type Register: Register;
+
+    /// Several such vectors in step, as many as there are registers for the sums of: while one waits, others go on.
+    type InStep: Lanes;
 
     fn splat(x: f32) -> Self;
 
@@ -62,11 +71,17 @@ pub(super) trait Lanes:
     /// [`super::rounding::nearest`], within limits.
     fn nearest(self, least: i32, most: i32) -> Self;
 
+    /// The same plus `shift`, its low byte, to the first N places.
+    fn store_nearest(self, limits: (i32, i32), shift: i32, to: &mut [u8]);
+
     /// The nearest whole number, ties to even: what [`Lanes::nearest`] gives where that is less than 2²², in fewer steps.
     fn rounded(self) -> Self;
 
     /// self, but no less than `least` and no more than `most`; those where it equals them, whatever its zeros' signs.
     fn limited(self, least: Self, most: Self) -> Self;
+
+    /// The lesser of two numbers; no matter which of two zeros.
+    fn lesser(self, other: Self) -> Self;
 
     /// self, but no less than 0 and no more than `most`, which is greater; for numbers only, whatever a zero's sign.
     ///
@@ -80,14 +95,22 @@ pub(super) trait Lanes:
 
     fn none(mask: Self::Mask) -> bool;
 
+    /// One of its registers, the first lanes' first.
+    fn register(&self, index: usize) -> Self::Register;
+
+    fn set_register(&mut self, index: usize, register: Self::Register);
+}
+
+/// The lanes of one register.
+pub(super) trait Register: Lanes {
     /// Lane k of vector i becomes lane i of vector k, of N vectors.
     fn transpose_square(rows: &mut [Self]);
 }
 
-/// All lanes; the first N are those of the vector.
+/// The lanes of a vector, and zeros beyond.
 #[inline(always)]
-pub(super) fn array<V: Lanes>(lanes: V) -> [f32; MOST_LANES] {
-    let mut array = [0.0; MOST_LANES];
+pub(super) fn array<V: Lanes, const N: usize>(lanes: V) -> [f32; N] {
+    let mut array = [0.0; N];
     lanes.store(&mut array);
     array
 }
@@ -102,11 +125,17 @@ pub(super) fn is_zero<V: Lanes>(x: V) -> V::Mask {
 #[inline(always)]
 pub(super) fn transpose<V: Lanes, const N: usize>(groups: &[[f32; N]]) -> [V; N] {
     let mut rows = [V::splat(0.0); N];
-    for (tile, rows) in rows.chunks_exact_mut(V::N).enumerate() {
-        for (row, group) in rows.iter_mut().zip(groups) {
-            *row = V::load(&group[tile * V::N..]);
+    for (index, groups) in groups.chunks(V::Register::N).enumerate() {
+        for (tile, rows) in rows.chunks_exact_mut(V::Register::N).enumerate() {
+            let mut square = [V::Register::splat(0.0); MOST_LANES];
+            for (row, group) in square.iter_mut().zip(groups) {
+                *row = V::Register::load(&group[tile * V::Register::N..]);
+            }
+            V::Register::transpose_square(&mut square[..V::Register::N]);
+            for (row, register) in rows.iter_mut().zip(square) {
+                row.set_register(index, register);
+            }
         }
-        V::transpose_square(rows);
     }
     rows
 }
@@ -114,11 +143,16 @@ pub(super) fn transpose<V: Lanes, const N: usize>(groups: &[[f32; N]]) -> [V; N]
 /// N vectors of codes as groups of N bytes.
 #[inline(always)]
 pub(super) fn codes_of_groups<V: Lanes, const N: usize>(rows: &[V; N], groups: &mut [[u8; N]]) {
-    let mut rows = *rows;
-    for (tile, rows) in rows.chunks_exact_mut(V::N).enumerate() {
-        V::transpose_square(rows);
-        for (row, group) in rows.iter().zip(&mut *groups) {
-            row.store_bytes(&mut group[tile * V::N..]);
+    for (index, groups) in groups.chunks_mut(V::Register::N).enumerate() {
+        for (tile, rows) in rows.chunks_exact(V::Register::N).enumerate() {
+            let mut square = [V::Register::splat(0.0); MOST_LANES];
+            for (register, row) in square.iter_mut().zip(rows) {
+                *register = row.register(index);
+            }
+            V::Register::transpose_square(&mut square[..V::Register::N]);
+            for (row, group) in square.iter().zip(&mut *groups) {
+                row.store_bytes(&mut group[tile * V::Register::N..]);
+            }
         }
     }
 }
@@ -128,14 +162,13 @@ pub(super) fn codes_of_groups<V: Lanes, const N: usize>(rows: &[V; N], groups: &
 pub(super) fn codes_for_scale<V: Lanes>(
     x: &[f32],
     (add, scale): (f32, f32),
-    (least, most): (i32, i32),
-    shift: f32,
+    limits: (i32, i32),
+    shift: i32,
     codes: &mut [u8],
 ) {
-    let (add, scale, shift) = (V::splat(add), V::splat(scale), V::splat(shift));
+    let (add, scale) = (V::splat(add), V::splat(scale));
     for (x, codes) in x.chunks_exact(V::N).zip(codes.chunks_exact_mut(V::N)) {
-        let code = ((V::load(x) + add) / scale).nearest(least, most);
-        (code + shift).store_bytes(codes);
+        ((V::load(x) + add) / scale).store_nearest(limits, shift, codes);
     }
 }
 

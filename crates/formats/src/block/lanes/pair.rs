@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::{Lanes, MOST_LANES};
+use super::Lanes;
 
 /// The lanes of two vectors.
 #[derive(Clone, Copy)]
@@ -30,6 +30,10 @@ impl<V: Lanes> Lanes for Pair<V> {
     const N: usize = 2 * V::N;
 
     type Mask = (V::Mask, V::Mask);
+
+    type Register = V::Register;
+
+    type InStep = Self;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -94,6 +98,12 @@ impl<V: Lanes> Lanes for Pair<V> {
     }
 
     #[inline(always)]
+    fn store_nearest(self, limits: (i32, i32), shift: i32, to: &mut [u8]) {
+        self.0.store_nearest(limits, shift, to);
+        self.1.store_nearest(limits, shift, &mut to[V::N..]);
+    }
+
+    #[inline(always)]
     fn rounded(self) -> Self {
         Pair(self.0.rounded(), self.1.rounded())
     }
@@ -101,6 +111,11 @@ impl<V: Lanes> Lanes for Pair<V> {
     #[inline(always)]
     fn limited(self, least: Self, most: Self) -> Self {
         Pair(self.0.limited(least.0, most.0), self.1.limited(least.1, most.1))
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        Pair(self.0.lesser(other.0), self.1.lesser(other.1))
     }
 
     #[inline(always)]
@@ -124,20 +139,19 @@ impl<V: Lanes> Lanes for Pair<V> {
         V::all(mask.0) && V::all(mask.1)
     }
 
-    /// The four squares, two of which change places.
     #[inline(always)]
-    fn transpose_square(rows: &mut [Self]) {
-        let mut squares = [[V::splat(0.0); MOST_LANES / 2]; 4];
-        for (i, row) in rows.iter().enumerate().take(Self::N) {
-            let (half, i) = (i / V::N, i % V::N);
-            (squares[2 * half][i], squares[2 * half + 1][i]) = (row.0, row.1);
-        }
-        for square in &mut squares {
-            V::transpose_square(&mut square[..V::N]);
-        }
-        for (k, row) in rows.iter_mut().enumerate().take(Self::N) {
-            let (half, k) = (k / V::N, k % V::N);
-            *row = Pair(squares[half][k], squares[2 + half][k]);
+    fn register(&self, index: usize) -> V::Register {
+        let of_first = V::N / V::Register::N;
+        if index < of_first { self.0.register(index) } else { self.1.register(index - of_first) }
+    }
+
+    #[inline(always)]
+    fn set_register(&mut self, index: usize, register: V::Register) {
+        let of_first = V::N / V::Register::N;
+        if index < of_first {
+            self.0.set_register(index, register);
+        } else {
+            self.1.set_register(index - of_first, register);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use super::super::rounding::nearest;
-use super::Lanes;
+use super::{Lanes, Pair, Register};
 
 const N: usize = 8;
 
@@ -36,6 +36,10 @@ impl Lanes for Portable {
     const N: usize = N;
 
     type Mask = [bool; N];
+
+    type Register = Self;
+
+    type InStep = Pair<Self>;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -118,6 +122,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn store_nearest(self, (least, most): (i32, i32), shift: i32, to: &mut [u8]) {
+        for (to, x) in to[..N].iter_mut().zip(self.0) {
+            *to = (nearest(x).clamp(least, most) + shift) as u8;
+        }
+    }
+
+    #[inline(always)]
     fn rounded(mut self) -> Self {
         self.0.iter_mut().for_each(|x| *x = nearest(*x) as f32);
         self
@@ -130,6 +141,11 @@ impl Lanes for Portable {
             *x = if raised < most.0[k] { raised } else { most.0[k] };
         }
         self
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        Self::choose(self.below(other), self, other)
     }
 
     #[inline(always)]
@@ -158,6 +174,18 @@ impl Lanes for Portable {
         mask.iter().all(|&yes| yes)
     }
 
+    #[inline(always)]
+    fn register(&self, _index: usize) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn set_register(&mut self, _index: usize, register: Self) {
+        *self = register;
+    }
+}
+
+impl Register for Portable {
     #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {
         let mut transposed = [[0.0; N]; N];

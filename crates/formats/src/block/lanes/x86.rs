@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
+use super::{Lanes, Pair, Register};
 
 /// Eight numbers in a register of AVX2.
 #[derive(Clone, Copy)]
@@ -39,10 +39,57 @@ macro_rules! operators {
 operators! { Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps, }
 operators! { Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps, }
 
+/// The nearest whole numbers, within limits.
+#[inline(always)]
+fn nearest_avx2(x: __m256, (least, most): (i32, i32)) -> __m256i {
+    // SAFETY: see above.
+    unsafe {
+        let rounded = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(ROUND_TO_INTEGER)));
+        let whole = _mm256_and_si256(rounded, _mm256_set1_epi32(INTEGER_BITS));
+        let whole = _mm256_sub_epi32(whole, _mm256_set1_epi32(INTEGER_ZERO));
+        _mm256_min_epi32(_mm256_max_epi32(whole, _mm256_set1_epi32(least)), _mm256_set1_epi32(most))
+    }
+}
+
+#[inline(always)]
+fn nearest_avx512(x: __m512, (least, most): (i32, i32)) -> __m512i {
+    // SAFETY: see above.
+    unsafe {
+        let rounded = _mm512_castps_si512(_mm512_add_ps(x, _mm512_set1_ps(ROUND_TO_INTEGER)));
+        let whole = _mm512_and_si512(rounded, _mm512_set1_epi32(INTEGER_BITS));
+        let whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(INTEGER_ZERO));
+        _mm512_min_epi32(_mm512_max_epi32(whole, _mm512_set1_epi32(least)), _mm512_set1_epi32(most))
+    }
+}
+
+/// The low bytes of eight whole numbers, to as many places.
+#[inline(always)]
+fn low_bytes_avx2(whole: __m256i, to: &mut [u8]) {
+    let to = &mut to[..Avx2::N];
+    // SAFETY: see above; the slice has as many places.
+    unsafe {
+        let whole = _mm256_and_si256(whole, _mm256_set1_epi32(255));
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storel_epi64(to.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
+    }
+}
+
+/// Of sixteen.
+#[inline(always)]
+fn low_bytes_avx512(whole: __m512i, to: &mut [u8]) {
+    let to = &mut to[..Avx512::N];
+    // SAFETY: see above; the slice has as many places.
+    unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) }
+}
+
 impl Lanes for Avx2 {
     const N: usize = 8;
 
     type Mask = __m256;
+
+    type Register = Self;
+
+    type InStep = Pair<Self>;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -72,12 +119,8 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn store_bytes(self, to: &mut [u8]) {
-        // SAFETY: see above; the slice has as many places.
-        unsafe {
-            let whole = _mm256_and_si256(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(255));
-            let words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-            _mm_storel_epi64(to[..Self::N].as_mut_ptr().cast(), _mm_packus_epi16(words, words));
-        }
+        // SAFETY: see above.
+        low_bytes_avx2(unsafe { _mm256_cvtps_epi32(self.0) }, to);
     }
 
     #[inline(always)]
@@ -119,13 +162,16 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn nearest(self, least: i32, most: i32) -> Self {
         // SAFETY: see above.
-        unsafe {
-            let rounded = _mm256_castps_si256(_mm256_add_ps(self.0, _mm256_set1_ps(ROUND_TO_INTEGER)));
-            let whole = _mm256_and_si256(rounded, _mm256_set1_epi32(INTEGER_BITS));
-            let whole = _mm256_sub_epi32(whole, _mm256_set1_epi32(INTEGER_ZERO));
-            let whole = _mm256_max_epi32(whole, _mm256_set1_epi32(least));
-            Avx2(_mm256_cvtepi32_ps(_mm256_min_epi32(whole, _mm256_set1_epi32(most))))
-        }
+        Avx2(unsafe { _mm256_cvtepi32_ps(nearest_avx2(self.0, (least, most))) })
+    }
+
+    #[inline(always)]
+    fn store_nearest(self, limits: (i32, i32), shift: i32, to: &mut [u8]) {
+        // SAFETY: see above.
+        low_bytes_avx2(
+            unsafe { _mm256_add_epi32(nearest_avx2(self.0, limits), _mm256_set1_epi32(shift)) },
+            to,
+        );
     }
 
     #[inline(always)]
@@ -138,6 +184,12 @@ impl Lanes for Avx2 {
     fn limited(self, least: Self, most: Self) -> Self {
         // SAFETY: see above. Of two zeros the instructions take the second.
         Avx2(unsafe { _mm256_min_ps(_mm256_max_ps(self.0, least.0), most.0) })
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx2(unsafe { _mm256_min_ps(self.0, other.0) })
     }
 
     #[inline(always)]
@@ -174,6 +226,18 @@ impl Lanes for Avx2 {
         unsafe { _mm256_movemask_ps(mask) == 0xff }
     }
 
+    #[inline(always)]
+    fn register(&self, _index: usize) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn set_register(&mut self, _index: usize, register: Self) {
+        *self = register;
+    }
+}
+
+impl Register for Avx2 {
     /// Pairs of rows, then of pairs, then halves.
     #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {
@@ -206,6 +270,10 @@ impl Lanes for Avx512 {
 
     type Mask = __mmask16;
 
+    type Register = Self;
+
+    type InStep = Pair<Pair<Self>>;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see above.
@@ -234,11 +302,8 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn store_bytes(self, to: &mut [u8]) {
-        // SAFETY: see above; the slice has as many places.
-        unsafe {
-            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0));
-            _mm_storeu_si128(to[..Self::N].as_mut_ptr().cast(), bytes);
-        }
+        // SAFETY: see above.
+        low_bytes_avx512(unsafe { _mm512_cvtps_epi32(self.0) }, to);
     }
 
     #[inline(always)]
@@ -278,13 +343,16 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn nearest(self, least: i32, most: i32) -> Self {
         // SAFETY: see above.
-        unsafe {
-            let rounded = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(ROUND_TO_INTEGER)));
-            let whole = _mm512_and_si512(rounded, _mm512_set1_epi32(INTEGER_BITS));
-            let whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(INTEGER_ZERO));
-            let whole = _mm512_max_epi32(whole, _mm512_set1_epi32(least));
-            Avx512(_mm512_cvtepi32_ps(_mm512_min_epi32(whole, _mm512_set1_epi32(most))))
-        }
+        Avx512(unsafe { _mm512_cvtepi32_ps(nearest_avx512(self.0, (least, most))) })
+    }
+
+    #[inline(always)]
+    fn store_nearest(self, limits: (i32, i32), shift: i32, to: &mut [u8]) {
+        // SAFETY: see above.
+        low_bytes_avx512(
+            unsafe { _mm512_add_epi32(nearest_avx512(self.0, limits), _mm512_set1_epi32(shift)) },
+            to,
+        );
     }
 
     #[inline(always)]
@@ -297,6 +365,12 @@ impl Lanes for Avx512 {
     fn limited(self, least: Self, most: Self) -> Self {
         // SAFETY: see above. Of two zeros the instructions take the second.
         Avx512(unsafe { _mm512_min_ps(_mm512_max_ps(self.0, least.0), most.0) })
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Avx512(unsafe { _mm512_min_ps(self.0, other.0) })
     }
 
     #[inline(always)]
@@ -328,6 +402,18 @@ impl Lanes for Avx512 {
         mask == !0
     }
 
+    #[inline(always)]
+    fn register(&self, _index: usize) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn set_register(&mut self, _index: usize, register: Self) {
+        *self = register;
+    }
+}
+
+impl Register for Avx512 {
     /// Pairs of rows, then of pairs, then quarters of the register, then halves.
     #[inline(always)]
     fn transpose_square(rows: &mut [Self]) {
