@@ -3,6 +3,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use formats::gguf::head_bytes;
+use formats::hash::Hashes;
 use formats::{BlockType, Observer, disk};
 
 use crate::checks::check_request;
@@ -225,7 +226,7 @@ impl Finishing<'_> {
         Ok(receipt)
     }
 
-    fn receipt(&self, hashes: read_back::Hashes, gate: GateFigures, template: &str) -> Result<Receipt> {
+    fn receipt(&self, hashes: Hashes, gate: GateFigures, template: &str) -> Result<Receipt> {
         let (plan, request) = (self.plan, self.request);
         Ok(Receipt {
             version: VERSION,

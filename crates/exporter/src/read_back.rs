@@ -1,11 +1,11 @@
 //! Reading a written file back: is it what was planned, and what was sent to the disk?
 
-use std::io::Read;
 use std::path::Path;
 
 use formats::block;
 use formats::gguf::{Planned, Reader};
-use sha2::Digest;
+use formats::hash::{self, Hashes};
+use rayon::prelude::*;
 
 use crate::plan::{Plan, PlannedTensor};
 use crate::tiles::check_range;
@@ -23,43 +23,19 @@ const COARSE_BITS: usize = 3;
 /// Rows smaller than this (root mean square) may vanish in the half-precision scales of the formats.
 const TINY: f64 = 1e-5;
 
-/// Hashes of a file, hex.
-pub(crate) struct Hashes {
-    pub(crate) blake3: String,
-    pub(crate) sha256: String,
-}
-
 /// Compares the file at `path` with the plan and with the hash of what was written; returns its hashes and how
-/// many rows were compared.
+/// many rows were compared. The file is read once, and of what was hashed the rows are taken.
 pub(crate) fn read_back(plan: &Plan<'_>, path: &Path, written_blake3: &str) -> Result<(Hashes, usize)> {
-    let hashes = hashes(path)?;
-    expect("its BLAKE3", written_blake3, &hashes.blake3)?;
     let reader = Reader::open(path)?;
     check_metadata(plan, &reader)?;
     check_table(plan, &reader)?;
-    let mut n_rows = 0;
-    for tensor in &plan.tensors {
-        n_rows += check_rows(plan, tensor, &reader)?;
-    }
-    Ok((hashes, n_rows))
-}
-
-/// Both hashes in one pass over the file.
-fn hashes(path: &Path) -> Result<Hashes> {
-    let failed = |source| Error::Io { path: path.to_owned(), action: "read", source };
-    let mut file = std::fs::File::open(path).map_err(failed)?;
-    let (mut blake3, mut sha256) = (blake3::Hasher::new(), sha2::Sha256::new());
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut chunk).map_err(failed)?;
-        if n == 0 {
-            break;
-        }
-        let chunk = &chunk[..n];
-        rayon::join(|| blake3.update(chunk), || sha256.update(chunk));
-    }
-    let sha256 = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Hashes { blake3: blake3.finalize().to_hex().to_string(), sha256 })
+    let mut rows = samples(plan, &reader)?;
+    let hashes = hash::from_disk(path, |position, bytes| {
+        rows.iter_mut().for_each(|row| row.take(position, bytes));
+    })?;
+    expect("its BLAKE3", written_blake3, &hashes.blake3)?;
+    rows.par_iter().try_for_each_init(Scratch::default, |scratch, row| row.check(plan, scratch))?;
+    Ok((hashes, rows.len()))
 }
 
 fn check_metadata(plan: &Plan<'_>, reader: &Reader) -> Result<()> {
@@ -84,43 +60,84 @@ fn check_table(plan: &Plan<'_>, reader: &Reader) -> Result<()> {
     Ok(())
 }
 
-/// Makes the first, the last and two rows between anew from the sources, each by itself, and compares bytes; then
-/// decodes them and compares values, so that neither tiling nor permutation nor codec is its own witness.
-fn check_rows(plan: &Plan<'_>, planned: &PlannedTensor<'_>, reader: &Reader) -> Result<usize> {
-    let tensor = planned.tensor;
-    let info = reader.tensor(&tensor.name).ok_or_else(|| Error::Written {
-        place: "its table".to_owned(),
-        expected: format!("tensor `{}`", tensor.name),
-        actual: "without it".to_owned(),
-    })?;
-    let (data, row_bytes) = (reader.data(info), planned.row_bytes()?);
-    let mut rows = [0, tensor.rows / 3, tensor.rows - tensor.rows / 3 - 1, tensor.rows - 1].to_vec();
-    rows.dedup();
-    let (mut weights, mut blocks) = (Vec::new(), vec![0; row_bytes]);
-    let mut decoded = vec![0.0; tensor.cols];
-    let is_coarse = 8 * row_bytes < COARSE_BITS * tensor.cols;
-    let limit = if is_coarse { MAX_COARSE_ROW_ERROR } else { MAX_ROW_ERROR };
-    for &row in &rows {
-        let place = || format!("row {row} of `{}`", tensor.name);
-        let source_row = planned.source_row(row);
-        plan.merged.read_rows(tensor, source_row, 1, &mut weights)?;
-        check_range(planned, source_row, &weights)?;
-        match planned.stored {
-            Some(stored) => blocks.copy_from_slice(&stored[row * row_bytes..(row + 1) * row_bytes]),
-            None => planned.encode(source_row, &weights, &mut blocks)?,
+/// A row that is compared.
+struct Sample<'a> {
+    planned: &'a PlannedTensor<'a>,
+    row: usize,
+    /// Where it begins in the file.
+    position: u64,
+    /// What the file has there.
+    stored: Vec<u8>,
+}
+
+/// Memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    weights: Vec<f32>,
+    blocks: Vec<u8>,
+    decoded: Vec<f32>,
+}
+
+/// The first, the last and two rows between of each tensor.
+fn samples<'a>(plan: &'a Plan<'a>, reader: &Reader) -> Result<Vec<Sample<'a>>> {
+    let mut samples = Vec::with_capacity(4 * plan.tensors.len());
+    for planned in &plan.tensors {
+        let tensor = planned.tensor;
+        let info = reader
+            .tensor(&tensor.name)
+            .ok_or_else(|| differs("its table", &format!("tensor `{}`", tensor.name), "without it"))?;
+        let (begin, row_bytes) = (reader.position(info), planned.row_bytes()?);
+        let mut rows = [0, tensor.rows / 3, tensor.rows - tensor.rows / 3 - 1, tensor.rows - 1].to_vec();
+        rows.dedup();
+        samples.extend(rows.into_iter().map(|row| Sample {
+            planned,
+            row,
+            position: begin + (row * row_bytes) as u64,
+            stored: vec![0; row_bytes],
+        }));
+    }
+    Ok(samples)
+}
+
+impl Sample<'_> {
+    /// Keeps what is of it in some bytes of the file.
+    fn take(&mut self, position: u64, bytes: &[u8]) {
+        let end = (position + bytes.len() as u64).min(self.position + self.stored.len() as u64);
+        let begin = position.max(self.position);
+        if begin < end {
+            let n_bytes = (end - begin) as usize;
+            self.stored[(begin - self.position) as usize..][..n_bytes]
+                .copy_from_slice(&bytes[(begin - position) as usize..][..n_bytes]);
         }
-        let stored = &data[row * row_bytes..(row + 1) * row_bytes];
+    }
+
+    /// Makes the row anew from the sources, by itself, and compares bytes; then decodes it and compares values, so that
+    /// neither tiling nor permutation nor codec is its own witness.
+    fn check(&self, plan: &Plan<'_>, Scratch { weights, blocks, decoded }: &mut Scratch) -> Result<()> {
+        let Sample { planned, row, stored, .. } = self;
+        let (tensor, row_bytes, source_row) = (planned.tensor, stored.len(), planned.source_row(*row));
+        let place = || format!("row {row} of `{}`", tensor.name);
+        plan.merged.read_rows(tensor, source_row, 1, weights)?;
+        check_range(planned, source_row, weights)?;
+        blocks.resize(row_bytes, 0);
+        match planned.stored {
+            Some(kept) => blocks.copy_from_slice(&kept[row * row_bytes..(row + 1) * row_bytes]),
+            None => planned.encode(source_row, weights, blocks)?,
+        }
         if stored != blocks {
             return Err(differs(&place(), "the merged weights", "something else"));
         }
-        block::decode(planned.ty, stored, &mut decoded)?;
-        let error = relative_error(&weights, &decoded);
+        decoded.resize(tensor.cols, 0.0);
+        block::decode(planned.ty, stored, decoded)?;
+        let is_coarse = 8 * row_bytes < COARSE_BITS * tensor.cols;
+        let limit = if is_coarse { MAX_COARSE_ROW_ERROR } else { MAX_ROW_ERROR };
+        let error = relative_error(weights, decoded);
         if error > limit {
             let expected = format!("within {limit} of its weights");
             return Err(differs(&place(), &expected, &format!("{error} away")));
         }
+        Ok(())
     }
-    Ok(rows.len())
 }
 
 /// Root mean square of the differences over that of the weights; 0 for tiny weights.

@@ -105,16 +105,18 @@ fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<
         let of_file = file.blocks.chunks_mut((piece_rows * row_bytes).max(1));
         pieces.iter_mut().zip(of_file).for_each(|(piece, blocks)| piece.push((planned, blocks)));
     }
-    let failures = pieces.into_par_iter().enumerate().map_init(Vec::new, |weights, (piece, blocks)| {
-        let first = piece * piece_rows;
-        let first_row = tile.first_row + first;
-        merged.read_rows(tensor, first_row, piece_rows.min(tile.n_rows - first), weights)?;
-        let encoded = blocks.into_iter().map(|(planned, blocks)| {
-            check_range(planned, first_row, weights)?;
-            planned.encode(first_row, weights, blocks)
+    // Down to single pieces: the last of a tile are what a thread waits for.
+    let failures =
+        pieces.into_par_iter().with_max_len(1).enumerate().map_init(Vec::new, |weights, (piece, blocks)| {
+            let first = piece * piece_rows;
+            let first_row = tile.first_row + first;
+            merged.read_rows(tensor, first_row, piece_rows.min(tile.n_rows - first), weights)?;
+            let encoded = blocks.into_iter().map(|(planned, blocks)| {
+                check_range(planned, first_row, weights)?;
+                planned.encode(first_row, weights, blocks)
+            });
+            Ok(encoded.map(Result::err).collect::<Vec<_>>())
         });
-        Ok(encoded.map(Result::err).collect::<Vec<_>>())
-    });
     for of_piece in failures.collect::<Result<Vec<_>>>()? {
         for (file, failure) in files.iter_mut().zip(of_piece) {
             file.failure = file.failure.take().or(failure);

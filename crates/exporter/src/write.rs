@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
-use formats::Observer;
 use formats::gguf::Writer;
+use formats::{Observer, page_cache};
 
 use crate::journal::Journal;
 use crate::merged::Merged;
@@ -210,7 +210,8 @@ impl<'a> Out<'a> {
 /// Bytes after which the disk is asked to begin.
 const SYNC_BYTES: u64 = 128 << 20;
 
-/// Brings to the disk what is written, while more is written: at the end little is left to wait for.
+/// Brings to the disk what is written, while more is written: at the end little is left to wait for. What the disk has is
+/// no longer kept in memory, which the base needs, and where the rest is written.
 struct Syncing<'scope> {
     wake: mpsc::Sender<()>,
     thread: ScopedJoinHandle<'scope, std::io::Result<()>>,
@@ -224,6 +225,7 @@ impl<'scope> Syncing<'scope> {
             while woken.recv().is_ok() {
                 while woken.try_recv().is_ok() {}
                 file.sync_data()?;
+                page_cache::forget(file);
             }
             Ok(())
         });

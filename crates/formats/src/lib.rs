@@ -29,6 +29,7 @@ pub mod map;
 mod names;
 pub mod observe;
 pub mod ollama;
+pub mod page_cache;
 pub mod safetensors;
 pub mod source;
 pub mod tensorboard;

@@ -86,6 +86,12 @@ impl Reader {
         self.by_name.find(name, |index| &self.tensors[index].name).map(|index| &self.tensors[index])
     }
 
+    /// Where one of this file's tensors begins in it, in bytes.
+    #[must_use]
+    pub fn position(&self, tensor: &TensorInfo) -> u64 {
+        self.data_start + tensor.offset
+    }
+
     /// The stored bytes of one of this file's tensors.
     ///
     /// # Panics
@@ -93,7 +99,7 @@ impl Reader {
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "the map holds it, so it fits an address")]
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        &self.map.bytes()[(self.data_start + tensor.offset) as usize..][..tensor.bytes as usize]
+        &self.map.bytes()[self.position(tensor) as usize..][..tensor.bytes as usize]
     }
 }
 
