@@ -6,6 +6,7 @@
 //! Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA); Liu et al. 2024,
 //! arXiv:2402.09353 (DoRA).
 
+mod add;
 mod dropout;
 mod elastic;
 pub mod init;

@@ -6,13 +6,11 @@
 //! 16-bit base: merged into a 4-bit grid the update would vanish, being under a hundredth of a weight where a step of
 //! the grid is far larger. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
-#![allow(unsafe_code)]
-
 use std::sync::Arc;
 
 use formats::adapter::AdapterTensor;
-#[cfg(target_arch = "x86_64")]
-use formats::isa::Isa;
+
+use super::add::add_product;
 
 /// The update of one linear layer.
 #[derive(Clone, Debug)]
@@ -78,118 +76,16 @@ impl Update {
     }
 }
 
-/// Rows of W + s·B·A, compiled for each width of vectors; none multiplies and adds in one step, so all give the same.
+/// Rows of W + s·B·A.
 fn add(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
-    #[cfg(target_arch = "x86_64")]
-    match Isa::get() {
-        // SAFETY: the processor has said that it has these extensions.
-        Isa::Avx512 => return unsafe { add_avx512(pair, scale, rows, first_row) },
-        // SAFETY: as above.
-        Isa::Avx2 => return unsafe { add_avx2(pair, scale, rows, first_row) },
-        Isa::Baseline => {}
-    }
-    add_portable(pair, scale, rows, first_row);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn add_avx512(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
-    add_portable(pair, scale, rows, first_row);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn add_avx2(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
-    add_portable(pair, scale, rows, first_row);
-}
-
-/// Numbers of A that stay in a core's first cache while all rows go by.
-const TILE: usize = 4096;
-
-/// Inlined into each of the above. Columns by tiles, so that A is not read again for each row from afar.
-#[inline(always)]
-fn add_portable(pair: &AdapterTensor, scale: f32, rows: &mut [f32], first_row: usize) {
     let AdapterTensor { a, b, r, in_features: cols, .. } = pair;
-    let width = (TILE / r.max(&1)).clamp(64, *cols.max(&64));
-    for start in (0..*cols).step_by(width) {
-        let columns = start..(start + width).min(*cols);
-        let of_row = |offset: usize| &b[(first_row + offset) * r..(first_row + offset + 1) * r];
-        let mut pairs = rows.chunks_exact_mut(2 * cols);
-        let mut offset = 0;
-        for two in pairs.by_ref() {
-            let (first, second) = two.split_at_mut(*cols);
-            let (first, second) = (&mut first[columns.clone()], &mut second[columns.clone()]);
-            let (of_first, of_second) = (of_row(offset), of_row(offset + 1));
-            let quads = of_first.chunks_exact(4).zip(of_second.chunks_exact(4)).zip(a.chunks_exact(4 * cols));
-            for ((of_first, of_second), a) in quads {
-                add_four_to_two(
-                    [&mut *first, &mut *second],
-                    scale,
-                    [of_first, of_second],
-                    &a[start..],
-                    *cols,
-                );
-            }
-            add_last(first, scale, of_first, &a[start..], *cols);
-            add_last(second, scale, of_second, &a[start..], *cols);
-            offset += 2;
-        }
-        for row in pairs.into_remainder().chunks_exact_mut(*cols) {
-            let (row, of_row) = (&mut row[columns.clone()], of_row(offset));
-            for (quad, a) in of_row.chunks_exact(4).zip(a.chunks_exact(4 * cols)) {
-                add_four(row, scale, quad, &a[start..], *cols);
-            }
-            add_last(row, scale, of_row, &a[start..], *cols);
-        }
-    }
+    let n_rows = rows.len() / cols.max(&1);
+    let scaled: Vec<f32> = b[first_row * r..(first_row + n_rows) * r].iter().map(|b| scale * b).collect();
+    add_product(rows, &scaled, a, *cols, *r);
     if let Some(magnitude) = &pair.magnitude {
-        for (offset, row) in rows.chunks_exact_mut(*cols).enumerate() {
-            set_length(row, magnitude[first_row + offset]);
+        for (row, magnitude) in rows.chunks_exact_mut(*cols).zip(&magnitude[first_row..]) {
+            set_length(row, *magnitude);
         }
-    }
-}
-
-/// What is left of the ranks after those by four, one by one; rows of `a` are `cols` apart.
-#[inline(always)]
-fn add_last(row: &mut [f32], scale: f32, b: &[f32], a: &[f32], cols: usize) {
-    for rank in b.len() - b.len() % 4..b.len() {
-        let s = scale * b[rank];
-        for (w, a) in row.iter_mut().zip(&a[rank * cols..]) {
-            *w += s * a;
-        }
-    }
-}
-
-/// Four ranks in one pass over a part of a row, which is read and written once instead of four times.
-#[inline(always)]
-fn add_four(row: &mut [f32], scale: f32, b: &[f32], a: &[f32], cols: usize) {
-    let n = row.len();
-    let (s0, s1, s2, s3) = (scale * b[0], scale * b[1], scale * b[2], scale * b[3]);
-    let (a0, a1, a2, a3) =
-        (&a[..n], &a[cols..cols + n], &a[2 * cols..2 * cols + n], &a[3 * cols..3 * cols + n]);
-    for ((((w, a0), a1), a2), a3) in row.iter_mut().zip(a0).zip(a1).zip(a2).zip(a3) {
-        *w = (((*w + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
-    }
-}
-
-/// The same for two rows, which share what is read of A.
-#[inline(always)]
-fn add_four_to_two(
-    [first, second]: [&mut [f32]; 2],
-    scale: f32,
-    [b, d]: [&[f32]; 2],
-    a: &[f32],
-    cols: usize,
-) {
-    let n = first.len();
-    let (s0, s1, s2, s3) = (scale * b[0], scale * b[1], scale * b[2], scale * b[3]);
-    let (t0, t1, t2, t3) = (scale * d[0], scale * d[1], scale * d[2], scale * d[3]);
-    let (a0, a1, a2, a3) =
-        (&a[..n], &a[cols..cols + n], &a[2 * cols..2 * cols + n], &a[3 * cols..3 * cols + n]);
-    let rows = first.iter_mut().zip(second);
-    for (((((v, w), a0), a1), a2), a3) in rows.zip(a0).zip(a1).zip(a2).zip(a3) {
-        *v = (((*v + s0 * a0) + s1 * a1) + s2 * a2) + s3 * a3;
-        *w = (((*w + t0 * a0) + t1 * a1) + t2 * a2) + t3 * a3;
     }
 }
 
