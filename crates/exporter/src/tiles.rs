@@ -3,7 +3,10 @@
 //! A tile is shared out over the threads in pieces of a few rows; each piece goes from the base's 16 bits to the blocks of
 //! every file without leaving a core's cache.
 
+use std::sync::Mutex;
+
 use formats::BlockType;
+use formats::block::are_within;
 use rayon::prelude::*;
 
 use crate::merged::{Merged, Tensor};
@@ -61,11 +64,25 @@ impl Making<'_> {
     }
 }
 
+/// Memory for the weights of pieces, as much as threads use at once, again and again.
+#[derive(Default)]
+pub(crate) struct Spare(Mutex<Vec<Vec<f32>>>);
+
+impl Spare {
+    fn lend<T>(&self, work: impl FnOnce(&mut Vec<f32>) -> T) -> T {
+        let taken = self.0.lock().expect("no thread panics with it").pop();
+        let mut weights = taken.unwrap_or_default();
+        let done = work(&mut weights);
+        self.0.lock().expect("no thread panics with it").push(weights);
+        done
+    }
+}
+
 /// The blocks of a tile, for each file in its order; a file for which they cannot be made says why.
 ///
 /// # Errors
 /// What reading meets.
-pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
+pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>], spare: &Spare) -> Result<()> {
     let mut made: Vec<&mut Making<'_>> = Vec::new();
     for file in files.iter_mut().filter(|file| file.wants(tile)) {
         let planned = &file.plan.tensors[tile.tensor];
@@ -79,7 +96,7 @@ pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -
             None => made.push(file),
         }
     }
-    encode(merged, tile, &mut made)?;
+    encode(merged, tile, &mut made, spare)?;
     for file in made {
         let planned = &file.plan.tensors[tile.tensor];
         if planned.tensor.spec().is_some_and(|spec| spec.permute.is_some()) {
@@ -90,7 +107,7 @@ pub(crate) fn make(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -
 }
 
 /// Fills the blocks of each file with the tile's rows in the order of the base.
-fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<()> {
+fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>], spare: &Spare) -> Result<()> {
     if files.is_empty() {
         return Ok(());
     }
@@ -106,8 +123,8 @@ fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<
         pieces.iter_mut().zip(of_file).for_each(|(piece, blocks)| piece.push((planned, blocks)));
     }
     // Down to single pieces: the last of a tile are what a thread waits for.
-    let failures =
-        pieces.into_par_iter().with_max_len(1).enumerate().map_init(Vec::new, |weights, (piece, blocks)| {
+    let failures = pieces.into_par_iter().with_max_len(1).enumerate().map(|(piece, blocks)| {
+        spare.lend(|weights| {
             let first = piece * piece_rows;
             let first_row = tile.first_row + first;
             merged.read_rows(tensor, first_row, piece_rows.min(tile.n_rows - first), weights)?;
@@ -116,7 +133,8 @@ fn encode(merged: &Merged, tile: Tile, files: &mut [&mut Making<'_>]) -> Result<
                 planned.encode(first_row, weights, blocks)
             });
             Ok(encoded.map(Result::err).collect::<Vec<_>>())
-        });
+        })
+    });
     for of_piece in failures.collect::<Result<Vec<_>>>()? {
         for (file, failure) in files.iter_mut().zip(of_piece) {
             file.failure = file.failure.take().or(failure);
@@ -154,12 +172,12 @@ pub(crate) fn check_range(planned: &PlannedTensor<'_>, first_row: usize, weights
         BlockType::F32 | BlockType::BF16 => f32::MAX,
         _ => HALF_MAX,
     };
-    // A comparison with NaN is false, so NaN does not fit either. The fold has no early exit and vectorises.
-    let fits = |weight: f32| weight.abs() <= limit;
-    if weights.iter().fold(true, |all, &weight| all & fits(weight)) {
+    if are_within(weights, limit) {
         return Ok(());
     }
-    let at = weights.iter().position(|&weight| !fits(weight)).expect("a weight did not fit above");
+    // A comparison with NaN is false, so NaN does not fit either.
+    let is_within = |weight: &f32| weight.abs() <= limit;
+    let at = weights.iter().position(|weight| !is_within(weight)).expect("a weight was not within above");
     let Tensor { name, cols, .. } = planned.tensor;
     Err(Error::OutOfRange {
         tensor: name.clone(),

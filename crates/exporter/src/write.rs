@@ -16,7 +16,7 @@ use crate::journal::Journal;
 use crate::merged::Merged;
 use crate::pending::{Pending, failed};
 use crate::plan::Plan;
-use crate::tiles::{Making, Tile, make, tiles};
+use crate::tiles::{Making, Spare, Tile, make, tiles};
 use crate::{Error, Event, Result};
 
 /// A file that is to be written, and where.
@@ -49,7 +49,7 @@ pub(crate) fn write(
 
 fn write_tiles(merged: &Merged, files: &mut [Writing<'_>], observer: &mut dyn Observer<Event>) -> Result<()> {
     let mut waiting: Option<Tile> = None;
-    let progress = Progress::begin(merged, files);
+    let (progress, spare) = (Progress::begin(merged, files), Spare::default());
     for tile in tiles(merged) {
         if files.iter().all(|file| !file.wants(tile)) {
             continue;
@@ -61,7 +61,7 @@ fn write_tiles(merged: &Merged, files: &mut [Writing<'_>], observer: &mut dyn Ob
                     ready.iter_mut().for_each(|half| half.put(tile));
                 }
             },
-            || make(merged, tile, &mut next),
+            || make(merged, tile, &mut next, &spare),
         );
         made?;
         progress.report(waiting, files, observer);
@@ -208,7 +208,7 @@ impl<'a> Out<'a> {
 }
 
 /// Bytes after which the disk is asked to begin.
-const SYNC_BYTES: u64 = 128 << 20;
+const SYNC_BYTES: u64 = 16 << 20;
 
 /// Brings to the disk what is written, while more is written: at the end little is left to wait for. What the disk has is
 /// no longer kept in memory, which the base needs, and where the rest is written.

@@ -73,6 +73,41 @@ fn encode_with<V: Lanes>(
     }
 }
 
+/// The greatest magnitude as bits, which are ordered as magnitudes are; what is no number is above infinity.
+pub(super) fn largest_magnitude_bits(weights: &[f32]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    match Isa::get() {
+        // SAFETY: the processor has said that it has these extensions.
+        Isa::Avx512 => return unsafe { largest_magnitude_bits_avx512(weights) },
+        // SAFETY: as above.
+        Isa::Avx2 => return unsafe { largest_magnitude_bits_avx2(weights) },
+        Isa::Baseline => {}
+    }
+    largest_magnitude_bits_portable(weights)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+fn largest_magnitude_bits_avx512(weights: &[f32]) -> u32 {
+    largest_magnitude_bits_portable(weights)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn largest_magnitude_bits_avx2(weights: &[f32]) -> u32 {
+    largest_magnitude_bits_portable(weights)
+}
+
+/// Inlined into each of the above.
+#[inline(always)]
+fn largest_magnitude_bits_portable(weights: &[f32]) -> u32 {
+    let mut largest = 0;
+    for weight in weights {
+        largest = weight.abs().to_bits().max(largest);
+    }
+    largest
+}
+
 /// Decodes whole blocks whose lengths have been checked; of NF4 those from column `start` on of a row of `cols`.
 pub(super) fn decode(ty: BlockType, blocks: &[u8], (cols, start): (usize, usize), out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]

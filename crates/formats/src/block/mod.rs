@@ -373,22 +373,18 @@ fn check_length(ty: BlockType, what: &'static str, actual: usize, expected: usiz
     if actual == expected { Ok(()) } else { Err(Error::BufferLength { ty, what, expected, actual }) }
 }
 
+/// Whether no weight is of greater magnitude than `limit`, and each is a number.
+#[must_use]
+pub fn are_within(weights: &[f32], limit: f32) -> bool {
+    dispatch::largest_magnitude_bits(weights) <= limit.to_bits()
+}
+
 /// A block shares its scale, so one infinity would spoil its neighbours without a trace.
 fn check_finite(ty: BlockType, weights: &[f32], first_index: usize) -> Result<()> {
     if ty.block_len() == 1 {
         return Ok(());
     }
-    // Without an early exit the sum is one of vectors: nothing times 0 but what is no number, or infinite, is not 0.
-    let sums = weights.chunks(4096).map(|weights| {
-        weights.as_chunks::<16>().0.iter().fold([0.0_f32; 16], |mut sums, x| {
-            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * 0.0);
-            sums
-        })
-    });
-    let rest = weights.len() % 16;
-    let is_finite = sums.flatten().all(|sum| sum == 0.0)
-        && weights[weights.len() - rest..].iter().all(|weight| weight.is_finite());
-    if is_finite {
+    if are_within(weights, f32::MAX) {
         return Ok(());
     }
     let at = weights.iter().position(|weight| !weight.is_finite()).expect("one of them is not");
