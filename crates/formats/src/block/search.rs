@@ -17,6 +17,14 @@ pub(super) struct Trials {
     pub last: u16,
 }
 
+impl Trials {
+    /// levels + first + delta·trial
+    #[inline(always)]
+    fn stretched<V: Lanes>(&self, trial: u16, levels: u8) -> V {
+        V::splat(self.first + self.delta * f32::from(trial) + f32::from(levels))
+    }
+}
+
 /// The trials of every format when there is an importance matrix.
 pub(super) const WEIGHTED_TRIALS: Trials = Trials { first: -0.9, delta: 0.05, last: 36 };
 
@@ -301,10 +309,9 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
     let range = (lowest, highest);
     let mut best =
         Best { range, sums: (sum_w, sum_x), scale, min, error, factor: first_factor, base: min, is_first };
+    let mut factor = trials.stretched::<V>(0, levels) / (highest - min);
     for trial in 0..=trials.last {
-        let stretched = trials.first + trials.delta * f32::from(trial) + f32::from(levels);
         let (min, (lowest, highest)) = (in_memory(&mut best).min, best.range);
-        let factor = V::splat(stretched) / (highest - min);
         // Rounding is monotonic: what lies between the ends has a number between theirs.
         let ends = (factor * (lowest - min), factor * (highest - min));
         let group = (x, importance, &mut codes);
@@ -316,6 +323,9 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
             trial_sums::<Any, C, V, N>(group, (factor, min), levels)
         };
         let (this_scale, this_min, is_solved) = solve(in_memory(&mut best).sums, sums);
+        // Both ways that the next trial may go, so that it need not wait for a division.
+        let next = trials.stretched::<V>(trial + 1, levels);
+        let (from_min, from_this_min) = (next / (highest - min), next / (highest - this_min));
         let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
         let best = in_memory(&mut best);
         let better = V::both(is_solved, error.below(best.error));
@@ -325,6 +335,7 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
         best.error = V::choose(better, error, best.error);
         best.scale = V::choose(better, this_scale, best.scale);
         best.min = V::choose(better, this_min, min);
+        factor = V::choose(better, from_this_min, from_min);
     }
     // Codes are made again from the best trial, which is cheaper than keeping them.
     Affine {

@@ -63,6 +63,8 @@ pub(super) trait Lanes:
 
     fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
 
+    fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+
     /// `a` and not `b`.
     fn except(a: Self::Mask, b: Self::Mask) -> Self::Mask;
 

@@ -83,6 +83,11 @@ impl<V: Lanes> Lanes for Pair<V> {
     }
 
     #[inline(always)]
+    fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        (V::either(a.0, b.0), V::either(a.1, b.1))
+    }
+
+    #[inline(always)]
     fn except(a: Self::Mask, b: Self::Mask) -> Self::Mask {
         (V::except(a.0, b.0), V::except(a.1, b.1))
     }
@@ -131,12 +136,12 @@ impl<V: Lanes> Lanes for Pair<V> {
 
     #[inline(always)]
     fn none(mask: Self::Mask) -> bool {
-        V::none(mask.0) && V::none(mask.1)
+        V::none(V::either(mask.0, mask.1))
     }
 
     #[inline(always)]
     fn all(mask: Self::Mask) -> bool {
-        V::all(mask.0) && V::all(mask.1)
+        V::all(V::both(mask.0, mask.1))
     }
 
     #[inline(always)]

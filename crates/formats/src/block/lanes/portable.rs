@@ -100,6 +100,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn either(mut a: [bool; N], b: [bool; N]) -> [bool; N] {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
+        a
+    }
+
+    #[inline(always)]
     fn except(mut a: [bool; N], b: [bool; N]) -> [bool; N] {
         a.iter_mut().zip(b).for_each(|(a, b)| *a &= !b);
         a

@@ -148,6 +148,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn either(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_or_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn except(a: __m256, b: __m256) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_andnot_ps(b, a) }
@@ -327,6 +333,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn both(a: __mmask16, b: __mmask16) -> __mmask16 {
         a & b
+    }
+
+    #[inline(always)]
+    fn either(a: __mmask16, b: __mmask16) -> __mmask16 {
+        a | b
     }
 
     #[inline(always)]
