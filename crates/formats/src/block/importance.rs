@@ -1,26 +1,34 @@
 //! How much each weight of a group counts in a search.
 
-use super::lanes::{Lanes, rows};
+use super::lanes::Lanes;
 
 /// Without a matrix: the root mean square of the group plus the weight's magnitude.
 #[inline(always)]
-pub(super) fn from_weights<V: Lanes, const N: usize>(x: &[V; N]) -> [V; N] {
+pub(super) fn from_weights<V: Lanes, const N: usize>(x: &[V; N], counts: &mut [V; N]) {
     let mut sums = V::splat(0.0);
     for x in x {
         sums = sums + *x * *x;
     }
     let root_mean_square = (sums / V::splat(N as f32)).sqrt();
-    rows!(x, |x| root_mean_square + x.abs())
+    for (count, x) in counts.iter_mut().zip(x) {
+        *count = root_mean_square + x.abs();
+    }
 }
 
 /// With a matrix: the column's importance · sqrt(variance + x²), the variance being each group's.
 #[inline(always)]
 pub(super) fn from_matrix<V: Lanes, const N: usize>(x: &[V; N], columns: &[V; N], variance: V) -> [V; N] {
     let mut counts = *columns;
+    with_weights(x, variance, &mut counts);
+    counts
+}
+
+/// The same in the place of the columns' importance.
+#[inline(always)]
+pub(super) fn with_weights<V: Lanes, const N: usize>(x: &[V; N], variance: V, counts: &mut [V; N]) {
     for (count, x) in counts.iter_mut().zip(x) {
         *count = *count * (variance + *x * *x).sqrt();
     }
-    counts
 }
 
 /// Σx², summed in order.

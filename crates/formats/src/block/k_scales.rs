@@ -1,7 +1,7 @@
 //! What Q4_K and Q5_K share: eight groups of 32 weights as d·s·c - dm·m, their 6-bit scales s and minima m
 //! packed into 12 bytes, and how these are found.
 
-use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, totals, transpose};
+use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, totals, transpose_into};
 use super::rows::{BatchColumns, k_batches};
 use super::scale_search::positive;
 use super::search::{Affine, ClampThenRound, RoundThenClamp, Trial, Trials, WEIGHTED_TRIALS, affine};
@@ -48,14 +48,32 @@ pub(super) fn encode<F: EightGroups<BYTES>, V: Lanes, const BYTES: usize>(
     imatrix: Option<&[f32]>,
     out: &mut [u8],
 ) {
+    let mut work = Work::<V::InStep>::new();
     for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::InStep::N / GROUPS) {
-        let found = match columns {
-            None => find::<V>(x, F::LEVELS, F::TRIALS),
-            Some(columns) => find_weighted::<V>(x, columns, F::LEVELS, F::MOST_SCALE),
-        };
-        for (block, found) in blocks.iter_mut().zip(&found) {
+        match columns {
+            None => find::<V>(x, F::LEVELS, F::TRIALS, &mut work),
+            Some(columns) => find_weighted::<V>(x, columns, F::LEVELS, F::MOST_SCALE, &mut work),
+        }
+        for (block, found) in blocks.iter_mut().zip(&work.found) {
             F::store(found, block);
         }
+    }
+}
+
+/// What a batch is searched in, and what is found: memory that one batch after another uses.
+struct Work<V> {
+    /// Weights, what each counts, and codes.
+    x: [V; 32],
+    counts: [V; 32],
+    codes: [V; 32],
+    found: [Scales; MOST_BLOCKS],
+}
+
+impl<V: Lanes> Work<V> {
+    #[inline(always)]
+    fn new() -> Self {
+        let zeros = [V::splat(0.0); 32];
+        Self { x: zeros, counts: zeros, codes: zeros, found: [Scales::NONE; MOST_BLOCKS] }
     }
 }
 
@@ -64,20 +82,18 @@ pub(super) type Block = [[f32; 32]; GROUPS];
 
 /// Finds scales and codes of up to N / 8 blocks without importance: each group's own search, then 63 levels of the largest.
 #[inline(always)]
-fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials) -> [Scales; MOST_BLOCKS] {
-    let lanes = transpose::<V::InStep, 32>(x.as_flattened());
-    let counts = importance::from_weights(&lanes);
-    let affine = affine::<RoundThenClamp, _, 32>(&lanes, &counts, levels, trials);
+fn find<V: Lanes>(x: &[Block], levels: u8, trials: Trials, work: &mut Work<V::InStep>) {
+    transpose_into(x.as_flattened(), &mut work.x);
+    importance::from_weights(&work.x, &mut work.counts);
+    let affine = affine::<RoundThenClamp, _, 32>(&work.x, &work.counts, &mut work.codes, levels, trials);
     let (scales, mins) = (array(affine.scale), array(affine.min));
-    let mut found = [Scales::NONE; MOST_BLOCKS];
-    for (i, found) in found.iter_mut().enumerate().take(x.len()) {
+    for (i, found) in work.found.iter_mut().enumerate().take(x.len()) {
         let (max_scale, six_bit_scales) = to_six_bits(&of_block_of(&scales, i));
         let (max_min, six_bit_mins) = to_six_bits(&of_block_of(&mins, i));
         found.packed = pack(&six_bit_scales, &six_bit_mins);
         (found.scale, found.min_scale) = (max_scale / 63.0, max_min / 63.0);
     }
-    final_codes::<RoundThenClamp, V>(x, &lanes, &affine, levels, &mut found);
-    found
+    final_codes::<RoundThenClamp, V>(x, &work.x, &affine, levels, &mut work.found);
 }
 
 /// The same with the importance of the columns, one block's for each block; scales and minima get a search of their own,
@@ -88,15 +104,17 @@ fn find_weighted<V: Lanes>(
     columns: BatchColumns<'_>,
     levels: u8,
     most_scale: u8,
-) -> [Scales; MOST_BLOCKS] {
-    let lanes = transpose::<V::InStep, 32>(x.as_flattened());
+    work: &mut Work<V::InStep>,
+) {
+    transpose_into(x.as_flattened(), &mut work.x);
     let variances = of_blocks(x, |x| 2.0 * importance::sum_of_squares(x.as_flattened()) / K_BLOCK as f32);
-    let counts = importance::from_matrix(&lanes, &lanes_of_columns(x.len(), columns), variances);
-    let sums = array(totals(&counts));
-    let affine = affine::<ClampThenRound, _, 32>(&lanes, &counts, levels, WEIGHTED_TRIALS);
+    lanes_of_columns(x.len(), columns, &mut work.counts);
+    importance::with_weights(&work.x, variances, &mut work.counts);
+    let sums = array(totals(&work.counts));
+    let affine =
+        affine::<ClampThenRound, _, 32>(&work.x, &work.counts, &mut work.codes, levels, WEIGHTED_TRIALS);
     let (scales, mins) = (array(affine.scale), array(affine.min));
-    let mut found = [Scales::NONE; MOST_BLOCKS];
-    for (i, found) in found.iter_mut().enumerate().take(x.len()) {
+    for (i, found) in work.found.iter_mut().enumerate().take(x.len()) {
         let sums = of_block_of(&sums, i);
         let (mut six_bit_scales, mut six_bit_mins) = ([0; GROUPS], [0; GROUPS]);
         found.scale = positive(&of_block_of(&scales, i), &sums, 63, &mut six_bit_scales);
@@ -106,18 +124,21 @@ fn find_weighted<V: Lanes>(
         }
         found.packed = pack(&six_bit_scales, &six_bit_mins);
     }
-    final_codes::<ClampThenRound, V>(x, &lanes, &affine, levels, &mut found);
-    found
+    final_codes::<ClampThenRound, V>(x, &work.x, &affine, levels, &mut work.found);
 }
 
 /// The importance of the columns of `n` blocks, a group's in each lane.
 #[inline(always)]
-pub(super) fn lanes_of_columns<V: Lanes, const G: usize>(n: usize, columns: BatchColumns<'_>) -> [V; G] {
+pub(super) fn lanes_of_columns<V: Lanes, const G: usize>(
+    n: usize,
+    columns: BatchColumns<'_>,
+    lanes: &mut [V; G],
+) {
     let mut groups = [[0.0; G]; MOST_IN_STEP];
     for (groups, columns) in groups.as_flattened_mut().chunks_exact_mut(K_BLOCK).zip(columns).take(n) {
         groups.copy_from_slice(columns.as_flattened());
     }
-    transpose(&groups[..V::N])
+    transpose_into(&groups[..V::N], lanes);
 }
 
 /// A number of each block, in the lanes of its groups.

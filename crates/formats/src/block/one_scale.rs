@@ -41,7 +41,7 @@ pub(super) fn encode_around_zero<F: AroundZero<BYTES>, V: Lanes, const BYTES: us
     };
     for (batch, blocks) in batches(weights, columns, out, V::N) {
         let (x, counts) = batch.counted::<V>();
-        let found = symmetric(&x, &counts, F::HALF);
+        let found = symmetric(&x, &counts, &mut [V::splat(0.0); 32], F::HALF);
         let (scales, mut codes) = (array::<_, MOST_LANES>(found.scale), [[0; 32]; MOST_LANES]);
         found.codes(&x, F::HALF, &mut codes[..blocks.len()]);
         for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(&codes) {
@@ -65,7 +65,13 @@ pub(super) fn encode_from_minimum<F: FromMinimum<BYTES>, V: Lanes, const BYTES: 
     };
     for (batch, blocks) in batches(weights, columns, out, V::N) {
         let (x, counts) = batch.counted::<V>();
-        let found = affine::<ClampThenRound, V, 32>(&x, &counts, F::LEVELS, WEIGHTED_TRIALS);
+        let found = affine::<ClampThenRound, V, 32>(
+            &x,
+            &counts,
+            &mut [V::splat(0.0); 32],
+            F::LEVELS,
+            WEIGHTED_TRIALS,
+        );
         let (scales, mins, mut codes) =
             (array::<_, MOST_LANES>(found.scale), array::<_, MOST_LANES>(found.min), [[0; 32]; MOST_LANES]);
         found.codes::<ClampThenRound, 32>(&x, F::LEVELS, &mut codes[..blocks.len()]);

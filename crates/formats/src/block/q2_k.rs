@@ -47,7 +47,13 @@ fn find<V: Lanes>(x: &Sixteens) -> Found {
     for first in (0..GROUPS).step_by(V::N) {
         let lanes = transpose::<V, 16>(&x[first..first + V::N]);
         let counts = rows!(&lanes, |x| x.abs());
-        let found = affine::<RoundThenClampByMagnitude, V, 16>(&lanes, &counts, LEVELS, TRIALS);
+        let found = affine::<RoundThenClampByMagnitude, V, 16>(
+            &lanes,
+            &counts,
+            &mut [V::splat(0.0); 16],
+            LEVELS,
+            TRIALS,
+        );
         found.scale.store(&mut scales[first..]);
         found.min.store(&mut mins[first..]);
         found.codes::<RoundThenClampByMagnitude, 16>(&lanes, LEVELS, &mut codes[first..first + V::N]);
@@ -82,7 +88,13 @@ fn find_weighted<V: Lanes>(x: &Sixteens, columns: &Sixteens) -> Found {
         let lanes = transpose::<V, 16>(&x[first..first + V::N]);
         let columns = transpose(&columns[first..first + V::N]);
         let counts = importance::from_matrix(&lanes, &columns, V::splat(variance));
-        let found = affine::<ClampThenRound, V, 16>(&lanes, &counts, LEVELS, WEIGHTED_TRIALS);
+        let found = affine::<ClampThenRound, V, 16>(
+            &lanes,
+            &counts,
+            &mut [V::splat(0.0); 16],
+            LEVELS,
+            WEIGHTED_TRIALS,
+        );
         found.scale.store(&mut scales[first..]);
         found.min.store(&mut mins[first..]);
         found.codes::<ClampThenRound, 16>(&lanes, LEVELS, &mut codes[first..first + V::N]);

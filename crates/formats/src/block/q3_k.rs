@@ -105,14 +105,15 @@ fn find_weighted<V: Lanes>(x: &Sixteens, columns: &Sixteens) -> Found {
         let lanes = transpose::<V, 16>(&x[first..first + V::N]);
         let columns = transpose(&columns[first..first + V::N]);
         let counts = importance::from_matrix(&lanes, &columns, V::splat(variance));
-        let found = symmetric(&lanes, &counts, HALF);
+        let found = symmetric(&lanes, &counts, &mut [V::splat(0.0); 16], HALF);
         found.scale.store(&mut scales[first..]);
         found.codes(&lanes, HALF, &mut codes[first..first + V::N]);
         totals(&counts).store(&mut sums[first..]);
     }
     // One group of scales, in the first lane.
     let (scales, sums) = (transpose::<V, GROUPS>(&[scales]), transpose(&[sums]));
-    let (found, mut of_scales) = (symmetric(&scales, &sums, SCALE_HALF), [[0; GROUPS]]);
+    let found = symmetric(&scales, &sums, &mut [V::splat(0.0); GROUPS], SCALE_HALF);
+    let mut of_scales = [[0; GROUPS]];
     found.codes(&scales, SCALE_HALF, &mut of_scales);
     Found { scale: array::<_, MOST_LANES>(found.scale)[0], scales: of_scales[0], codes }
 }

@@ -5,7 +5,7 @@
 //! so do those of rows 1 and 3; the high bits of all four share one byte.
 
 use super::k_scales::{Block, lanes_of_columns};
-use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, rows, transpose};
+use super::lanes::{Lanes, MOST_IN_STEP, array, codes_for_scale, transpose_into};
 use super::rounding::nearest;
 use super::rows::{BatchColumns, k_batches};
 use super::search::{ZERO_GROUP, largest_scale, symmetric};
@@ -20,20 +20,46 @@ pub(super) const SCALES: std::ops::Range<usize> = 192..208;
 
 #[inline(always)]
 pub(super) fn encode<V: Lanes>(weights: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let mut work = Work::<V::InStep>::new();
     for (x, columns, blocks) in k_batches::<BYTES>(weights, imatrix, out, V::InStep::N / GROUPS) {
-        encode_batch::<V>(x, columns, blocks);
+        encode_batch::<V>(x, columns, blocks, &mut work);
+    }
+}
+
+/// What a batch is searched in: memory that one after another uses.
+struct Work<V> {
+    /// Weights, what each counts, and the product of both.
+    x: [V; 16],
+    counts: [V; 16],
+    counted: [V; 16],
+}
+
+impl<V: Lanes> Work<V> {
+    #[inline(always)]
+    fn new() -> Self {
+        let zeros = [V::splat(0.0); 16];
+        Self { x: zeros, counts: zeros, counted: zeros }
     }
 }
 
 #[inline(always)]
-fn encode_batch<V: Lanes>(x: &[Block], columns: Option<BatchColumns<'_>>, blocks: &mut [[u8; BYTES]]) {
+fn encode_batch<V: Lanes>(
+    x: &[Block],
+    columns: Option<BatchColumns<'_>>,
+    blocks: &mut [[u8; BYTES]],
+    work: &mut Work<V::InStep>,
+) {
     let groups = x.as_flattened().as_flattened().as_chunks::<16>().0;
-    let lanes = transpose::<V::InStep, 16>(groups);
-    let counts = match columns {
-        None => rows!(&lanes, |x| x * x),
-        Some(columns) => lanes_of_columns(x.len(), columns),
-    };
-    let found = symmetric(&lanes, &counts, HALF);
+    transpose_into(groups, &mut work.x);
+    match columns {
+        None => {
+            for (count, x) in work.counts.iter_mut().zip(&work.x) {
+                *count = *x * *x;
+            }
+        }
+        Some(columns) => lanes_of_columns(x.len(), columns, &mut work.counts),
+    }
+    let found = symmetric(&work.x, &work.counts, &mut work.counted, HALF);
     let scales: [f32; MOST_IN_STEP] = array(found.scale);
     let (scales, groups) = (scales.as_chunks::<GROUPS>().0, groups.as_chunks::<GROUPS>().0);
     let mut searched = None;
@@ -57,7 +83,7 @@ fn encode_batch<V: Lanes>(x: &[Block], columns: Option<BatchColumns<'_>>, blocks
             }
             let searched = searched.get_or_insert_with(|| {
                 let mut codes = [[0; 16]; MOST_IN_STEP];
-                found.codes(&lanes, HALF, &mut codes[..V::InStep::N]);
+                found.codes(&work.x, HALF, &mut codes[..V::InStep::N]);
                 codes
             });
             codes[j] = searched[GROUPS * i + j];

@@ -41,18 +41,29 @@ pub(super) struct Symmetric<V: Lanes> {
 /// `make_qx_quants`).
 ///
 /// The first trial maps the weight of largest magnitude to the most negative code; 18 more stretch that by
-/// up to ±0.9 codes. For a given set of codes the best scale is Σwxl / Σwl².
+/// up to ±0.9 codes. For a given set of codes the best scale is Σwxl / Σwl². `counted` is memory to work in.
 #[inline(always)]
-pub(super) fn symmetric<V: Lanes, const N: usize>(x: &[V; N], importance: &[V; N], half: i8) -> Symmetric<V> {
+pub(super) fn symmetric<V: Lanes, const N: usize>(
+    x: &[V; N],
+    importance: &[V; N],
+    counted: &mut [V; N],
+    half: i8,
+) -> Symmetric<V> {
+    for (counted, (x, w)) in counted.iter_mut().zip(x.iter().zip(importance)) {
+        *counted = *w * *x;
+    }
     let largest = largest_of_groups(x);
     // Scaled, the largest of a group is less than its levels and one more; but what is infinite, or no number, stays so.
-    let group = (x, importance, largest);
+    let group = (x, importance, &*counted);
     if V::all(largest.abs().below(V::splat(f32::MAX))) {
-        symmetric_by::<AboveLeast, Small, V, N>(group, half)
+        symmetric_by::<AboveLeast, Small, V, N>(group, largest, half)
     } else {
-        symmetric_by::<Any, Any, V, N>(group, half)
+        symmetric_by::<Any, Any, V, N>(group, largest, half)
     }
 }
+
+/// x, w and w·x of each group.
+type Counted<'a, V, const N: usize> = (&'a [V; N], &'a [V; N], &'a [V; N]);
 
 /// The last trial that rounds the largest to its code, and none below it.
 const LITTLE_STRETCH: i8 = 4;
@@ -60,23 +71,19 @@ const LITTLE_STRETCH: i8 = 4;
 /// With what is known of scaled numbers up to [`LITTLE_STRETCH`], and of all.
 #[inline(always)]
 fn symmetric_by<L: KnownSymmetric, K: KnownSymmetric, V: Lanes, const N: usize>(
-    (x, importance, largest): (&[V; N], &[V; N], V),
+    group: Counted<'_, V, N>,
+    largest: V,
     half: i8,
 ) -> Symmetric<V> {
-    let mut counted = *x;
-    for (x, w) in counted.iter_mut().zip(importance) {
-        *x = *w * *x;
-    }
     let zero = V::splat(0.0);
     let levels = f32::from(half);
     let mut factor = V::splat(-levels) / largest;
-    let (sum_xl, sum_ll) = symmetric_sums::<L, V, N>((x, importance, &counted), factor, half);
+    let (sum_xl, sum_ll) = symmetric_sums::<L, V, N>(group, factor, half);
     let mut scale = V::choose(is_zero(sum_ll), zero, sum_xl / sum_ll);
     let mut best = scale * sum_xl;
     for trial in (-9i8..=9).filter(|&trial| trial != 0) {
         let stretched = -(levels + 0.1 * f32::from(trial));
         let this_factor = V::splat(stretched) / largest;
-        let group = (x, importance, &counted);
         let (sum_xl, sum_ll) = if trial <= LITTLE_STRETCH {
             symmetric_sums::<L, V, N>(group, this_factor, half)
         } else {
@@ -158,7 +165,7 @@ impl KnownSymmetric for Any {
 /// Σwxl and Σwl² for the codes that a factor gives, from x, w and w·x.
 #[inline(always)]
 fn symmetric_sums<K: KnownSymmetric, V: Lanes, const N: usize>(
-    (x, importance, counted): (&[V; N], &[V; N], &[V; N]),
+    (x, importance, counted): Counted<'_, V, N>,
     factor: V,
     half: i8,
 ) -> (V, V) {
@@ -283,11 +290,12 @@ pub(super) struct Affine<V: Lanes> {
 /// (ggml's `make_qkx2_quants` and `make_qkx3_quants`).
 ///
 /// For the codes of each trial, scale and minimum come from the 2×2 normal equations; a better minimum is
-/// the base of the trials after it.
+/// the base of the trials after it. `codes` is memory to work in.
 #[inline(always)]
 pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
     x: &[V; N],
     importance: &[V; N],
+    codes: &mut [V; N],
     levels: u8,
     trials: Trials,
 ) -> Affine<V> {
@@ -300,11 +308,10 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
     let (sum_w, sum_x) = weighted_sums(x, importance);
     let first_factor = V::splat(f32::from(levels)) / (highest - min);
     let scale = V::splat(1.0) / first_factor;
-    let mut codes = [zero; N];
     for (l, x) in codes.iter_mut().zip(x) {
         *l = RoundThenClamp::code(first_factor * (*x - min), levels);
     }
-    let error = weighted_errors::<C, V, N>(x, importance, &codes, scale, min);
+    let error = weighted_errors::<C, V, N>(x, importance, codes, scale, min);
     let is_first = zero.below(V::splat(1.0));
     let range = (lowest, highest);
     let mut best =
@@ -314,7 +321,7 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
         let (min, (lowest, highest)) = (in_memory(&mut best).min, best.range);
         // Rounding is monotonic: what lies between the ends has a number between theirs.
         let ends = (factor * (lowest - min), factor * (highest - min));
-        let group = (x, importance, &mut codes);
+        let group = (x, importance, &mut *codes);
         let sums = if are_levels(ends, levels) {
             trial_sums::<Levels, C, V, N>(group, (factor, min), levels)
         } else if are_small(ends) {
@@ -326,7 +333,7 @@ pub(super) fn affine<C: Trial, V: Lanes, const N: usize>(
         // Both ways that the next trial may go, so that it need not wait for a division.
         let next = trials.stretched::<V>(trial + 1, levels);
         let (from_min, from_this_min) = (next / (highest - min), next / (highest - this_min));
-        let error = weighted_errors::<C, V, N>(x, importance, &codes, this_scale, this_min);
+        let error = weighted_errors::<C, V, N>(x, importance, codes, this_scale, this_min);
         let best = in_memory(&mut best);
         let better = V::both(is_solved, error.below(best.error));
         best.factor = V::choose(better, factor, best.factor);

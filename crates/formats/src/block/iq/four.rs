@@ -165,7 +165,11 @@ pub(in super::super) mod xs {
         let lanes = transpose::<V, 32>(x.as_flattened());
         let variances =
             of_blocks(x, |x| importance::sum_of_squares(x.as_flattened()) * (2.0 / K_BLOCK as f32));
-        let columns = columns.map(|columns| lanes_of_columns(x.len(), columns));
+        let columns = columns.map(|columns| {
+            let mut lanes = [V::splat(0.0); 32];
+            lanes_of_columns(x.len(), columns, &mut lanes);
+            lanes
+        });
         let scales = array::<_, MOST_LANES>(scales::<V>(&lanes, &counts(&lanes, columns, variances)));
         let (mut rounded, mut six_bit) = ([0.0; MOST_LANES], [0; MOST_LANES]);
         let mut scales_of_blocks = [0.0; MOST_LANES / GROUPS];

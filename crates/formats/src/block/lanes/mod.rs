@@ -127,6 +127,13 @@ pub(super) fn is_zero<V: Lanes>(x: V) -> V::Mask {
 #[inline(always)]
 pub(super) fn transpose<V: Lanes, const N: usize>(groups: &[[f32; N]]) -> [V; N] {
     let mut rows = [V::splat(0.0); N];
+    transpose_into(groups, &mut rows);
+    rows
+}
+
+/// [`transpose`], the groups that are missing left as they are.
+#[inline(always)]
+pub(super) fn transpose_into<V: Lanes, const N: usize>(groups: &[[f32; N]], rows: &mut [V; N]) {
     for (index, groups) in groups.chunks(V::Register::N).enumerate() {
         for (tile, rows) in rows.chunks_exact_mut(V::Register::N).enumerate() {
             let mut square = [V::Register::splat(0.0); MOST_LANES];
@@ -139,7 +146,6 @@ pub(super) fn transpose<V: Lanes, const N: usize>(groups: &[[f32; N]]) -> [V; N]
             }
         }
     }
-    rows
 }
 
 /// N vectors of codes as groups of N bytes.
