@@ -7,7 +7,8 @@
 # $SHARED/tools/llama_cpp_tools.sh built (bin/llama-quantize, llama.cpp/convert_hf_to_gguf.py); SHARED holds
 # assets/models/LAYOUT and tools/synth_checkpoint.py.  Two threads on both sides.  The peer converts to bf16 and quantises,
 # without an adapter, which it cannot merge in one go; ours merges, quantises, hashes and syncs, in one pass, with AVX-512
-# and then with AVX2 at most.  The gate, which the peer has not, is left out; reading the file back is shown apart.
+# and then with AVX2 at most.  The gate, which the peer has not, is left out; reading the file back, from the
+# disk, is shown apart.
 # Everything is read from the page cache and written to the disk of $TMPDIR.  Prints each run, then medians, ratios and how far
 # ours is from what disk and memory alone would take, and the encoders' rates.
 set -euo pipefail
@@ -28,8 +29,13 @@ trap 'rm -rf "$work"' EXIT
 now() { date +%s.%N; }
 since() { echo "$(now) $1" | awk '{ printf "%.2f", $1 - $2 }'; }
 
+cached() { # cached CHECKPOINT: what the run before has driven out of the page cache is read again, for both sides
+  cat "$1"/*.safetensors >/dev/null
+}
+
 peer() { # peer CHECKPOINT: seconds of converting and of quantising
   local start converted
+  cached "$1"
   start=$(now)
   PYTHONPATH="$llama/llama.cpp/gguf-py" "$python" "$llama/llama.cpp/convert_hf_to_gguf.py" "$1" --outtype bf16 \
     --outfile "$work/peer.gguf" >"$work/peer.log" 2>&1
@@ -43,6 +49,7 @@ peer() { # peer CHECKPOINT: seconds of converting and of quantising
 
 ours() { # ours CHECKPOINT [avx2]
   local before after
+  cached "$1"
   sync
   before=$(awk '{ s += $7 } END { printf "%.0f", s * 512 }' /sys/block/*/stat)
   "$examples/export_speed" "$1" "$work/adapter" q4_k_m "$work/out" "${@:2}"

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use formats::adapter::{AdapterFiles, AdapterTensor, Provenance as Recorded};
 use formats::hash;
+use model::ModelConfig;
 use model::family::{Linear, linears, newer_module};
 use model::lora::Update;
 use text::ChatTemplate;
@@ -23,18 +24,18 @@ pub(crate) struct Adapter {
     pub(crate) updates: HashMap<String, Update>,
     /// What each is.
     pub(crate) parts: Vec<MergedAdapter>,
-    /// The `tune.json` of each that has one; the base that it names is this one.
+    /// The `tune.json` of each that has one.
     recorded: Vec<(PathBuf, Recorded)>,
 }
 
 /// Reads adapters and fits them to the linears of a base. Several are added up, each with its weight: W + Σ wᵢ·sᵢ·Bᵢ·Aᵢ.
 ///
-/// Cheap checks come first: configuration, modules, shapes; the base is hashed last.
+/// Checks configuration, modules and shapes, and nothing that needs the base's weights.
 ///
 /// # Errors
 /// [`Error::Weight`] for a weight, or for lengths of DoRA, of which there is no sum.
-pub(crate) fn read(sources: &[AdapterSource], base: &Base) -> Result<Adapter> {
-    let linears = linears(&base.config);
+pub(crate) fn read(sources: &[AdapterSource], base: &ModelConfig) -> Result<Adapter> {
+    let linears = linears(base);
     let is_alone = sources.len() == 1;
     let mut read = Adapter::default();
     let mut summands: HashMap<String, Vec<Update>> = HashMap::new();
@@ -50,9 +51,6 @@ pub(crate) fn read(sources: &[AdapterSource], base: &Base) -> Result<Adapter> {
             return Err(weight_error(source, reason));
         }
         let recorded = files.tune;
-        if let Some(recorded) = &recorded {
-            check_base(dir, recorded, base)?;
-        }
         for (module, update) in updates {
             summands.entry(module).or_default().push(update.times(*weight));
         }
@@ -125,6 +123,11 @@ impl Adapter {
     /// What the first that records anything says of its training.
     pub(crate) fn recorded(&self) -> Option<&Recorded> {
         self.recorded.first().map(|(_, recorded)| recorded)
+    }
+
+    /// Each that names a base was trained on this one.
+    pub(crate) fn check_base(&self, base: &Base) -> Result<()> {
+        self.recorded.iter().try_for_each(|(dir, recorded)| check_base(dir, recorded, base))
     }
 
     /// An adapter served with another tokenizer or template than it was trained with babbles and never stops.

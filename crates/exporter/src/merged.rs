@@ -10,7 +10,7 @@ use text::{ChatTemplate, Tokenizer};
 use crate::adapter::{self, Adapter, template_blake3};
 use crate::base::{Base, Language};
 use crate::checks::{check_context, check_requantising};
-use crate::{Provenance, Request, Result, Sources};
+use crate::{Error, Provenance, Request, Result, Sources};
 
 /// Base and adapters.
 pub(crate) struct Merged {
@@ -51,11 +51,17 @@ impl Merged {
         let base = Base::open(&request.base)?;
         check_context(request, &base.config)?;
         check_requantising(request, &base)?;
-        // Reading the base takes as long as the tokenizer.
-        let (language, read) = rayon::join(|| base.language(request), || base.read_through());
-        let Language { tokenizer, template, vocabulary } = language?;
-        read?;
-        let adapter = adapter::read(&request.adapters, &base)?;
+        // Reading the base takes as long as the tokenizer; adapters that fit no base need not wait for it.
+        let (language, adapter) = rayon::join(
+            || base.language(request),
+            || {
+                let adapter = adapter::read(&request.adapters, &base.config)?;
+                base.read_through()?;
+                Ok::<Adapter, Error>(adapter)
+            },
+        );
+        let (Language { tokenizer, template, vocabulary }, adapter) = (language?, adapter?);
+        adapter.check_base(&base)?;
         adapter.check_language(&base, &request.tokenizer, template.as_ref())?;
         Ok(Merged {
             provenance: provenance(request, &adapter),

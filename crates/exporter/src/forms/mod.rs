@@ -73,8 +73,9 @@ impl Inputs {
     fn open(request: &FormRequest) -> Result<Inputs> {
         check_name(&request.name)?;
         let base = Base::open(&request.base)?;
-        let adapter = adapter::read(&request.adapters, &base)?;
+        let adapter = adapter::read(&request.adapters, &base.config)?;
         base.read_through()?;
+        adapter.check_base(&base)?;
         Ok(Inputs { base, adapter })
     }
 

@@ -13,6 +13,7 @@ pub use pattern::ModulePattern;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -143,7 +144,10 @@ fn read_pairs(file: &SafetensorsFile, config: &AdapterConfig, shapes: &Shapes) -
         let magnitude = config.use_dora.then(|| read_magnitude(file, &pair)).transpose()?;
         Ok(AdapterTensor { magnitude, ..pair })
     };
-    modules.values().map(read).collect()
+    // On all threads: new memory takes its time. Of several errors the first counts.
+    let modules: Vec<&str> = modules.into_values().collect();
+    let read: Vec<Result<AdapterTensor>> = modules.par_iter().map(read).collect();
+    read.into_iter().collect()
 }
 
 fn read_pair(file: &SafetensorsFile, module: &str, r: usize) -> Result<AdapterTensor> {
