@@ -27,6 +27,8 @@ pub(crate) struct FromDisk {
 }
 
 impl FromDisk {
+    /// Opens a file; past the cache, or where the file system does not let it, as ever.
+    ///
     /// # Errors
     /// Those of opening the file.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
