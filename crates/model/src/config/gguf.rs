@@ -92,6 +92,13 @@ impl GgufValues {
         }
     }
 
+    /// Arranges the keys in this order; what is not named stays behind them.
+    pub(crate) fn arrange(&mut self, order: &[&str]) {
+        let start = self.architecture.len() + 1;
+        self.keys
+            .sort_by_key(|(key, _)| order.iter().position(|of| *of == &key[start..]).unwrap_or(order.len()));
+    }
+
     /// Adds a count.
     pub(crate) fn size(&mut self, key: &str, n: usize) {
         self.push(key, Value::U32(u32::try_from(n).unwrap_or(u32::MAX)));

@@ -53,6 +53,21 @@ fn read_gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
     Ok(())
 }
 
+/// The order in which the converter writes this family's keys; it has its own.
+const ORDER: [&str; 11] = [
+    "context_length",
+    "rope.scaling.original_context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "block_count",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "attention.sliding_window",
+];
+
 fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
     values.size("rope.dimension_count", config.rope.dim);
     values.size("attention.sliding_window", config.window.map_or(0, |window| window.size));
@@ -63,4 +78,5 @@ fn write_gguf(config: &ModelConfig, values: &mut GgufValues) {
         // Yarn has stated its own.
         values.size("rope.scaling.original_context_length", config.max_positions);
     }
+    values.arrange(&ORDER);
 }
