@@ -161,58 +161,38 @@ impl Vector for [f32; 4] {
     }
 }
 
-/// Eight numbers.
+/// The numbers of a register, by the instructions of an extension.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Avx2(__m256);
+macro_rules! vector {
+    ($name:ident, $register:ident, $n:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $mul:ident) => {
+        #[derive(Clone, Copy)]
+        struct $name($register);
 
-/// Sixteen numbers.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Avx512(__m512);
+        impl Vector for $name {
+            const N: usize = $n;
 
-#[cfg(target_arch = "x86_64")]
-impl Vector for Avx2 {
-    const N: usize = 8;
+            #[inline(always)]
+            fn load(from: &[f32]) -> Self {
+                // SAFETY: a value of this type is made only where the processor has it; the slice has as many numbers.
+                $name(unsafe { $load(from[..Self::N].as_ptr()) })
+            }
 
-    #[inline(always)]
-    fn load(from: &[f32]) -> Self {
-        // SAFETY: a value of this type is made only where the processor has AVX2; the slice has as many numbers.
-        Avx2(unsafe { _mm256_loadu_ps(from[..Self::N].as_ptr()) })
-    }
+            #[inline(always)]
+            fn store(self, to: &mut [f32]) {
+                // SAFETY: as above.
+                unsafe { $store(to[..Self::N].as_mut_ptr(), self.0) }
+            }
 
-    #[inline(always)]
-    fn store(self, to: &mut [f32]) {
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_ps(to[..Self::N].as_mut_ptr(), self.0) }
-    }
-
-    #[inline(always)]
-    fn plus(self, factor: f32, x: Self) -> Self {
-        // SAFETY: as above.
-        Avx2(unsafe { _mm256_add_ps(self.0, _mm256_mul_ps(_mm256_set1_ps(factor), x.0)) })
-    }
+            #[inline(always)]
+            fn plus(self, factor: f32, x: Self) -> Self {
+                // SAFETY: as above.
+                $name(unsafe { $add(self.0, $mul($splat(factor), x.0)) })
+            }
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for Avx512 {
-    const N: usize = 16;
-
-    #[inline(always)]
-    fn load(from: &[f32]) -> Self {
-        // SAFETY: a value of this type is made only where the processor has AVX-512; the slice has as many numbers.
-        Avx512(unsafe { _mm512_loadu_ps(from[..Self::N].as_ptr()) })
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut [f32]) {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_ps(to[..Self::N].as_mut_ptr(), self.0) }
-    }
-
-    #[inline(always)]
-    fn plus(self, factor: f32, x: Self) -> Self {
-        // SAFETY: as above.
-        Avx512(unsafe { _mm512_add_ps(self.0, _mm512_mul_ps(_mm512_set1_ps(factor), x.0)) })
-    }
-}
+vector!(Avx2, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps);
+#[cfg(target_arch = "x86_64")]
+vector!(Avx512, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps);
